@@ -1,1 +1,28 @@
-//! xdp
+//! What happens to a packet.
+//!
+//! The decision core: pure, without `unsafe`, without an allocator. It sees a packet through
+//! [`frame::Frame`], and state through [`tables::Tables`]; the eBPF object answers both from
+//! the kernel, tests and `explain` from memory. Everything is generic over the address type:
+//! IPv6 brings a layout of its own, not a copy of the logic.
+//!
+//! Two ways through: [`established`] replays what was decided, with one dependent memory
+//! access; [`decide`] does the rest and writes down what it decided. [`table`] is the protocol
+//! by which sessions appear and vanish while other processors look on.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod checksum;
+pub mod decide;
+pub mod established;
+pub mod frame;
+pub mod icmp;
+pub mod packet;
+pub mod policy;
+pub mod reply;
+pub mod rewrite;
+pub mod session;
+pub mod snat;
+pub mod table;
+pub mod tables;
+pub mod tcp;

@@ -1,0 +1,241 @@
+//! ICMP errors about live sessions: outside and inside are translated, nothing else happens to
+//! the session (RFC 5508 REQ-3 to REQ-6).
+//!
+//! An error travels in the direction that answers the packet it quotes. So the quoted tuple,
+//! reversed, is the key of that direction, and its entry says both what to write and where to
+//! send it.
+
+use crate::{
+    address::{Address, Entry, Key, V4},
+    checksum::{TTL_DELTA, delta, fold, update, update_udp},
+    decide::{Arrival, Verdict},
+    frame::Frame,
+    packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
+    session::seems_expired,
+    table,
+    tables::{Tables, Tally, is_non_routable},
+};
+use xdp_abi::{
+    forward::{ATTACHED, HOP_RESOLVED, HOP_ROUTABLE, Hop, port},
+    reason::Reason,
+    session::Class,
+};
+
+/// The packet that an error quotes, as far as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Quote {
+    key: Key<V4>,
+    network: u32,
+    transport: u32,
+    checksum: [u8; 2],
+    /// Type of a quoted ICMP query.
+    query: u8,
+}
+
+/// What an error becomes, once it is known to be about a live session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// Where it goes.
+    pub hop: Hop,
+    /// Whether it travels with the answers.
+    pub reply: bool,
+}
+
+/// Translates an error in place, or says what becomes of it.
+#[inline(always)]
+pub fn translate<T: Tables<A = V4>, F: Frame>(
+    tables: &T,
+    frame: &mut F,
+    packet: &Packet<V4>,
+    arrival: &Arrival,
+    now: u32,
+) -> Result<Translated, Verdict<V4>> {
+    let place = port(arrival.ifindex, arrival.vlan);
+    let own = crate::decide::is_own(tables, packet.key.destination);
+    // An error to the machine itself about something that is no session is the kernel's.
+    let foreign = |reason| Err(if own { Verdict::Pass } else { Verdict::Drop(reason) });
+    let Some(number) = tables.attachment_of(place, packet.key.source) else {
+        return foreign(Reason::SpoofedSource);
+    };
+    let Some(attachment) = tables.attachment(number).filter(|a| a.flags & ATTACHED != 0) else {
+        return foreign(Reason::NoAttachment);
+    };
+    let quote = match quoted(frame, packet) {
+        Ok(quote) => quote,
+        Err(reason) => return foreign(reason),
+    };
+    let key = quote.key.reversed(attachment.domain);
+    let Some(found) = table::find(tables, &V4::pack(&key)) else {
+        return foreign(Reason::NoSession);
+    };
+    let Some(entry) = tables.slot(found.index) else { return foreign(Reason::Contended) };
+    let rewrite = entry.rewrite();
+    let link = entry.load_link();
+    let config = tables.config();
+    if !entry.load_meta().same_owner(found.meta)
+        || matches!(found.meta.class(), Class::Resting)
+        || seems_expired(config, found.meta, now)
+    {
+        return foreign(Reason::NoSession);
+    }
+    if packet.ttl <= 1 {
+        return Err(Verdict::Drop(Reason::TtlExpired));
+    }
+    let Some(hop) = tables.hop(link.next_hop()) else {
+        return Err(Verdict::Drop(Reason::HelperFailed));
+    };
+    if !hop.is(HOP_RESOLVED) {
+        return Err(Verdict::Drop(Reason::NoRoute));
+    }
+    // Outside sees the session's address, whichever inside machine speaks (REQ-5c); inside sees
+    // who really spoke.
+    let outer_source = if !link.is_reply() && rewrite.source != key.source {
+        rewrite.source
+    } else {
+        packet.key.source
+    };
+    if hop.is(HOP_ROUTABLE)
+        && is_non_routable(config, outer_source)
+        && !tables.carries(hop.attachment(), outer_source)
+    {
+        tables.tally(Tally::LeakStopped);
+        return Err(Verdict::Drop(Reason::Leak));
+    }
+    let written = write(frame, packet, &quote, outer_source, &rewrite);
+    match written {
+        Some(()) => Ok(Translated { hop, reply: link.is_reply() }),
+        None => Err(Verdict::Drop(Reason::Truncated)),
+    }
+}
+
+/// Reads the quoted packet (RFC 5508 REQ-3).
+#[inline(always)]
+fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>) -> Result<Quote, Reason> {
+    let network = packet.transport + 8;
+    let header = frame.load::<20>(network).ok_or(Reason::Truncated)?;
+    let header_length = (header[0] & 15) as u32 * 4;
+    if header[0] >> 4 != 4 || header_length < 20 {
+        return Err(Reason::Malformed);
+    }
+    if header_length == 20 && !is_sound(&header) {
+        return Err(Reason::IcmpChecksum);
+    }
+    if header[6] & 0x1f != 0 || header[7] != 0 {
+        return Err(Reason::Fragment);
+    }
+    let transport = network + header_length;
+    let first = frame.load::<8>(transport).ok_or(Reason::Truncated)?;
+    let protocol = header[9];
+    let (source_port, destination_port, query) = match protocol {
+        TCP | UDP => ([first[0], first[1]], [first[2], first[3]], 0),
+        ICMP if first[0] == ECHO => ([first[4], first[5]], [0; 2], ECHO),
+        ICMP if first[0] == ECHO_REPLY => ([0; 2], [first[4], first[5]], ECHO_REPLY),
+        _ => return Err(Reason::IcmpOther),
+    };
+    Ok(Quote {
+        key: Key {
+            source: V4([header[12], header[13], header[14], header[15]]),
+            destination: V4([header[16], header[17], header[18], header[19]]),
+            source_port,
+            destination_port,
+            domain: 0,
+            protocol,
+        },
+        network,
+        transport,
+        checksum: [header[10], header[11]],
+        query,
+    })
+}
+
+#[inline(always)]
+fn is_sound(header: &[u8; 20]) -> bool {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < 20 {
+        sum += u16::from_ne_bytes([header[i], header[i + 1]]) as u32;
+        i += 2;
+    }
+    fold(sum) == 0xffff
+}
+
+#[inline(always)]
+fn word(bytes: [u8; 2]) -> u32 {
+    u16::from_ne_bytes(bytes) as u32
+}
+
+/// Writes the new addresses and ports outside and inside. The ICMP checksum covers the quote,
+/// so it takes every change made there, those of checksums included.
+#[inline(always)]
+fn write<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<V4>,
+    quote: &Quote,
+    outer_source: V4,
+    rewrite: &crate::address::Rewrite<V4>,
+) -> Option<()> {
+    // The quote goes the other way: its source is what answers are sent to.
+    let (source, destination) = (rewrite.destination, rewrite.source);
+    let (source_port, destination_port) = (rewrite.destination_port, rewrite.source_port);
+    let old = quote.key;
+    let addresses = delta(
+        fold(old.source.sum() + old.destination.sum()) as u32,
+        fold(source.sum() + destination.sum()) as u32,
+    ) as u32;
+    let ports = delta(
+        fold(word(old.source_port) + word(old.destination_port)) as u32,
+        fold(word(source_port) + word(destination_port)) as u32,
+    ) as u32;
+    let mut change = addresses + ports;
+
+    let inner = update(quote.checksum, addresses);
+    change += delta(word(quote.checksum), word(inner)) as u32;
+    let (s, d) = (source.0, destination.0);
+    frame.store::<10>(
+        quote.network + 10,
+        [inner[0], inner[1], s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]],
+    )?;
+
+    let t = quote.transport;
+    let (at, covered) = match old.protocol {
+        UDP => (t + 6, addresses + ports),
+        TCP => (t + 16, addresses + ports),
+        _ => (t + 2, ports),
+    };
+    let identifier = if quote.query == ECHO { source_port } else { destination_port };
+    if old.protocol == ICMP {
+        frame.store::<2>(t + 4, identifier)?;
+    } else {
+        let (s, d) = (source_port, destination_port);
+        frame.store::<4>(t, [s[0], s[1], d[0], d[1]])?;
+    }
+    // A quote of eight bytes ends before the checksum of TCP (REQ-3c): then there is none.
+    let end = packet.network + packet.length as u32;
+    if at + 2 <= end
+        && let Some(field) = frame.load::<2>(at)
+    {
+        let new =
+            if old.protocol == UDP { update_udp(field, covered) } else { update(field, covered) };
+        change += delta(word(field), word(new)) as u32;
+        frame.store::<2>(at, new)?;
+    }
+
+    let field = frame.load::<2>(packet.transport + 2)?;
+    frame.store::<2>(packet.transport + 2, update(field, change))?;
+
+    let outer_destination = if outer_source == packet.key.source {
+        rewrite.destination
+    } else {
+        packet.key.destination
+    };
+    let outer = delta(
+        fold(packet.key.source.sum() + packet.key.destination.sum()) as u32,
+        fold(outer_source.sum() + outer_destination.sum()) as u32,
+    ) as u32;
+    let sum = update(packet.header_checksum, outer + TTL_DELTA);
+    let (s, d) = (outer_source.0, outer_destination.0);
+    frame.store::<12>(
+        packet.network + 8,
+        [packet.ttl - 1, ICMP, sum[0], sum[1], s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]],
+    )
+}

@@ -1,0 +1,186 @@
+//! Reading a packet's headers.
+
+use crate::{
+    address::{Key, V4},
+    frame::Frame,
+};
+use xdp_abi::reason::Reason;
+
+/// ICMP.
+pub const ICMP: u8 = 1;
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
+
+/// ICMP echo reply.
+pub const ECHO_REPLY: u8 = 0;
+/// ICMP destination unreachable.
+pub const UNREACHABLE: u8 = 3;
+/// ICMP echo request.
+pub const ECHO: u8 = 8;
+/// ICMP time exceeded.
+pub const TIME_EXCEEDED: u8 = 11;
+
+/// Ethernet header without a tag.
+pub const ETHERNET: u32 = 14;
+
+/// The link layer of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLayer {
+    /// The tag, wherever it was; zero: none.
+    pub vlan: u16,
+    /// Whether the tag is in the frame's bytes.
+    pub tag_in_frame: bool,
+    /// Where the network header begins.
+    pub network: u32,
+    /// Ethertype, as the frame carries it.
+    pub ethertype: [u8; 2],
+}
+
+/// IPv4's ethertype.
+pub const IPV4: [u8; 2] = [0x08, 0x00];
+/// IPv6's ethertype.
+pub const IPV6: [u8; 2] = [0x86, 0xdd];
+/// A tag's ethertype.
+pub const VLAN: [u8; 2] = [0x81, 0x00];
+/// A service tag's ethertype.
+pub const QINQ: [u8; 2] = [0x88, 0xa8];
+
+/// Reads the Ethernet header and at most one tag.
+#[inline(always)]
+pub fn link_layer<F: Frame>(frame: &F) -> Result<LinkLayer, Reason> {
+    let ethertype = frame.load::<2>(12).ok_or(Reason::Truncated)?;
+    let offload = frame.vlan_offload();
+    if ethertype == VLAN || ethertype == QINQ {
+        let [t0, t1, e0, e1] = frame.load::<4>(14).ok_or(Reason::Truncated)?;
+        let inner = [e0, e1];
+        if offload.is_some() || ethertype == QINQ || inner == VLAN || inner == QINQ {
+            return Err(Reason::VlanStacked);
+        }
+        let vlan = u16::from_be_bytes([t0 & 0x0f, t1]);
+        return Ok(LinkLayer { vlan, tag_in_frame: vlan != 0, network: 18, ethertype: inner });
+    }
+    Ok(LinkLayer { vlan: offload.unwrap_or(0), tag_in_frame: false, network: 14, ethertype })
+}
+
+/// What a packet is, beside its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP segment.
+    Tcp,
+    /// A UDP datagram.
+    Udp,
+    /// An ICMP echo request.
+    Echo,
+    /// An ICMP echo reply.
+    EchoReply,
+    /// An ICMP error that may be about a session: its type.
+    IcmpError,
+}
+
+/// The headers of a packet that may be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<A> {
+    /// Both ends; `domain` is set once the attachment is known.
+    pub key: Key<A>,
+    /// What it is.
+    pub kind: Kind,
+    /// Time to live.
+    pub ttl: u8,
+    /// TCP flags, or zero.
+    pub tcp_flags: u8,
+    /// "Do not fragment".
+    pub dont_fragment: bool,
+    /// Where the IP header begins.
+    pub network: u32,
+    /// Where the transport header begins.
+    pub transport: u32,
+    /// Length from the IP header on, as the header says.
+    pub length: u16,
+    /// The IP header's checksum field.
+    pub header_checksum: [u8; 2],
+}
+
+/// What reading gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<A> {
+    /// A packet that can be translated.
+    Packet(Packet<A>),
+    /// A whole IP header, but nothing that is forwarded: from where, to where, why not.
+    Refused(A, A, Reason),
+}
+
+/// Reads an IPv4 packet whose header begins at `network`.
+#[inline(always)]
+pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {
+    let header = frame.load::<20>(network).ok_or(Reason::Truncated)?;
+    if header[0] >> 4 != 4 {
+        return Err(Reason::Malformed);
+    }
+    let header_length = (header[0] & 15) as u32 * 4;
+    let length = u16::from_be_bytes([header[2], header[3]]);
+    if header_length < 20 || (length as u32) < header_length {
+        return Err(Reason::Malformed);
+    }
+    if network + length as u32 > frame.length() {
+        return Err(Reason::Truncated);
+    }
+    let source = V4([header[12], header[13], header[14], header[15]]);
+    let destination = V4([header[16], header[17], header[18], header[19]]);
+    let refused = |reason| Ok(Parsed::Refused(source, destination, reason));
+
+    // More fragments, or not the first one.
+    if header[6] & 0x3f != 0 || header[7] != 0 {
+        return refused(Reason::Fragment);
+    }
+    let transport = network + header_length;
+    let payload = length as u32 - header_length;
+    let protocol = header[9];
+    let (kind, source_port, destination_port, tcp_flags) = match protocol {
+        TCP => {
+            if payload < 20 {
+                return refused(Reason::Truncated);
+            }
+            let Some([s0, s1, d0, d1, .., flags]) = frame.load::<14>(transport) else {
+                return refused(Reason::Truncated);
+            };
+            (Kind::Tcp, [s0, s1], [d0, d1], flags & 0x3f)
+        }
+        UDP => {
+            if payload < 8 {
+                return refused(Reason::Truncated);
+            }
+            let Some([s0, s1, d0, d1]) = frame.load::<4>(transport) else {
+                return refused(Reason::Truncated);
+            };
+            (Kind::Udp, [s0, s1], [d0, d1], 0)
+        }
+        ICMP => {
+            if payload < 8 {
+                return refused(Reason::Truncated);
+            }
+            let Some([kind, code, _, _, i0, i1]) = frame.load::<6>(transport) else {
+                return refused(Reason::Truncated);
+            };
+            match (kind, code) {
+                (ECHO, _) => (Kind::Echo, [i0, i1], [0; 2], 0),
+                (ECHO_REPLY, _) => (Kind::EchoReply, [0; 2], [i0, i1], 0),
+                (UNREACHABLE, 4) | (TIME_EXCEEDED, 0) => (Kind::IcmpError, [0; 2], [0; 2], 0),
+                _ => return refused(Reason::IcmpOther),
+            }
+        }
+        _ => return refused(Reason::Protocol),
+    };
+    Ok(Parsed::Packet(Packet {
+        key: Key { source, destination, source_port, destination_port, domain: 0, protocol },
+        kind,
+        ttl: header[8],
+        tcp_flags,
+        dont_fragment: header[6] & 0x40 != 0,
+        network,
+        transport,
+        length,
+        header_checksum: [header[10], header[11]],
+    }))
+}

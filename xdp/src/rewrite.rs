@@ -1,0 +1,85 @@
+//! Writing a decision into the frame.
+
+use crate::{
+    address::{Rewrite, V4},
+    checksum::{TTL_DELTA, update},
+    frame::Frame,
+    packet::{Kind, LinkLayer, Packet},
+};
+use xdp_abi::forward::Hop;
+
+/// Whether the hop counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ttl {
+    /// One hop less.
+    Down,
+    /// The kernel has already taken one off.
+    Keep,
+}
+
+/// Gives a packet its new addresses and ports, and mends every checksum.
+#[inline(always)]
+pub fn network<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<V4>,
+    rewrite: &Rewrite<V4>,
+    ttl: Ttl,
+) -> Option<()> {
+    let (new_ttl, ttl_delta) = match ttl {
+        Ttl::Down => (packet.ttl.wrapping_sub(1), TTL_DELTA),
+        Ttl::Keep => (packet.ttl, 0),
+    };
+    let sum = update(packet.header_checksum, rewrite.address_delta as u32 + ttl_delta);
+    let s = rewrite.source.0;
+    let d = rewrite.destination.0;
+    frame.store::<12>(
+        packet.network + 8,
+        [
+            new_ttl,
+            packet.key.protocol,
+            sum[0],
+            sum[1],
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+        ],
+    )?;
+    let sp = rewrite.source_port;
+    let dp = rewrite.destination_port;
+    let t = packet.transport;
+    match packet.kind {
+        Kind::Tcp => {
+            frame.store::<4>(t, [sp[0], sp[1], dp[0], dp[1]])?;
+            frame.fix_transport(t + 16, rewrite.address_delta, rewrite.transport_delta, false)
+        }
+        Kind::Udp => {
+            frame.store::<4>(t, [sp[0], sp[1], dp[0], dp[1]])?;
+            frame.fix_transport(t + 6, rewrite.address_delta, rewrite.transport_delta, true)
+        }
+        Kind::Echo => {
+            frame.store::<2>(t + 4, sp)?;
+            frame.fix_transport(t + 2, 0, rewrite.transport_delta, false)
+        }
+        Kind::EchoReply => {
+            frame.store::<2>(t + 4, dp)?;
+            frame.fix_transport(t + 2, 0, rewrite.transport_delta, false)
+        }
+        Kind::IcmpError => None,
+    }
+}
+
+/// Addresses a frame to its next hop.
+#[inline(always)]
+pub fn link<F: Frame>(frame: &mut F, layer: &LinkLayer, hop: &Hop) -> Option<()> {
+    if layer.vlan != hop.vlan() {
+        frame.set_vlan(layer.vlan, hop.vlan())?;
+    }
+    let d = Hop::mac(hop.destination);
+    let s = Hop::mac(hop.source);
+    frame.store::<12>(0, [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]])
+}

@@ -1,0 +1,222 @@
+//! The session table, and the protocol by which entries appear and vanish in it.
+//!
+//! Open addressing over an array of one-line entries: an entry stands in one of the
+//! [`WINDOW`] slots from its home on, or, where all of them are taken, in an overflow slot
+//! that a small hash map names. Readers take no lock; nobody ever waits.
+//!
+//! **States** of an entry's word 0, with who may write it:
+//!
+//! ```text
+//! Free --cas--> Claimed --key, swap--> Keyed --rewrite, store--> Live
+//!   ^                                    |                        |
+//!   +------------ store, version + 1 ----+                       cas
+//!   +------------ store, version + 1 -------------- Frozen <------+
+//! ```
+//!
+//! - *Claimed*, *Keyed*, *Frozen* belong to one processor: it alone writes the word.
+//! - *Live* belongs to all: it changes by compare-and-swap only (a newer tick, another class,
+//!   Frozen), so whoever ends a session notices a packet that came in between.
+//! - The version grows when a slot is given back. A reader takes word 0 first, compares the
+//!   key, reads the rest, and takes word 0 again: a slot that changed owner is a miss.
+//!
+//! **No key twice.** An inserter makes its key visible (Keyed, a full barrier) and only then
+//! looks for the same key elsewhere. Of two that insert one key at the same time at least one
+//! sees the other; whoever sees another gives its slot back. Both may: nothing is inserted,
+//! the packet is dropped as `contended`, its sender repeats it. Overflow entries follow the
+//! same order: counted, entered, then the window is searched.
+//!
+//! **Both halves together.** A session is inserted with both entries Keyed before either is
+//! Live, and ended with both Frozen before either is free. Who freezes the forward entry
+//! ends the session; the forward entry is always frozen first.
+//!
+//! `tests/model.rs` runs this very code under loom in every interleaving.
+
+use crate::{
+    address::{Address, Entry},
+    tables::Tables,
+};
+use xdp_abi::session::{Class, Meta, State, WINDOW};
+
+/// Where an entry was found, and its word 0 at that time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The slot.
+    pub index: u32,
+    /// Word 0.
+    pub meta: Meta,
+}
+
+/// How a claim ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The slot is ours, Keyed.
+    Taken(u32),
+    /// The key is in the table.
+    Exists,
+    /// Another processor is inserting the same key.
+    Contended,
+    /// No slot in the window, none in overflow.
+    NoRoom,
+}
+
+/// The slot that a key's window begins with.
+#[inline(always)]
+pub fn home<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
+    let config = tables.config();
+    T::A::hash(key, config.seed.load()) as u32 & window_mask(tables)
+}
+
+/// Window slots less one.
+#[inline(always)]
+pub fn window_mask<T: Tables>(tables: &T) -> u32 {
+    tables.config().slots.load() as u32
+}
+
+/// The live entry of a key.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Found> {
+    let mask = window_mask(tables);
+    let home = home(tables, key);
+    let mut i = 0;
+    while i < WINDOW {
+        let index = (home + i) & mask;
+        let entry = tables.slot(index)?;
+        let meta = entry.load_meta();
+        if meta.is(State::Live) && entry.key() == *key {
+            return Some(Found { index, meta });
+        }
+        i += 1;
+    }
+    find_overflow(tables, key)
+}
+
+#[inline(always)]
+fn find_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Found> {
+    if tables.shared().overflowed.load() == 0 {
+        return None;
+    }
+    let index = tables.overflow(key)?;
+    let entry = tables.slot(index)?;
+    let meta = entry.load_meta();
+    if meta.is(State::Live) && entry.key() == *key { Some(Found { index, meta }) } else { None }
+}
+
+/// Whether the key stands in any slot of its window but `except`, in whatever state shows it.
+#[inline(always)]
+fn is_elsewhere<T: Tables>(
+    tables: &T,
+    key: &<T::A as Address>::Words,
+    home: u32,
+    except: u32,
+) -> bool {
+    let mask = window_mask(tables);
+    let mut i = 0;
+    while i < WINDOW {
+        let index = (home + i) & mask;
+        if index != except
+            && let Some(entry) = tables.slot(index)
+            && entry.load_meta().state_bits() >= State::Keyed as u64
+            && entry.key() == *key
+        {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Puts a key into the table: Keyed, so that nobody else can, and nobody finds it yet.
+#[inline(always)]
+pub fn claim<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Claim {
+    let mask = window_mask(tables);
+    let home = home(tables, key);
+    if is_elsewhere(tables, key, home, u32::MAX) {
+        return Claim::Exists;
+    }
+    let crowded = tables.shared().overflowed.load() != 0;
+    if crowded && tables.overflow(key).is_some() {
+        return Claim::Exists;
+    }
+    let mut i = 0;
+    while i < WINDOW {
+        let index = (home + i) & mask;
+        let Some(entry) = tables.slot(index) else { return Claim::NoRoom };
+        let meta = entry.load_meta();
+        if meta.is(State::Free) && entry.meta().replace(meta.0, meta.with_state(State::Claimed).0) {
+            entry.set_key(key);
+            entry.meta().swap(meta.with_state(State::Keyed).0);
+            // From here on others see the key; now look for theirs.
+            let crowded = tables.shared().overflowed.load() != 0;
+            if is_elsewhere(tables, key, home, index) || crowded && tables.overflow(key).is_some() {
+                entry.meta().store(meta.freed().0);
+                return Claim::Contended;
+            }
+            return Claim::Taken(index);
+        }
+        i += 1;
+    }
+    claim_overflow(tables, key, home)
+}
+
+#[inline(always)]
+fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: u32) -> Claim {
+    let Some(index) = tables.take_overflow() else { return Claim::NoRoom };
+    let Some(entry) = tables.slot(index) else { return Claim::NoRoom };
+    let meta = entry.load_meta();
+    entry.set_key(key);
+    entry.meta().swap(meta.with_state(State::Keyed).0);
+    tables.shared().overflowed.fetch_add(1);
+    if !tables.add_overflow(key, index) {
+        entry.meta().store(meta.freed().0);
+        tables.shared().overflowed.fetch_add(u64::MAX);
+        tables.give_overflow(index);
+        return Claim::Contended;
+    }
+    if is_elsewhere(tables, key, home, u32::MAX) {
+        release(tables, index);
+        return Claim::Contended;
+    }
+    Claim::Taken(index)
+}
+
+/// Makes a claimed entry live. Everything else of it has been written.
+#[inline(always)]
+pub fn publish<T: Tables>(tables: &T, index: u32, class: Class, now: u32) {
+    if let Some(entry) = tables.slot(index) {
+        let version = entry.load_meta().version();
+        entry.meta().store(Meta::new(version, State::Live, class, now).0);
+    }
+}
+
+/// Gives back a slot that is ours (Keyed or Frozen).
+#[inline(always)]
+pub fn release<T: Tables>(tables: &T, index: u32) {
+    let Some(entry) = tables.slot(index) else { return };
+    let meta = entry.load_meta();
+    if index > window_mask(tables) {
+        // The name goes first: a key in the map always leads to a slot that shows it.
+        tables.remove_overflow(&entry.key());
+        entry.meta().store(meta.freed().0);
+        tables.shared().overflowed.fetch_add(u64::MAX);
+        tables.give_overflow(index);
+    } else {
+        entry.meta().store(meta.freed().0);
+    }
+}
+
+/// Takes a live entry for ending it, if its word 0 is still `meta`.
+#[inline(always)]
+pub fn freeze<T: Tables>(tables: &T, index: u32, meta: Meta) -> bool {
+    match tables.slot(index) {
+        Some(entry) => entry.meta().replace(meta.0, meta.with_state(State::Frozen).0),
+        None => false,
+    }
+}
+
+/// Gives a frozen entry back to traffic, as `meta`.
+#[inline(always)]
+pub fn thaw<T: Tables>(tables: &T, index: u32, meta: Meta) {
+    if let Some(entry) = tables.slot(index) {
+        entry.meta().store(meta.0);
+    }
+}
