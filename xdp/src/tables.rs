@@ -4,7 +4,7 @@ use crate::address::{Address, V4};
 use xdp_abi::{
     config::{Config, Shared},
     event::Event4,
-    forward::{Attachment, Hop, LinkInfo, NextHopKey},
+    forward::{Attachment, Hop, LinkInfo, NextHopKey, PORT_PREFIXES, PortInfo},
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
     port::{PairKey4, Ports},
     reason::Reason,
@@ -111,6 +111,9 @@ pub trait Tables {
     /// Makes a pair hot: its bitmap, new and empty or the one that another processor made.
     fn make_hot(&self, pair: &PairKey4) -> Option<&Ports>;
 
+    /// The domain of a source behind an untagged interface, where a glance tells it; for the
+    /// established path only, which checks it by finding the session.
+    fn domain_at_a_glance(&self, ifindex: u32, source: Self::A) -> Option<u16>;
     /// The attachment that a source behind a port belongs to.
     fn attachment_of(&self, port: u32, source: Self::A) -> Option<u16>;
     /// The attachment that a destination ahead of a port belongs to.
@@ -174,4 +177,25 @@ pub fn is_non_routable(config: &Config, address: V4) -> bool {
         i += 1;
     }
     false
+}
+
+/// The domain that a port's few prefixes give a source.
+#[inline(always)]
+pub fn glance(info: &PortInfo, ifindex: u32, source: V4) -> Option<u16> {
+    if info.ifindex != ifindex {
+        return None;
+    }
+    let word = u32::from_ne_bytes(source.0);
+    let mut i = 0;
+    while i < PORT_PREFIXES {
+        if i as u32 >= info.prefixes_used {
+            return None;
+        }
+        let [network, mask] = info.prefixes[i];
+        if word & mask == network {
+            return Some(info.domains[i]);
+        }
+        i += 1;
+    }
+    None
 }
