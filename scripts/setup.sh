@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Installs what building and testing need and this machine lacks, and says what and why.
+#
+# Made for Debian 12 with rustup. Safe to repeat: what is there is left alone, and when nothing
+# is missing nothing but one line is printed. Never asks. With --all also what only
+# `make test-all` uses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bpf_linker_version=0.10.3
+cargo_deny_version=0.20.2
+changed=no
+
+say() {
+    echo "setup: $*"
+}
+
+die() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo --non-interactive "$@"
+    else
+        die "needs root for: $*"
+    fi
+}
+
+# Debian package, and why it is needed.
+debian_packages() {
+    cat <<'PACKAGES'
+gcc               links Rust programs
+libc6-dev         links Rust programs
+git               names the measured commit in bench reports
+procps            the lab reads and sets sysctls
+iproute2          the lab makes namespaces, links and routes
+nftables          benches compare with the kernel's own NAT
+conntrack         benches empty the kernel's session table between rounds
+ethtool           the lab switches offloads
+bpftool           shows loaded programs and maps
+iputils-ping      demo client
+curl              demo client
+bind9-dnsutils    demo client: dig
+iperf3            demo client and throughput
+tcpdump           captures behind the gateway
+tshark            reads captures and checks their checksums
+openssl           certificates for the metrics listener in tests
+socat             raw connections in tests
+jq                reads flow records in the demo
+PACKAGES
+}
+
+install_packages() {
+    local missing=() package why status
+    while read -r package why; do
+        status=$(dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null || true)
+        if [ "$status" != "install ok installed" ]; then
+            say "installing $package: $why"
+            missing+=("$package")
+        fi
+    done < <(debian_packages)
+    if [ ${#missing[@]} -eq 0 ]; then
+        return
+    fi
+    changed=yes
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq --yes --no-install-recommends "${missing[@]}" </dev/null
+}
+
+install_toolchain() {
+    local channel component
+    command -v rustup >/dev/null || die "rustup is missing: install it from https://rustup.rs"
+    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    if ! rustup run "$channel" rustc --version >/dev/null 2>&1; then
+        say "installing Rust $channel: the pinned compiler of this project"
+        changed=yes
+        rustup toolchain install "$channel" --profile minimal --no-self-update
+    fi
+    for component in "rust-src:core is compiled for the eBPF target" \
+        "clippy:lints" "rustfmt:format"; do
+        if ! rustup component list --toolchain "$channel" --installed |
+            grep -q "^${component%%:*}\(-\|$\)"; then
+            say "installing ${component%%:*}: ${component#*:}"
+            changed=yes
+            rustup component add --toolchain "$channel" "${component%%:*}"
+        fi
+    done
+}
+
+# A program from the registry at exactly one version: name, version, why.
+install_program() {
+    local have
+    have=$("$1" --version 2>/dev/null || true)
+    if [ "${have##* }" = "$2" ]; then
+        return
+    fi
+    say "installing $1 $2: $3 (a minute or more)"
+    changed=yes
+    # Outside the project's target directory, which may be a cache for the project alone.
+    env -u CARGO_TARGET_DIR cargo install --quiet --locked --force "$1" --version "$2"
+}
+
+mount_bpffs() {
+    if grep -q ' /sys/fs/bpf bpf ' /proc/mounts; then
+        return
+    fi
+    say "mounting /sys/fs/bpf: sessions are pinned there to outlive the daemon"
+    changed=yes
+    as_root mount -t bpf bpf /sys/fs/bpf ||
+        die "cannot mount bpffs: the kernel needs CONFIG_BPF_SYSCALL, a container the privilege"
+}
+
+command -v apt-get >/dev/null || die "made for Debian 12; elsewhere install by hand:
+$(debian_packages)"
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+install_packages
+install_toolchain
+install_program bpf-linker "$bpf_linker_version" "links the eBPF objects, with this compiler's LLVM"
+if [ "${1-}" = --all ]; then
+    install_program cargo-deny "$cargo_deny_version" "checks licences and sources of dependencies"
+fi
+mount_bpffs
+if [ "$changed" = no ]; then
+    say "everything is there"
+fi

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Everything that has to hold before a commit: format, lints, documentation, dependencies, tests.
+#
+# Goes on after a failure, so that one run shows all of them. A test that cannot run here prints
+# a line `SKIPPED: what: why`; those lines are gathered at the end. The last line is always
+# `N passed, N failed, N skipped`, where each test and each check counts as one.
+# With --all also tests that are marked as slow.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+log_directory=$(mktemp -d)
+trap 'rm -rf "$log_directory"' EXIT
+log=$log_directory/log
+skips=$log_directory/skips
+touch "$skips"
+passed=0
+failed=0
+
+skip() {
+    echo "SKIPPED: $*" >>"$skips"
+}
+
+# Runs one check that either passes or fails.
+check() {
+    local what=$1
+    shift
+    echo "== $what"
+    if "$@" </dev/null; then
+        passed=$((passed + 1))
+    else
+        echo "FAILED: $what"
+        failed=$((failed + 1))
+    fi
+}
+
+# Lets through what a reader wants to see of cargo test: no output of tests that passed.
+readable() {
+    awk '
+        /^successes:$/ { quiet = 1 }
+        /^failures:$/ || /^test result/ || /^ *(Running|Doc-tests)/ { quiet = 0 }
+        !quiet && !/^test .* \.\.\. ok$/ && NF { print; fflush() }
+    '
+}
+
+sum() {
+    awk -v word="$1" '
+        /^test result:/ { for (i = 2; i <= NF; i++) if ($i ~ "^" word) total += $(i - 1) }
+        END { print total + 0 }
+    ' "$log"
+}
+
+# Tests that passed only because they skipped what they are for: these did not pass.
+skipped_as_passed() {
+    awk '
+        /^successes:$/ { in_successes = 1; name = "" }
+        /^failures:$/ || /^test result:/ { in_successes = 0 }
+        in_successes && /^---- .* stdout ----$/ { name = $2 }
+        in_successes && /SKIPPED: / && name != "" { total++; name = "" }
+        END { print total + 0 }
+    ' "$log"
+}
+
+# Runs tests and adds up what the test binaries say.
+tests() {
+    local what=$1 result
+    shift
+    echo "== $what"
+    "$@" </dev/null 2>&1 | tee "$log" | readable
+    result=${PIPESTATUS[0]}
+    sed -n 's/^.*\(SKIPPED: .*\)$/\1/p' "$log" >>"$skips"
+    # Without a reason in the attribute the line ends at "ignored".
+    sed -n 's/^test \(.*\) \.\.\. ignored,\? *\(.*\)$/SKIPPED: \1: slow, `make test-all` runs it; \2/p' \
+        "$log" | sed 's/; $//' >>"$skips"
+    passed=$((passed + $(sum passed) - $(skipped_as_passed)))
+    failed=$((failed + $(sum failed)))
+    if [ "$result" -ne 0 ] && [ "$(sum failed)" -eq 0 ]; then
+        echo "FAILED: $what: does not build, or a test binary died"
+        failed=$((failed + 1))
+    fi
+}
+
+dependencies() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        skip "cargo deny: not installed, \`make test-all\` installs it"
+        return
+    fi
+    check "licences, bans and sources of dependencies" \
+        cargo deny --offline --log-level error check licenses bans sources
+    if cargo deny --log-level off fetch db </dev/null >/dev/null 2>&1; then
+        check "advisories about dependencies" \
+            cargo deny --log-level error check --disable-fetch advisories
+    else
+        skip "advisories: the advisory database cannot be fetched from here"
+    fi
+}
+
+check "format" cargo fmt --all --check
+check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
+check "documentation" env RUSTDOCFLAGS="-D warnings" \
+    cargo doc --quiet --workspace --no-deps --document-private-items
+dependencies
+
+ignored=()
+if [ "${1-}" = --all ]; then
+    ignored=(--include-ignored)
+fi
+# --show-output: skips are said by tests that pass, and libtest swallows their output.
+tests "tests" cargo test --workspace --no-fail-fast -- --show-output "${ignored[@]}"
+
+skipped=$(wc -l <"$skips")
+echo
+if [ "$skipped" -gt 0 ]; then
+    echo "Skipped, $skipped:"
+    cat "$skips"
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
