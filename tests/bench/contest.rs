@@ -1,7 +1,7 @@
 //! Runs a contest: every device in every round, one after the other, so that what disturbs the
 //! machine for a while disturbs all of them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result};
 use bench_xdp::Cursor;
 
 use crate::report::Row;
@@ -29,11 +29,8 @@ struct Rates {
 /// Runs `contest` and returns its rows. `cores` are the cores to send from: the first alone, and
 /// both where a row compares them.
 pub(crate) fn run(contest: &Contest, rounds: usize, cores: &[usize]) -> Result<Vec<Row>> {
-    let together = if contest.two_cores() { cores } else { &cores[..1] };
-    ensure!(
-        !contest.two_cores() || together.len() == 2,
-        "a row that compares two cores with one needs two cores"
-    );
+    let needed = if contest.two_cores() { 2 } else { 1 };
+    let together = cores.get(..needed).with_context(|| format!("{needed} cores are needed"))?;
     let order = match contest.load {
         Load::Established(flows) => shuffled(flows),
         Load::NewFlows => Vec::new(),

@@ -14,6 +14,7 @@ mod statistics;
 mod topology;
 
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -29,8 +30,9 @@ struct Arguments {
     /// Interleaved rounds for each comparison.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Cores to send from: most rows use the first, comparisons of two cores both.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 0])]
+    /// Cores to send from: most rows use the first, comparisons of two cores both. Without it the
+    /// machine's last and first, because the first serves most interrupts.
+    #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
     /// The report that the rows are added to.
     #[arg(long, default_value = "target/bench/report.json")]
@@ -49,9 +51,20 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let contests = chosen(&arguments.only)?;
+    let cores = if arguments.cores.is_empty() {
+        last_and_first(thread::available_parallelism().map_or(1, usize::from))
+    } else {
+        arguments.cores
+    };
     println!("{}", report::head());
     for contest in contests {
-        let rows = contest::run(contest, arguments.rounds.into(), &arguments.cores)?;
+        if contest.two_cores() && cores.len() < 2 {
+            for row in contest.rows {
+                println!("SKIPPED: {}: compares two cores with one, and one is given", row.id);
+            }
+            continue;
+        }
+        let rows = contest::run(contest, arguments.rounds.into(), &cores)?;
         for row in &rows {
             println!("{}", row.line());
         }
@@ -60,6 +73,10 @@ fn main() -> Result<()> {
     }
     println!("written to {}", arguments.report.display());
     Ok(())
+}
+
+fn last_and_first(cores: usize) -> Vec<usize> {
+    if cores > 1 { vec![cores - 1, 0] } else { vec![0] }
 }
 
 /// The contests that yield the named rows; all of them when none is named.
@@ -77,6 +94,13 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Contest>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_core_is_not_taken_twice() {
+        for (cores, expected) in [(1, vec![0]), (2, vec![1, 0]), (8, vec![7, 0])] {
+            assert_eq!(last_and_first(cores), expected, "{cores} cores");
+        }
+    }
 
     #[test]
     fn a_row_brings_its_contest_and_an_unknown_one_is_refused() {

@@ -1,5 +1,8 @@
 //! What is measured: which devices run against each other under which load, and the rows of the
 //! report that each such contest yields.
+//!
+//! A device is compared by adding its constructor to a contest's `devices`, and a line to its
+//! `rows` that names the devices by their places.
 
 use anyhow::Result;
 
