@@ -70,10 +70,8 @@ impl Stand {
                 .iter()
                 .map(|core| {
                     scope.spawn(|| {
-                        self.topology.generator.enter(|| {
-                            start.wait();
-                            run(program, packets, *core)
-                        })
+                        start.wait();
+                        self.topology.generator.enter(|| run(program, packets, *core))
                     })
                 })
                 .collect();
