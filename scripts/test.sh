@@ -33,12 +33,17 @@ check() {
     fi
 }
 
-# Lets through what a reader wants to see of cargo test: no output of tests that passed.
+# Lets through what a reader wants to see of cargo test: no binary without tests, no test that
+# passed.
 readable() {
     awk '
+        /^ *(Running|Doc-tests) / { head = $0; quiet = 0; next }
+        /^running 0 tests$/ || /^test result: ok\. 0 passed; 0 failed; 0 ignored/ { head = ""; next }
         /^successes:$/ { quiet = 1 }
-        /^failures:$/ || /^test result/ || /^ *(Running|Doc-tests)/ { quiet = 0 }
-        !quiet && !/^test .* \.\.\. ok$/ && NF { print; fflush() }
+        /^failures:$/ || /^test result/ { quiet = 0 }
+        quiet || /^test .* \.\.\. ok$/ || !NF { next }
+        head != "" { print head; head = "" }
+        { print; fflush() }
     '
 }
 
@@ -94,6 +99,11 @@ dependencies() {
     fi
 }
 
+up_to_date() {
+    cargo metadata --locked --format-version 1 >"$log"
+}
+
+check "lock file" up_to_date
 check "format" cargo fmt --all --check
 check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
 check "documentation" env RUSTDOCFLAGS="-D warnings" \
