@@ -39,6 +39,19 @@ pub fn replay<T: Tables<A = V4>>(
     length: u16,
     now: u32,
 ) -> Option<Replay<V4>> {
+    replay_if(tables, key, flags, length, now, |_| true)
+}
+
+/// The same, if the next hop is one that the caller can send to; nothing is counted before.
+#[inline(always)]
+pub fn replay_if<T: Tables<A = V4>>(
+    tables: &T,
+    key: &Key<V4>,
+    flags: u8,
+    length: u16,
+    now: u32,
+    usable: impl Fn(&Hop) -> bool,
+) -> Option<Replay<V4>> {
     if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
         return None;
     }
@@ -65,6 +78,7 @@ pub fn replay<T: Tables<A = V4>>(
         || length > hop.mtu()
         || hop.is(HOP_REFRESH) && crate::session::idle(now, hop.tick()) > HOP_AGE
         || hop.is(HOP_ROUTABLE) && is_non_routable(config, rewrite.source)
+        || !usable(&hop)
     {
         return None;
     }

@@ -4,7 +4,7 @@ use crate::{
     address::{Rewrite, V4},
     checksum::{TTL_DELTA, update},
     frame::Frame,
-    packet::{Kind, LinkLayer, Packet},
+    packet::{ETHERNET, Kind, LinkLayer, Packet},
 };
 use xdp_abi::forward::Hop;
 
@@ -76,7 +76,10 @@ pub fn network<F: Frame>(
 /// Addresses a frame to its next hop.
 #[inline(always)]
 pub fn link<F: Frame>(frame: &mut F, layer: &LinkLayer, hop: &Hop) -> Option<()> {
-    if layer.vlan != hop.vlan() {
+    if layer.network != ETHERNET && layer.vlan == 0 {
+        // A tag that only carries a priority: it becomes the tag.
+        frame.store::<2>(ETHERNET, hop.vlan().to_be_bytes())?;
+    } else if layer.vlan != hop.vlan() {
         frame.set_vlan(layer.vlan, hop.vlan())?;
     }
     let d = Hop::mac(hop.destination);
