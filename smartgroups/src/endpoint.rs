@@ -1,0 +1,132 @@
+//! Something with an address: a pod, a node, a virtual machine, a subnet, a site.
+//!
+//! An endpoint is facts only. Which groups it is in follows from them and is never stored here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ipnet::IpNet;
+
+/// The number of a routing domain: the space in which an address is unique.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(pub u16);
+
+impl DomainId {
+    /// The routable fabric, which every gateway is part of.
+    pub const FABRIC: Self = Self(0);
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What an endpoint is.
+///
+/// The order is the order of ownership: where several endpoints claim the same prefix, the first
+/// kind names it, because a record that says "pod" helps more than one that says "subnet".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointKind {
+    /// A Kubernetes pod with an address of its own (host-network pods are their node).
+    Pod,
+    /// A Kubernetes service address that is seen outside the cluster.
+    Service,
+    /// A Kubernetes node.
+    Node,
+    /// A virtual machine.
+    Vm,
+    /// A host or network outside of everything discovery sees.
+    External,
+    /// A branch, data centre or other place behind a connection.
+    Site,
+    /// A subnet of a VPC.
+    Subnet,
+    /// A VPC.
+    Vpc,
+}
+
+impl EndpointKind {
+    /// The word that operators write for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Service => "service",
+            Self::Node => "node",
+            Self::Vm => "vm",
+            Self::External => "external",
+            Self::Site => "site",
+            Self::Subnet => "subnet",
+            Self::Vpc => "vpc",
+        }
+    }
+}
+
+impl fmt::Display for EndpointKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One endpoint and all that is known of it; a fact that nobody stated is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Unique in the inventory; for a pod it ends in `/` and the name of the pod.
+    pub name: String,
+    /// What it is.
+    pub kind: EndpointKind,
+    /// The routing domain of its addresses.
+    pub domain: DomainId,
+    /// Its addresses (as /32 or /128) and prefixes.
+    pub addresses: Vec<IpNet>,
+    /// Kubernetes cluster.
+    pub cluster: Option<String>,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Kubernetes service in front of it.
+    pub service: Option<String>,
+    /// Kubernetes service account it runs as.
+    pub service_account: Option<String>,
+    /// Cloud account.
+    pub account: Option<String>,
+    /// Cloud region.
+    pub region: Option<String>,
+    /// Availability zone.
+    pub zone: Option<String>,
+    /// Kubernetes labels or cloud tags.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Endpoint {
+    /// An endpoint with no facts beyond these.
+    pub fn new(name: impl Into<String>, kind: EndpointKind, domain: DomainId) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            domain,
+            addresses: Vec::new(),
+            cluster: None,
+            namespace: None,
+            service: None,
+            service_account: None,
+            account: None,
+            region: None,
+            zone: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The name of the pod without its namespace, or `None` for anything but a pod.
+    pub fn pod_name(&self) -> Option<&str> {
+        match self.kind {
+            EndpointKind::Pod => self.name.rsplit('/').next(),
+            EndpointKind::Service
+            | EndpointKind::Node
+            | EndpointKind::Vm
+            | EndpointKind::External
+            | EndpointKind::Site
+            | EndpointKind::Subnet
+            | EndpointKind::Vpc => None,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! All known endpoints, by name and by address.
+//!
+//! Endpoints are shared, so that a copy of the inventory (a snapshot for the flow records while
+//! discovery goes on) does not copy the facts. Both indexes are kept up with every insert and
+//! remove: nothing here is rebuilt, which is what a change of one pod needs later.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::{DomainId, Endpoint, EndpointKind};
+
+/// Endpoints by name; the most specific one of an address.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    by_name: BTreeMap<String, Arc<Endpoint>>,
+    /// Claimants of a prefix, in order of ownership.
+    by_prefix: HashMap<(DomainId, IpNet), Vec<Arc<Endpoint>>>,
+    /// How many prefixes of each length there are, so that a lookup tries no others.
+    lengths: HashMap<DomainId, Lengths>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lengths {
+    v4: BTreeMap<u8, usize>,
+    v6: BTreeMap<u8, usize>,
+}
+
+impl Lengths {
+    fn of(&mut self, prefix: &IpNet) -> &mut BTreeMap<u8, usize> {
+        match prefix {
+            IpNet::V4(_) => &mut self.v4,
+            IpNet::V6(_) => &mut self.v6,
+        }
+    }
+}
+
+/// An address that two live pods claim.
+///
+/// Their groups add up on it, so one of the pods may be let in where only the other should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The domain of the address.
+    pub domain: DomainId,
+    /// The address or prefix.
+    pub prefix: IpNet,
+    /// Names of the pods, sorted.
+    pub pods: Vec<String>,
+}
+
+impl Inventory {
+    /// An inventory that knows of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an endpoint, or replaces the one of the same name and returns that.
+    ///
+    /// Host bits of its prefixes are cleared and doubles dropped.
+    pub fn insert(&mut self, mut endpoint: Endpoint) -> Option<Arc<Endpoint>> {
+        let before = self.remove(&endpoint.name);
+        let prefixes: BTreeSet<IpNet> = endpoint.addresses.iter().map(IpNet::trunc).collect();
+        endpoint.addresses = prefixes.into_iter().collect();
+        let endpoint = Arc::new(endpoint);
+        for prefix in &endpoint.addresses {
+            let claimants = self.by_prefix.entry((endpoint.domain, *prefix)).or_default();
+            if claimants.is_empty() {
+                let lengths = self.lengths.entry(endpoint.domain).or_default();
+                *lengths.of(prefix).entry(prefix.prefix_len()).or_default() += 1;
+            }
+            let rank = |one: &Endpoint| (one.kind, one.name.clone());
+            let place = claimants.partition_point(|other| rank(other) < rank(&endpoint));
+            claimants.insert(place, Arc::clone(&endpoint));
+        }
+        self.by_name.insert(endpoint.name.clone(), endpoint);
+        before
+    }
+
+    /// Removes an endpoint by name.
+    pub fn remove(&mut self, name: &str) -> Option<Arc<Endpoint>> {
+        let endpoint = self.by_name.remove(name)?;
+        for prefix in &endpoint.addresses {
+            let key = (endpoint.domain, *prefix);
+            let Some(claimants) = self.by_prefix.get_mut(&key) else { continue };
+            claimants.retain(|other| other.name != name);
+            if !claimants.is_empty() {
+                continue;
+            }
+            self.by_prefix.remove(&key);
+            if let Some(lengths) = self.lengths.get_mut(&endpoint.domain) {
+                let counts = lengths.of(prefix);
+                if let Some(count) = counts.get_mut(&prefix.prefix_len()) {
+                    *count -= 1;
+                    if *count == 0 {
+                        counts.remove(&prefix.prefix_len());
+                    }
+                }
+            }
+        }
+        Some(endpoint)
+    }
+
+    /// The endpoint of a name.
+    pub fn get(&self, name: &str) -> Option<&Endpoint> {
+        self.by_name.get(name).map(Arc::as_ref)
+    }
+
+    /// The most specific endpoint of an address: the longest prefix; among equal prefixes the
+    /// first by [`EndpointKind`], then by name.
+    pub fn lookup(&self, domain: DomainId, address: IpAddr) -> Option<&Endpoint> {
+        let lengths = self.lengths.get(&domain)?;
+        let counts = match address {
+            IpAddr::V4(_) => &lengths.v4,
+            IpAddr::V6(_) => &lengths.v6,
+        };
+        counts.keys().rev().find_map(|length| {
+            let prefix = IpNet::new(address, *length).ok()?.trunc();
+            self.by_prefix.get(&(domain, prefix))?.first().map(Arc::as_ref)
+        })
+    }
+
+    /// All endpoints, sorted by name.
+    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = &Endpoint> {
+        self.by_name.values().map(Arc::as_ref)
+    }
+
+    /// How many endpoints there are.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// The domains in which an endpoint has an address, sorted.
+    pub fn domains(&self) -> BTreeSet<DomainId> {
+        self.lengths
+            .iter()
+            .filter(|(_, lengths)| !lengths.v4.is_empty() || !lengths.v6.is_empty())
+            .map(|(domain, _)| *domain)
+            .collect()
+    }
+
+    /// Addresses that more than one pod claims, sorted.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts: Vec<Conflict> = self
+            .by_prefix
+            .iter()
+            .filter(|(_, claimants)| {
+                claimants.iter().filter(|one| one.kind == EndpointKind::Pod).count() > 1
+            })
+            .map(|((domain, prefix), claimants)| Conflict {
+                domain: *domain,
+                prefix: *prefix,
+                pods: claimants
+                    .iter()
+                    .filter(|one| one.kind == EndpointKind::Pod)
+                    .map(|one| one.name.clone())
+                    .collect(),
+            })
+            .collect();
+        conflicts.sort_unstable();
+        conflicts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(name: &str, kind: EndpointKind, domain: u16, prefixes: &[&str]) -> Endpoint {
+        Endpoint {
+            addresses: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            ..Endpoint::new(name, kind, DomainId(domain))
+        }
+    }
+
+    fn named(inventory: &Inventory, domain: u16, address: &str) -> Option<String> {
+        inventory
+            .lookup(DomainId(domain), address.parse().unwrap())
+            .map(|endpoint| endpoint.name.clone())
+    }
+
+    #[test]
+    fn the_longest_prefix_names_the_address() {
+        let mut inventory = Inventory::new();
+        inventory.insert(endpoint("vpc", EndpointKind::Vpc, 0, &["10.0.0.0/8", "fd00::/8"]));
+        inventory.insert(endpoint("subnet", EndpointKind::Subnet, 0, &["10.1.2.0/24"]));
+        inventory.insert(endpoint("vm", EndpointKind::Vm, 0, &["10.1.2.3/32", "fd00::1/128"]));
+        inventory.insert(endpoint("pod", EndpointKind::Pod, 1, &["10.1.2.3/32"]));
+        for (domain, address, expected) in [
+            (0, "10.1.2.3", Some("vm")),
+            (0, "10.1.2.4", Some("subnet")),
+            (0, "10.1.3.0", Some("vpc")),
+            (0, "11.0.0.0", None),
+            (0, "fd00::1", Some("vm")),
+            (0, "fd00::2", Some("vpc")),
+            (1, "10.1.2.3", Some("pod")), // the same address, another domain
+            (1, "10.1.2.4", None),
+            (2, "10.1.2.3", None),
+        ] {
+            assert_eq!(named(&inventory, domain, address).as_deref(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn among_equal_prefixes_the_kind_decides_then_the_name() {
+        let mut inventory = Inventory::new();
+        for (name, kind, expected) in [
+            ("a", EndpointKind::Vpc, "a"),
+            ("z", EndpointKind::Vm, "z"),
+            ("y", EndpointKind::Vm, "y"),
+            ("node", EndpointKind::Node, "node"),
+            ("b", EndpointKind::Subnet, "node"),
+        ] {
+            inventory.insert(endpoint(name, kind, 0, &["10.0.0.1/32"]));
+            assert_eq!(named(&inventory, 0, "10.0.0.1").as_deref(), Some(expected), "after {name}");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_or_replaced_leaves_no_address_behind() {
+        let mut inventory = Inventory::new();
+        inventory.insert(endpoint("wide", EndpointKind::Subnet, 0, &["10.0.0.0/24"]));
+        inventory.insert(endpoint("vm", EndpointKind::Vm, 0, &["10.0.0.1/32", "10.0.0.2/32"]));
+        let old = inventory.insert(endpoint("vm", EndpointKind::Vm, 0, &["10.0.0.2/32"]));
+        assert_eq!(old.unwrap().addresses.len(), 2);
+        assert_eq!(named(&inventory, 0, "10.0.0.1").as_deref(), Some("wide"));
+        assert_eq!(named(&inventory, 0, "10.0.0.2").as_deref(), Some("vm"));
+        inventory.remove("vm");
+        inventory.remove("wide");
+        assert_eq!(named(&inventory, 0, "10.0.0.2"), None);
+        assert!(inventory.is_empty());
+        assert!(inventory.domains().is_empty());
+        assert!(inventory.remove("vm").is_none());
+    }
+
+    #[test]
+    fn host_bits_and_doubles_are_dropped_on_the_way_in() {
+        let mut inventory = Inventory::new();
+        inventory.insert(endpoint("s", EndpointKind::Subnet, 0, &["10.0.0.9/24", "10.0.0.0/24"]));
+        assert_eq!(inventory.get("s").unwrap().addresses, ["10.0.0.0/24".parse().unwrap()]);
+        inventory.remove("s");
+        assert_eq!(named(&inventory, 0, "10.0.0.1"), None);
+    }
+
+    #[test]
+    fn two_pods_on_one_address_are_a_conflict_and_a_pod_on_its_node_is_not() {
+        let mut inventory = Inventory::new();
+        inventory.insert(endpoint("n/b", EndpointKind::Pod, 1, &["100.64.0.1/32"]));
+        inventory.insert(endpoint("node", EndpointKind::Node, 1, &["100.64.0.1/32"]));
+        inventory.insert(endpoint("n/a", EndpointKind::Pod, 2, &["100.64.0.1/32"]));
+        assert_eq!(inventory.conflicts(), []);
+        inventory.insert(endpoint("n/a", EndpointKind::Pod, 1, &["100.64.0.1/32"]));
+        assert_eq!(
+            inventory.conflicts(),
+            [Conflict {
+                domain: DomainId(1),
+                prefix: "100.64.0.1/32".parse().unwrap(),
+                pods: vec!["n/a".into(), "n/b".into()],
+            }]
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! Resolved membership against the claims it makes, and against its slow twin.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use proptest::prelude::*;
+use smartgroups::{
+    DomainId, Endpoint, EndpointKind, ExtraPrefix, GroupId, Inventory, Membership, ResolveError,
+    Selector, SmartGroup, groups_of, members, resolve,
+};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn labelled(key: &str, value: &str) -> Selector {
+    Selector { labels: BTreeMap::from([(key.into(), value.into())]), ..Selector::default() }
+}
+
+fn pod(name: &str, domain: u16, address: &str, team: &str) -> Endpoint {
+    Endpoint {
+        addresses: vec![net(address)],
+        labels: BTreeMap::from([("team".into(), team.into())]),
+        ..Endpoint::new(name, EndpointKind::Pod, DomainId(domain))
+    }
+}
+
+fn ids(names: &[&str]) -> Vec<GroupId> {
+    let mut ids: Vec<GroupId> = names.iter().map(|name| GroupId::of(name)).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn assert_groups(membership: &Membership, domain: u16, address: &str, names: &[&str]) {
+    let set = membership.lookup(DomainId(domain), ip(address));
+    assert_eq!(set.groups, ids(names), "{address} of domain {domain}");
+}
+
+#[test]
+fn an_address_has_the_groups_of_everything_around_it() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("shop/api", 0, "10.20.0.7/32", "payments"));
+    inventory.insert(pod("shop/web", 1, "10.20.0.7/32", "web"));
+    let groups = [
+        SmartGroup::new("corp", vec![Selector::cidr(net("10.0.0.0/8"))]),
+        SmartGroup::new("prod", vec![Selector::cidr(net("10.20.0.0/16"))]),
+        SmartGroup::new("payments", vec![labelled("team", "payments")]),
+        SmartGroup::new("web", vec![labelled("team", "web")]),
+    ];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    assert_groups(&membership, 0, "10.20.0.7", &["anywhere", "corp", "prod", "payments"]);
+    assert_groups(&membership, 0, "10.20.0.8", &["anywhere", "corp", "prod"]);
+    assert_groups(&membership, 0, "10.21.0.0", &["anywhere", "corp"]);
+    assert_groups(&membership, 0, "172.16.0.1", &["anywhere"]);
+    assert_groups(&membership, 0, "11.0.0.0", &["anywhere", "public-internet"]);
+    assert_groups(&membership, 0, "2606:4700::1111", &["anywhere", "public-internet"]);
+    assert_groups(&membership, 1, "10.20.0.7", &["anywhere", "web"]);
+    assert_groups(&membership, 1, "11.0.0.0", &["anywhere"]);
+    assert_eq!(
+        membership.hosts.iter().map(|(domain, host, _)| (domain.0, *host)).collect::<Vec<_>>(),
+        [(0, ip("10.20.0.7")), (1, ip("10.20.0.7"))]
+    );
+}
+
+#[test]
+fn a_group_around_a_public_range_keeps_its_holes() {
+    let groups = [SmartGroup::new("all-v4", vec![Selector::cidr(net("0.0.0.0/0"))])];
+    let membership = resolve(&Inventory::new(), &groups, &[]).unwrap();
+    assert_groups(&membership, 0, "8.8.8.8", &["anywhere", "public-internet", "all-v4"]);
+    assert_groups(&membership, 0, "192.168.0.1", &["anywhere", "all-v4"]);
+    assert_groups(&membership, 0, "2606:4700::1111", &["anywhere", "public-internet"]);
+}
+
+#[test]
+fn a_prefix_and_an_endpoint_in_one_selector_are_both_asked_for() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("a", 1, "100.64.0.1/32", "web"));
+    inventory.insert(pod("b", 1, "100.65.0.1/32", "web"));
+    inventory.insert(pod("c", 0, "100.64.0.1/32", "web"));
+    inventory.insert(pod("wide", 1, "100.64.0.0/10", "net"));
+    let within = |team: &str, prefix: &str| Selector {
+        cidr: Some(net(prefix)),
+        domain: Some(DomainId(1)),
+        ..labelled("team", team)
+    };
+    let groups = [
+        SmartGroup::new("near", vec![within("web", "100.64.0.0/16")]),
+        SmartGroup::new("cut", vec![within("net", "100.66.0.0/16")]),
+    ];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    assert_groups(&membership, 1, "100.64.0.1", &["anywhere", "near"]);
+    assert_groups(&membership, 1, "100.65.0.1", &["anywhere"]); // described, but elsewhere
+    assert_groups(&membership, 0, "100.64.0.1", &["anywhere"]); // another domain
+    assert_groups(&membership, 1, "100.64.0.2", &["anywhere"]); // in the prefix, but nobody
+    assert_groups(&membership, 1, "100.66.0.1", &["anywhere", "cut"]); // part of its prefix
+    assert_groups(&membership, 1, "100.67.0.1", &["anywhere"]);
+}
+
+#[test]
+fn what_only_repeats_its_surroundings_takes_no_entry() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("none", 0, "10.0.0.1/32", "none"));
+    inventory.insert(pod("same", 0, "10.20.0.1/32", "corp"));
+    let groups = [SmartGroup::new(
+        "corp",
+        vec![
+            Selector::cidr(net("10.20.0.0/16")),
+            Selector::cidr(net("10.20.5.0/24")),
+            labelled("team", "corp"),
+        ],
+    )];
+    let before = resolve(&Inventory::new(), &[], &[]).unwrap();
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    assert_eq!(membership.hosts, []);
+    assert_eq!(membership.prefixes.len(), before.prefixes.len() + 1);
+    assert_groups(&membership, 0, "10.20.5.1", &["anywhere", "corp"]);
+}
+
+#[test]
+fn a_set_that_no_address_has_does_not_exist() {
+    // Both halves of the /31 are hosts with more groups: nobody is in `pair` alone.
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("a", 1, "100.64.0.0/32", "a"));
+    inventory.insert(pod("b", 1, "100.64.0.1/32", "a"));
+    let pair = Selector { domain: Some(DomainId(1)), ..Selector::cidr(net("100.64.0.0/31")) };
+    let mut groups =
+        [SmartGroup::new("pair", vec![pair]), SmartGroup::new("a", vec![labelled("team", "a")])];
+    let alone = |membership: &Membership| {
+        membership.sets.iter().any(|set| set.groups == ids(&["anywhere", "pair"]))
+    };
+    assert!(!alone(&resolve(&inventory, &groups, &[]).unwrap()));
+    groups[0].selectors[0].cidr = Some(net("100.64.0.0/30"));
+    assert!(alone(&resolve(&inventory, &groups, &[]).unwrap()), "two addresses are left");
+}
+
+#[test]
+fn extra_prefixes_split_the_space_and_keep_the_groups() {
+    let groups = [SmartGroup::new("corp", vec![Selector::cidr(net("10.0.0.0/8"))])];
+    let extra =
+        |domain, prefix, tag| ExtraPrefix { domain: DomainId(domain), prefix: net(prefix), tag };
+    let extras = [extra(0, "10.1.0.0/16", 0), extra(0, "0.0.0.0/0", 1), extra(1, "10.1.0.0/16", 0)];
+    let membership = resolve(&Inventory::new(), &groups, &extras).unwrap();
+    for (domain, address, names, tags) in [
+        (0, "10.1.2.3", &["anywhere", "corp"][..], &[0, 1][..]),
+        (0, "10.2.0.0", &["anywhere", "corp"], &[1]),
+        (0, "8.8.8.8", &["anywhere", "public-internet"], &[1]),
+        (1, "10.1.2.3", &["anywhere"], &[0]),
+        (1, "10.2.0.0", &["anywhere"], &[]),
+    ] {
+        assert_groups(&membership, domain, address, names);
+        let set = membership.lookup(DomainId(domain), ip(address));
+        assert_eq!(set.extras, tags, "{address} of domain {domain}");
+    }
+}
+
+#[test]
+fn groups_that_cannot_be_told_apart_are_refused_by_name() {
+    let corp = SmartGroup::new("corp", vec![Selector::cidr(net("10.0.0.0/8"))]);
+    let with_id = |name: &str, id| SmartGroup { id, ..SmartGroup::new(name, vec![]) };
+    for (groups, expected) in [
+        (vec![corp.clone(), corp.clone()], "smart group `corp` is defined twice"),
+        (
+            vec![corp.clone(), with_id("other", corp.id)],
+            "smart groups `other` and `corp` have the same id {corp}",
+        ),
+        (
+            vec![with_id("other", GroupId::ANYWHERE)],
+            "smart groups `other` and `anywhere` have the same id {anywhere}",
+        ),
+        (
+            vec![SmartGroup::new("anywhere", vec![])],
+            "smart group `anywhere` is built in and cannot be defined",
+        ),
+        (vec![with_id("x", GroupId(0))], "smart group `x` has the id 0, which means none"),
+        (
+            vec![SmartGroup::new("x", vec![labelled("a", "b"), Selector::default()])],
+            "selector 2 of smart group `x` is empty; use `anywhere` for everything",
+        ),
+    ] {
+        let error: ResolveError = resolve(&Inventory::new(), &groups, &[]).unwrap_err();
+        let id = |name: &str| GroupId::of(name).to_string();
+        let expected =
+            expected.replace("{corp}", &id("corp")).replace("{anywhere}", &id("anywhere"));
+        assert_eq!(error.to_string(), expected);
+    }
+    let empty = SmartGroup::new("empty", vec![]);
+    assert!(resolve(&Inventory::new(), &[empty], &[]).is_ok(), "empty is not wrong");
+}
+
+/// Few bits, so that random prefixes nest, touch and repeat.
+fn prefix() -> impl Strategy<Value = IpNet> {
+    let bases = prop_oneof![
+        Just(Ipv4Addr::new(10, 0, 0, 0)),
+        Just(Ipv4Addr::new(9, 255, 255, 240)),
+        Just(Ipv4Addr::new(192, 168, 0, 0))
+    ];
+    (bases, 0_u32..32, prop_oneof![4 => 27_u8..=32, 1 => 0_u8..=32]).prop_map(
+        |(base, offset, length)| {
+            let address = Ipv4Addr::from_bits(u32::from(base).wrapping_add(offset));
+            IpNet::V4(Ipv4Net::new(address, length).unwrap())
+        },
+    )
+}
+
+fn word() -> impl Strategy<Value = String> {
+    prop_oneof![Just("a".to_owned()), Just("b".to_owned())]
+}
+
+fn kind() -> impl Strategy<Value = EndpointKind> {
+    prop_oneof![Just(EndpointKind::Pod), Just(EndpointKind::Vm), Just(EndpointKind::Subnet)]
+}
+
+fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
+    proptest::collection::btree_map(word(), word(), 0..3)
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (
+        proptest::collection::vec(prefix(), 0..4),
+        kind(),
+        0_u16..3,
+        proptest::option::of(word()),
+        proptest::option::of(word()),
+        labels(),
+        0_u8..30,
+    )
+        .prop_map(|(addresses, kind, domain, namespace, region, labels, number)| Endpoint {
+            addresses,
+            namespace,
+            region,
+            labels,
+            ..Endpoint::new(format!("ns/e{number}"), kind, DomainId(domain))
+        })
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    let option = proptest::option::of;
+    (
+        proptest::option::weighted(0.3, prefix()),
+        proptest::option::weighted(0.3, (0_u16..3).prop_map(DomainId)),
+        proptest::option::weighted(0.3, kind()),
+        proptest::option::weighted(0.1, (0_u8..30).prop_map(|n| format!("e{n}"))),
+        option(word()),
+        proptest::option::weighted(0.2, word()),
+        proptest::option::weighted(0.4, labels()),
+    )
+        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels)| Selector {
+            cidr,
+            domain,
+            kind,
+            pod,
+            namespace,
+            region,
+            labels: labels.unwrap_or_default(),
+            ..Selector::default()
+        })
+        .prop_filter("asks for something", |selector| !selector.is_empty())
+}
+
+fn groups() -> impl Strategy<Value = Vec<SmartGroup>> {
+    proptest::collection::vec(proptest::collection::vec(selector(), 0..3), 0..6).prop_map(|all| {
+        let numbered = all.into_iter().enumerate();
+        numbered.map(|(n, selectors)| SmartGroup::new(format!("g{n}"), selectors)).collect()
+    })
+}
+
+/// Both ends of every prefix that occurs and the addresses just outside of it, in every domain.
+fn borders(inventory: &Inventory, groups: &[SmartGroup]) -> Vec<(DomainId, IpAddr)> {
+    let stated = groups.iter().flat_map(|group| &group.selectors).filter_map(|one| one.cidr);
+    let owned = inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
+    let mut addresses = Vec::new();
+    for prefix in stated.chain(owned) {
+        let IpNet::V4(prefix) = prefix else { continue };
+        let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
+        for bits in [first.wrapping_sub(1), first, last, last.wrapping_add(1)] {
+            for domain in 0..3 {
+                addresses.push((DomainId(domain), IpAddr::from(Ipv4Addr::from_bits(bits))));
+            }
+        }
+    }
+    addresses
+}
+
+proptest! {
+    #[test]
+    fn tables_and_selectors_agree_on_every_border(
+        endpoints in proptest::collection::vec(endpoint(), 0..12),
+        groups in groups(),
+    ) {
+        let mut inventory = Inventory::new();
+        for endpoint in endpoints {
+            inventory.insert(endpoint);
+        }
+        let membership = resolve(&inventory, &groups, &[]).unwrap();
+        let listings: Vec<_> = groups
+            .iter()
+            .map(|group| (group.id, members(&inventory, &groups, &group.name).unwrap()))
+            .collect();
+        for (domain, address) in borders(&inventory, &groups) {
+            let found = &membership.lookup(domain, address).groups;
+            prop_assert_eq!(
+                found,
+                &groups_of(&inventory, &groups, domain, address),
+                "{} of domain {}", address, domain
+            );
+            for (id, listing) in &listings {
+                let listed = listing.iter().any(|member| {
+                    member.domain == Some(domain) && member.prefix.contains(&address)
+                });
+                prop_assert_eq!(listed, found.contains(id), "listing: {} of {}", address, domain);
+            }
+        }
+    }
+
+    #[test]
+    fn the_inventory_names_the_most_specific_endpoint(
+        endpoints in proptest::collection::vec(endpoint(), 0..12),
+        gone in proptest::collection::vec(0_u8..30, 0..6),
+    ) {
+        let mut inventory = Inventory::new();
+        for endpoint in endpoints {
+            inventory.insert(endpoint);
+        }
+        for number in gone {
+            inventory.remove(&format!("ns/e{number}"));
+        }
+        for (domain, address) in borders(&inventory, &[]) {
+            let expected = inventory
+                .endpoints()
+                .filter(|endpoint| endpoint.domain == domain)
+                .flat_map(|endpoint| endpoint.addresses.iter().map(move |prefix| (prefix, endpoint)))
+                .filter(|(prefix, _)| prefix.contains(&address))
+                .max_by_key(|(prefix, endpoint)| {
+                    let rank = (endpoint.kind, &endpoint.name);
+                    (prefix.prefix_len(), std::cmp::Reverse(rank))
+                })
+                .map(|(_, endpoint)| endpoint);
+            prop_assert_eq!(inventory.lookup(domain, address), expected);
+        }
+    }
+}
