@@ -1,0 +1,165 @@
+//! The policy in force, with what it has done so far: identities, rules, SNAT.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{Action, Enforcement, Log};
+use crate::value::{AddressRange, PortRange, Prefix, Protocol, ProtocolMatch};
+
+/// Every set of groups that some address is in.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Identities {
+    /// One per set of groups.
+    pub identities: Vec<Identity>,
+}
+
+/// A set of groups and who has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Identity {
+    /// The stable id.
+    pub id: u32,
+    /// The names of the groups.
+    pub groups: Vec<String>,
+    /// How many addresses have it by themselves.
+    pub hosts: u64,
+    /// How many prefixes have it.
+    pub prefixes: u64,
+    /// Some of them, at most 16.
+    pub members: Vec<Member>,
+}
+
+/// An address or prefix with an identity.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Member {
+    /// The routing domain of the address.
+    pub domain: String,
+    /// The address.
+    pub address: Prefix,
+    /// The endpoint that owns it, if one does.
+    pub endpoint: Option<String>,
+}
+
+/// All rules in the order in which they are judged.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Rules {
+    /// The policy generation that they belong to.
+    pub generation: u32,
+    /// Lowest priority number first.
+    pub rules: Vec<RuleStatus>,
+    /// What happens where none matches.
+    pub default_action: DefaultStatus,
+}
+
+/// A rule and how often it decided.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RuleStatus {
+    /// The stable id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Its place in the order.
+    pub priority: u32,
+    /// What it does.
+    pub action: Action,
+    /// Whether it decides.
+    pub enforcement: Enforcement,
+    /// Groups of sources.
+    pub sources: Vec<String>,
+    /// Groups of destinations.
+    pub destinations: Vec<String>,
+    /// Of which protocol.
+    pub protocol: ProtocolMatch,
+    /// To which ports; empty: all.
+    pub ports: Vec<PortRange>,
+    /// What of it is recorded.
+    pub log: Log,
+    /// The mark that it sets.
+    pub mark: Option<u16>,
+    /// Flows that it permitted or would have, or packets that it refused or would have.
+    pub hits: u64,
+    /// Bytes of the packets that were judged.
+    pub bytes: u64,
+}
+
+/// The default action and how often it decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DefaultStatus {
+    /// What it does.
+    pub action: Action,
+    /// What of it is recorded.
+    pub log: Log,
+    /// Flows that it permitted, or packets that it refused.
+    pub hits: u64,
+    /// Bytes of the packets that were judged.
+    pub bytes: u64,
+}
+
+/// SNAT policies, what they lend and how much of it is lent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Snat {
+    /// In the order in which they are tried.
+    pub policies: Vec<SnatPolicyStatus>,
+    /// Every outside address of every policy.
+    pub pools: Vec<PoolAddress>,
+    /// The fullest pairs of outside address and destination, the fullest first.
+    pub fill: Vec<PairFill>,
+}
+
+/// A SNAT policy and how many sessions it has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SnatPolicyStatus {
+    /// The stable id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Its place in the order.
+    pub order: u32,
+    /// The source that it asks for: prefix or group; `None`: any.
+    pub source: Option<String>,
+    /// The destination that it asks for: prefix or group; `None`: any.
+    pub destination: Option<String>,
+    /// Of which protocol.
+    pub protocol: ProtocolMatch,
+    /// The connection that the flow leaves by.
+    pub connection: Option<String>,
+    /// The interface that the flow leaves by.
+    pub interface: Option<String>,
+    /// The addresses that it lends.
+    pub snat_ips: Vec<AddressRange>,
+    /// An exception: what matches leaves as it is.
+    pub no_nat: bool,
+    /// Live sessions that it applies to.
+    pub sessions: u64,
+}
+
+/// An outside address of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PoolAddress {
+    /// The policy's name.
+    pub policy: String,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Ports that may be lent to each destination: the effective range, without what the host
+    /// keeps for itself.
+    pub lendable: u32,
+    /// Whether the gateway's own kernel uses the address too.
+    pub shared_with_host: bool,
+    /// Live sessions on it.
+    pub sessions: u64,
+}
+
+/// How many ports of one outside address are lent towards one destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PairFill {
+    /// The outside address.
+    pub outside: Ipv4Addr,
+    /// The IP protocol.
+    pub protocol: Protocol,
+    /// The destination.
+    pub destination: SocketAddr,
+    /// Ports lent or resting.
+    pub used: u32,
+    /// Ports that may be lent.
+    pub lendable: u32,
+}
