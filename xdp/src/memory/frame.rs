@@ -1,0 +1,72 @@
+//! A packet in a vector.
+
+use crate::{
+    checksum::{update, update_udp},
+    frame::Frame,
+};
+
+/// A frame that starts with its Ethernet header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryFrame {
+    /// What is on the wire, but for a tag that the hardware took off.
+    pub bytes: Vec<u8>,
+    /// That tag.
+    pub offload: Option<u16>,
+    /// Packets of the wire that this is.
+    pub segments: u32,
+}
+
+impl MemoryFrame {
+    /// A frame as a cable carries it.
+    #[must_use]
+    pub const fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, offload: None, segments: 1 }
+    }
+}
+
+impl Frame for MemoryFrame {
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = offset as usize;
+        self.bytes.get(start..start + N)?.try_into().ok()
+    }
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        let start = offset as usize;
+        self.bytes.get_mut(start..start + N)?.copy_from_slice(&bytes);
+        Some(())
+    }
+    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
+        let field = self.load::<2>(offset)?;
+        let change = transport as u32;
+        self.store(offset, if udp { update_udp(field, change) } else { update(field, change) })
+    }
+    fn vlan_offload(&self) -> Option<u16> {
+        self.offload
+    }
+    fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
+        if self.bytes.len() < 14 {
+            return None;
+        }
+        if self.offload.is_some() {
+            self.offload = Some(vlan).filter(|tag| *tag != 0);
+            return Some(());
+        }
+        let [high, low] = vlan.to_be_bytes();
+        match (was, vlan) {
+            (0, _) => drop(self.bytes.splice(12..12, [0x81, 0x00, high, low])),
+            (_, 0) => drop(self.bytes.drain(12..16)),
+            _ => self.store(14, [high, low])?,
+        }
+        Some(())
+    }
+    fn resize(&mut self, length: u32) -> Option<()> {
+        // New bytes are anything: not zero, so that whoever forgets one is found out.
+        self.bytes.resize(length as usize, 0xa5);
+        Some(())
+    }
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+}

@@ -1,0 +1,79 @@
+//! A gateway without a kernel: frames in, frames out.
+
+use super::{Memory, MemoryFrame};
+use crate::{
+    decide::sweep_slot,
+    pipeline::{self, Done, Egress, Fate, Hook},
+};
+
+/// Tables, and the steps that every frame goes through.
+pub struct Gateway {
+    /// The state.
+    pub tables: Memory,
+    /// The way of sending.
+    pub hook: Hook,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its fate.
+    pub fate: Fate,
+    /// The attachment it came by; zero: unknown, or the established path did not need it.
+    pub attachment: u16,
+    /// The frame as it is now. What was dropped may be half written.
+    pub frame: MemoryFrame,
+    /// Where it is sent, if it is sent.
+    pub egress: Option<u32>,
+}
+
+impl Gateway {
+    /// What an ingress hook on `ifindex` does with a frame, counted; `now` in ticks.
+    pub fn process(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
+        let bytes = frame.bytes.len() as u64;
+        let done = pipeline::ingress(&self.tables, &mut frame, self.hook, ifindex, now);
+        self.finish(done, frame, bytes, ifindex)
+    }
+
+    /// The same without the established path: what it does must not differ.
+    pub fn process_slowly(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
+        let bytes = frame.bytes.len() as u64;
+        let mut done = pipeline::slow(&self.tables, &mut frame, self.hook, ifindex, now);
+        if let Fate::Answer(reason, what) = done.fate {
+            done.fate =
+                pipeline::answer(&self.tables, &mut frame, done.attachment, reason, what, now);
+        }
+        self.finish(done, frame, bytes, ifindex)
+    }
+
+    fn finish(&self, done: Done, frame: MemoryFrame, bytes: u64, ifindex: u32) -> Output {
+        self.tables.count(|counters| pipeline::count(counters, &done, bytes));
+        let egress = match done.fate {
+            Fate::Transmit(hop, _) => Some(hop.ifindex()),
+            Fate::Answered(_) => Some(ifindex),
+            Fate::Pass | Fate::Punt(_) | Fate::Drop(_) | Fate::Answer(..) => None,
+        };
+        Output { fate: done.fate, attachment: done.attachment, frame, egress }
+    }
+
+    /// What TC egress on `ifindex` does with a frame that the kernel sends.
+    pub fn process_egress(
+        &self,
+        ifindex: u32,
+        frame: &mut MemoryFrame,
+        punted: Option<u16>,
+        now: u32,
+    ) -> Egress {
+        let bytes = frame.bytes.len() as u64;
+        let egress = pipeline::egress(&self.tables, frame, ifindex, punted, now);
+        self.tables.count(|counters| pipeline::count_egress(counters, egress, bytes));
+        egress
+    }
+
+    /// Ends every session whose time is over, as the daemon's sweep does.
+    pub fn sweep(&self, now: u32) {
+        for index in 0..self.tables.slots().len() as u32 {
+            sweep_slot(&self.tables, index, now);
+        }
+    }
+}
