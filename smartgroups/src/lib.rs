@@ -29,6 +29,6 @@ pub use group::{ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, groups
 pub use id::{stable_id, stable_id_of_bytes, stable_ids};
 pub use inventory::{Conflict, Inventory};
 pub use members::{Member, Reason, members};
-pub use membership::{GroupSet, Membership};
+pub use membership::{GroupSet, Membership, longest_match};
 pub use public::is_public;
 pub use resolve::{ExtraPrefix, ResolveError, resolve};

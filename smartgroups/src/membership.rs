@@ -38,18 +38,25 @@ impl Membership {
 
     /// The index of the set of an address.
     pub fn index_of(&self, domain: DomainId, address: IpAddr) -> u32 {
-        if let Ok(at) = self.hosts.binary_search_by_key(&(domain, address), |(d, a, _)| (*d, *a)) {
-            return self.hosts[at].2;
-        }
-        let host = IpNet::from(address);
-        (0..host.max_prefix_len())
-            .rev()
-            .find_map(|length| {
-                let prefix = IpNet::new(address, length).ok()?.trunc();
-                let key = (domain, prefix);
-                let at = self.prefixes.binary_search_by_key(&key, |(d, p, _)| (*d, *p)).ok()?;
-                Some(self.prefixes[at].2)
-            })
-            .unwrap_or(0)
+        longest_match(&self.hosts, &self.prefixes, domain, address).unwrap_or(0)
     }
+}
+
+/// What sorted tables of hosts and prefixes say of an address: the host if it is there, else the
+/// longest prefix that holds it.
+pub fn longest_match(
+    hosts: &[(DomainId, IpAddr, u32)],
+    prefixes: &[(DomainId, IpNet, u32)],
+    domain: DomainId,
+    address: IpAddr,
+) -> Option<u32> {
+    let host = hosts.binary_search_by_key(&(domain, address), |(d, a, _)| (*d, *a));
+    if let Ok(at) = host {
+        return Some(hosts[at].2);
+    }
+    (0..IpNet::from(address).max_prefix_len()).rev().find_map(|length| {
+        let key = (domain, IpNet::new(address, length).ok()?.trunc());
+        let at = prefixes.binary_search_by_key(&key, |(d, p, _)| (*d, *p)).ok()?;
+        Some(prefixes[at].2)
+    })
 }

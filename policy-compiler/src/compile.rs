@@ -1,0 +1,240 @@
+//! Inputs to image, in one pass from groups over identities to bit sets.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ipnet::IpNet;
+use smartgroups::{
+    ANYWHERE, DomainId, ExtraPrefix, GroupId, GroupSet, PUBLIC_INTERNET, resolve,
+    stable_id_of_bytes,
+};
+
+use crate::bitset::BitSet;
+use crate::error::{Capacity, CompileError, Table};
+use crate::image::{Identity, Image, ImageGroup, ImageRule, ImageSnat};
+use crate::lint::{Diagnostic, lint};
+use crate::model::{Enforcement, Inputs, Rule, Scope, SnatPolicy};
+use crate::ports::PortClasses;
+use crate::validate::validate;
+
+/// SNAT policies that an image may hold, whatever a gateway has room for: their bit sets are read
+/// whole for every new flow.
+const SNAT_POLICIES: usize = 256;
+
+/// Compiles a policy and says what looks unintended in it.
+///
+/// The same inputs give the same image, in whatever order they are listed.
+pub fn compile(
+    inputs: &Inputs<'_>,
+    capacity: &Capacity,
+) -> Result<(Image, Vec<Diagnostic>), CompileError> {
+    validate(inputs)?;
+    let mut rules: Vec<&Rule> =
+        inputs.rules.iter().filter(|rule| rule.enforcement != Enforcement::Disabled).collect();
+    rules.sort_unstable_by_key(|rule| rule.priority);
+    let mut snat: Vec<&SnatPolicy> = inputs.snat.iter().collect();
+    snat.sort_unstable_by_key(|policy| policy.order);
+    fits(Table::Rules, rules.len(), capacity.rules)?;
+    fits(Table::SnatPolicies, snat.len(), capacity.snat_policies.min(SNAT_POLICIES))?;
+
+    let tags = tags(&snat);
+    let membership = resolve(inputs.inventory, inputs.groups, &extra_prefixes(inputs, &tags))?;
+    fits(Table::Hosts, membership.hosts.len(), capacity.hosts)?;
+    fits(Table::Prefixes, membership.prefixes.len(), capacity.prefixes)?;
+    fits(Table::Identities, membership.sets.len(), capacity.identities)?;
+
+    let port_classes = PortClasses::new(&rules, capacity.port_classes).map_err(|need| {
+        let room = capacity.port_classes.min(1 << 16);
+        CompileError::NoRoom { table: Table::PortClasses, need, room }
+    })?;
+    let image = Image {
+        identities: identities(inputs, &membership.sets, &rules, &snat, &tags),
+        hosts: membership.hosts,
+        prefixes: membership.prefixes,
+        port_classes,
+        default_action: inputs.default_action,
+        rules: rules.iter().map(|rule| image_rule(rule)).collect(),
+        snat: snat.iter().map(|policy| image_snat(policy)).collect(),
+        groups: image_groups(inputs),
+    };
+    let diagnostics = lint(inputs, &image, &rules, &snat);
+    Ok((image, diagnostics))
+}
+
+fn fits(table: Table, need: usize, room: usize) -> Result<(), CompileError> {
+    if need > room { Err(CompileError::NoRoom { table, need, room }) } else { Ok(()) }
+}
+
+/// The prefixes that SNAT policies match on, each with its tag.
+fn tags(snat: &[&SnatPolicy]) -> BTreeMap<IpNet, u32> {
+    let scopes = snat.iter().flat_map(|policy| [&policy.source, &policy.destination]);
+    let prefixes: BTreeSet<IpNet> = scopes
+        .filter_map(|scope| match scope {
+            Scope::Cidr(prefix) => Some(prefix.trunc()),
+            Scope::Any | Scope::Group(_) => None,
+        })
+        .collect();
+    prefixes.into_iter().zip(0..).collect()
+}
+
+/// A SNAT policy sees the address that a packet carries, so its prefixes split every domain.
+fn extra_prefixes(inputs: &Inputs<'_>, tags: &BTreeMap<IpNet, u32>) -> Vec<ExtraPrefix> {
+    let mut domains = inputs.inventory.domains();
+    domains.insert(DomainId::FABRIC);
+    domains.extend(inputs.domains);
+    let selectors = inputs.groups.iter().flat_map(|group| &group.selectors);
+    domains.extend(selectors.filter_map(|selector| selector.scope()));
+    domains
+        .iter()
+        .flat_map(|domain| {
+            let at = |(prefix, tag): (&IpNet, &u32)| ExtraPrefix {
+                domain: *domain,
+                prefix: *prefix,
+                tag: *tag,
+            };
+            tags.iter().map(at)
+        })
+        .collect()
+}
+
+/// Bits of rules or policies, by what an address must have to be one end of them.
+struct Bits<K> {
+    length: usize,
+    by: HashMap<K, BitSet>,
+}
+
+impl<K: std::hash::Hash + Eq> Bits<K> {
+    fn new(length: usize) -> Self {
+        Self { length, by: HashMap::new() }
+    }
+
+    fn insert(&mut self, key: K, bit: usize) {
+        let length = self.length;
+        self.by.entry(key).or_insert_with(|| BitSet::new(length)).insert(bit);
+    }
+
+    fn of(&self, keys: impl Iterator<Item = K>) -> BitSet {
+        let mut bits = BitSet::new(self.length);
+        for set in keys.filter_map(|key| self.by.get(&key)) {
+            bits.union_with(set);
+        }
+        bits
+    }
+}
+
+/// What puts an address at one end of a SNAT policy.
+#[derive(PartialEq, Eq, Hash)]
+enum End {
+    Group(GroupId),
+    Prefix(u32),
+}
+
+impl End {
+    fn of(set: &GroupSet) -> impl Iterator<Item = Self> {
+        let groups = set.groups.iter().map(|group| Self::Group(*group));
+        groups.chain(set.extras.iter().map(|tag| Self::Prefix(*tag)))
+    }
+}
+
+fn identities(
+    inputs: &Inputs<'_>,
+    sets: &[GroupSet],
+    rules: &[&Rule],
+    snat: &[&SnatPolicy],
+    tags: &BTreeMap<IpNet, u32>,
+) -> Vec<Identity> {
+    let group_ids = group_ids(inputs);
+    let mut sources = Bits::new(rules.len());
+    let mut destinations = Bits::new(rules.len());
+    for (bit, rule) in rules.iter().enumerate() {
+        for name in &rule.sources {
+            sources.insert(group_ids[name.as_str()], bit);
+        }
+        for name in &rule.destinations {
+            destinations.insert(group_ids[name.as_str()], bit);
+        }
+    }
+    let end = |scope: &Scope| match scope {
+        Scope::Any => End::Group(GroupId::ANYWHERE),
+        Scope::Cidr(prefix) => End::Prefix(tags[&prefix.trunc()]),
+        Scope::Group(name) => End::Group(group_ids[name.as_str()]),
+    };
+    let mut snat_sources = Bits::new(snat.len());
+    let mut snat_destinations = Bits::new(snat.len());
+    for (bit, policy) in snat.iter().enumerate() {
+        snat_sources.insert(end(&policy.source), bit);
+        snat_destinations.insert(end(&policy.destination), bit);
+    }
+    let ids = identity_ids(sets);
+    sets.iter()
+        .map(|set| Identity {
+            id: ids[set.groups.as_slice()],
+            groups: set.groups.clone(),
+            source_rules: sources.of(set.groups.iter().copied()),
+            destination_rules: destinations.of(set.groups.iter().copied()),
+            snat_source: snat_sources.of(End::of(set)),
+            snat_destination: snat_destinations.of(End::of(set)),
+        })
+        .collect()
+}
+
+/// All groups by name. Validation has shown that every name that occurs is among them.
+pub(crate) fn group_ids<'a>(inputs: &Inputs<'a>) -> HashMap<&'a str, GroupId> {
+    let built_in = [(ANYWHERE, GroupId::ANYWHERE), (PUBLIC_INTERNET, GroupId::PUBLIC_INTERNET)];
+    inputs.groups.iter().map(|group| (group.name.as_str(), group.id)).chain(built_in).collect()
+}
+
+/// The id of every list of groups: a hash of the group ids, and the next attempt for the later
+/// list if two lists collide.
+fn identity_ids(sets: &[GroupSet]) -> BTreeMap<&[GroupId], u32> {
+    let lists: BTreeSet<&[GroupId]> = sets.iter().map(|set| set.groups.as_slice()).collect();
+    let mut used = BTreeSet::new();
+    lists
+        .into_iter()
+        .map(|groups| {
+            let bytes: Vec<u8> = groups.iter().flat_map(|group| group.0.to_le_bytes()).collect();
+            let mut attempt = 0;
+            loop {
+                let id = stable_id_of_bytes("Identity", &bytes, attempt);
+                if used.insert(id) {
+                    return (groups, id);
+                }
+                attempt += 1;
+            }
+        })
+        .collect()
+}
+
+fn image_rule(rule: &Rule) -> ImageRule {
+    ImageRule {
+        id: rule.id,
+        name: rule.name.clone(),
+        priority: rule.priority,
+        action: rule.action,
+        log: rule.log,
+        monitor: rule.enforcement == Enforcement::Monitor,
+        mark: rule.mark,
+    }
+}
+
+fn image_snat(policy: &SnatPolicy) -> ImageSnat {
+    ImageSnat {
+        id: policy.id,
+        name: policy.name.clone(),
+        order: policy.order,
+        source_ports: policy.source_ports.clone(),
+        destination_ports: policy.destination_ports.clone(),
+        protocol: policy.protocol,
+        mark: policy.mark,
+        egress: policy.egress.clone(),
+        action: policy.action.clone(),
+    }
+}
+
+fn image_groups(inputs: &Inputs<'_>) -> Vec<ImageGroup> {
+    let mut groups: Vec<ImageGroup> = group_ids(inputs)
+        .into_iter()
+        .map(|(name, id)| ImageGroup { id, name: name.to_owned() })
+        .collect();
+    groups.sort_unstable_by_key(|group| group.id);
+    groups
+}
