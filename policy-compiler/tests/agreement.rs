@@ -1,0 +1,373 @@
+//! The image and the rule-by-rule evaluator agree, and what the linter says is true.
+//!
+//! Flows are built from the rules, not only at random: the ends are borders of the prefixes that
+//! occur and the ports are borders of the ranges that occur, so each rule is hit and narrowly
+//! missed.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
+
+use ipnet::{IpNet, Ipv4Net};
+use policy_compiler::{
+    Action, Capacity, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Inputs, Log, PortRange,
+    Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile, evaluate,
+    evaluate_snat,
+};
+use proptest::prelude::*;
+use smartgroups::{DomainId, Endpoint, EndpointKind, Inventory, Selector, SmartGroup};
+
+const DOMAINS: [DomainId; 3] = [DomainId(0), DomainId(1), DomainId(2)];
+const ROOM: Capacity = Capacity {
+    rules: 100,
+    identities: 1000,
+    hosts: 1000,
+    prefixes: 1000,
+    port_classes: 1000,
+    snat_policies: 100,
+};
+
+#[derive(Clone, Debug)]
+struct Policy {
+    inventory: Inventory,
+    groups: Vec<SmartGroup>,
+    rules: Vec<Rule>,
+    snat: Vec<SnatPolicy>,
+    default_action: DefaultAction,
+}
+
+impl Policy {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            inventory: &self.inventory,
+            groups: &self.groups,
+            rules: &self.rules,
+            snat: &self.snat,
+            default_action: self.default_action,
+            domains: &DOMAINS,
+        }
+    }
+
+    /// Both ends of every prefix and the addresses just outside of it.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let stated = self.groups.iter().flat_map(|group| &group.selectors).filter_map(|s| s.cidr);
+        let owned = self.inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
+        let scopes = self.snat.iter().flat_map(|policy| [&policy.source, &policy.destination]);
+        let matched = scopes.filter_map(|scope| match scope {
+            Scope::Cidr(prefix) => Some(*prefix),
+            Scope::Any | Scope::Group(_) => None,
+        });
+        let mut addresses: Vec<IpAddr> =
+            ["8.8.8.8", "2606:4700::1", "fd00::1"].map(|text| text.parse().unwrap()).into();
+        for prefix in stated.chain(owned).chain(matched) {
+            let IpNet::V4(prefix) = prefix else { continue };
+            let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
+            for bits in [first.wrapping_sub(1), first, last, last.wrapping_add(1)] {
+                addresses.push(Ipv4Addr::from_bits(bits).into());
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Both ends of every port range and the ports just outside of it.
+    fn ports(&self) -> Vec<u16> {
+        let ranges = self.rules.iter().flat_map(|rule| &rule.ports);
+        let snat = self.snat.iter().flat_map(|p| [&p.source_ports, &p.destination_ports]).flatten();
+        let mut ports: Vec<u16> = ranges
+            .chain(snat)
+            .flat_map(|range| {
+                let (first, last) = (*range.start(), *range.end());
+                [first.wrapping_sub(1), first, last, last.wrapping_add(1)]
+            })
+            .chain([0, u16::MAX])
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+fn prefix() -> impl Strategy<Value = IpNet> {
+    let bases = prop_oneof![
+        Just(Ipv4Addr::new(10, 0, 0, 0)),
+        Just(Ipv4Addr::new(11, 0, 0, 0)),
+        Just(Ipv4Addr::new(100, 64, 0, 0))
+    ];
+    (bases, 0_u32..16, prop_oneof![4 => 28_u8..=32, 1 => 0_u8..=32]).prop_map(
+        |(base, offset, length)| {
+            let address = Ipv4Addr::from_bits(u32::from(base) + offset);
+            IpNet::V4(Ipv4Net::new(address, length).unwrap())
+        },
+    )
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (proptest::collection::vec(prefix(), 1..3), 0_u16..3, 0_u8..3, 0_u8..20).prop_map(
+        |(addresses, domain, team, number)| Endpoint {
+            addresses,
+            labels: [("team".into(), format!("t{team}"))].into(),
+            ..Endpoint::new(format!("n/e{number}"), EndpointKind::Pod, DomainId(domain))
+        },
+    )
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    prop_oneof![
+        (prefix(), proptest::option::of(0_u16..3)).prop_map(|(cidr, domain)| Selector {
+            cidr: Some(cidr),
+            domain: domain.map(DomainId),
+            ..Selector::default()
+        }),
+        (0_u8..3).prop_map(|team| Selector {
+            labels: [("team".into(), format!("t{team}"))].into(),
+            ..Selector::default()
+        }),
+    ]
+}
+
+fn groups() -> impl Strategy<Value = Vec<SmartGroup>> {
+    proptest::collection::vec(proptest::collection::vec(selector(), 0..3), 4).prop_map(|all| {
+        let numbered = all.into_iter().enumerate();
+        numbered.map(|(n, selectors)| SmartGroup::new(format!("g{n}"), selectors)).collect()
+    })
+}
+
+fn group_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        8 => (0_u8..4).prop_map(|n| format!("g{n}")),
+        1 => Just("anywhere".to_owned()),
+        1 => Just("public-internet".to_owned()),
+    ]
+}
+
+fn range() -> impl Strategy<Value = PortRange> {
+    let port = prop_oneof![8 => 78_u16..84, 1 => Just(0), 1 => Just(u16::MAX)];
+    (port.clone(), port).prop_map(|(a, b)| a.min(b)..=a.max(b))
+}
+
+fn protocol_and_ports() -> impl Strategy<Value = (Protocol, Vec<PortRange>)> {
+    let with_ports = prop_oneof![Just(Protocol::Any), Just(Protocol::TCP), Just(Protocol::UDP)];
+    let without = prop_oneof![Just(Protocol::Any), any::<u8>().prop_map(Protocol::Number)];
+    prop_oneof![
+        3 => (with_ports, proptest::collection::vec(range(), 0..3)),
+        1 => without.prop_map(|protocol| (protocol, vec![])),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![3 => Just(Action::Permit), 2 => Just(Action::Deny), 1 => Just(Action::Reject)]
+}
+
+fn log() -> impl Strategy<Value = Log> {
+    prop_oneof![4 => Just(Log::Both), 1 => Just(Log::Off)]
+}
+
+fn mark() -> impl Strategy<Value = Option<NonZeroU16>> {
+    proptest::option::weighted(0.2, (1_u16..3).prop_map(|mark| NonZeroU16::new(mark).unwrap()))
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let enforcement = prop_oneof![
+        5 => Just(Enforcement::Enforce),
+        1 => Just(Enforcement::Monitor),
+        1 => Just(Enforcement::Disabled)
+    ];
+    let names = || proptest::collection::vec(group_name(), 1..3);
+    (names(), names(), protocol_and_ports(), action(), log(), enforcement, mark()).prop_map(
+        |(sources, destinations, (protocol, ports), action, log, enforcement, mark)| Rule {
+            name: String::new(),
+            id: RuleId(1),
+            priority: 0,
+            action,
+            sources,
+            destinations,
+            protocol,
+            ports,
+            log,
+            enforcement,
+            mark: mark.filter(|_| action == Action::Permit),
+            description: String::new(),
+        },
+    )
+}
+
+/// Rules with distinct names, ids and priorities, the last of them not in order of the list.
+fn rules() -> impl Strategy<Value = Vec<Rule>> {
+    let numbers: Vec<u32> = (0..12).collect();
+    (proptest::collection::vec(rule(), 0..12), Just(numbers).prop_shuffle()).prop_map(
+        |(rules, priorities)| {
+            let numbered = rules.into_iter().zip(priorities).zip(1..);
+            numbered
+                .map(|((rule, priority), n)| Rule {
+                    name: format!("r{n}"),
+                    id: RuleId(n),
+                    priority,
+                    ..rule
+                })
+                .collect()
+        },
+    )
+}
+
+fn scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        1 => Just(Scope::Any),
+        2 => prefix().prop_map(Scope::Cidr),
+        2 => group_name().prop_map(Scope::Group),
+    ]
+}
+
+fn snat() -> impl Strategy<Value = Vec<SnatPolicy>> {
+    let egress = prop_oneof![
+        Just(Egress::Interface("eth0".into())),
+        Just(Egress::Connection("transit".into()))
+    ];
+    let ports = || proptest::option::weighted(0.3, range());
+    let one = (scope(), scope(), protocol_and_ports(), ports(), ports(), mark(), egress);
+    let numbers: Vec<u32> = (0..5).collect();
+    (proptest::collection::vec(one, 0..5), Just(numbers).prop_shuffle()).prop_map(
+        |(all, orders)| {
+            let numbered = all.into_iter().zip(orders).zip(1..);
+            numbered
+                .map(|((one, order), n)| {
+                    let (source, destination, (protocol, _), sports, dports, mark, egress) = one;
+                    let portless =
+                        ![Protocol::Any, Protocol::TCP, Protocol::UDP].contains(&protocol);
+                    SnatPolicy {
+                        name: format!("s{n}"),
+                        id: SnatId(n),
+                        order,
+                        source,
+                        source_ports: sports.filter(|_| !portless),
+                        destination,
+                        destination_ports: dports.filter(|_| !portless),
+                        protocol,
+                        mark,
+                        egress,
+                        action: SnatAction::NoNat,
+                    }
+                })
+                .collect()
+        },
+    )
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    let endpoints = proptest::collection::vec(endpoint(), 0..8);
+    (endpoints, groups(), rules(), snat(), action(), log()).prop_map(
+        |(endpoints, groups, rules, snat, action, log)| {
+            let mut inventory = Inventory::new();
+            for endpoint in endpoints {
+                inventory.insert(endpoint);
+            }
+            let default_action = DefaultAction { action, log };
+            Policy { inventory, groups, rules, snat, default_action }
+        },
+    )
+}
+
+/// A flow whose parts are drawn from what occurs in the policy.
+#[derive(Clone, Debug)]
+struct Draw {
+    domains: (u8, u8),
+    addresses: (prop::sample::Index, prop::sample::Index),
+    ports: (prop::sample::Index, prop::sample::Index),
+    protocol: u8,
+}
+
+impl Draw {
+    fn from(&self, policy: &Policy) -> Flow {
+        let (addresses, ports) = (policy.addresses(), policy.ports());
+        let end = |domain: u8, address: &prop::sample::Index| {
+            (DomainId(domain.into()), *address.get(&addresses))
+        };
+        Flow {
+            source: end(self.domains.0, &self.addresses.0),
+            destination: end(self.domains.1, &self.addresses.1),
+            protocol: self.protocol,
+            source_port: *self.ports.0.get(&ports),
+            destination_port: *self.ports.1.get(&ports),
+        }
+    }
+}
+
+fn draws() -> impl Strategy<Value = Vec<Draw>> {
+    let protocol = prop_oneof![4 => Just(6), 2 => Just(17), 1 => Just(1), 1 => any::<u8>()];
+    let index = any::<prop::sample::Index>;
+    let draw = ((0_u8..3, 0_u8..3), (index(), index()), (index(), index()), protocol);
+    let draw = draw.prop_map(|(domains, addresses, ports, protocol)| Draw {
+        domains,
+        addresses,
+        ports,
+        protocol,
+    });
+    proptest::collection::vec(draw, 60)
+}
+
+proptest! {
+    #[test]
+    fn the_image_decides_as_the_rules_read(policy in policy(), draws in draws()) {
+        let inputs = policy.inputs();
+        let (image, _) = compile(&inputs, &ROOM).unwrap();
+        for draw in draws {
+            let flow = draw.from(&policy);
+            let judged = image.judge(&flow);
+            prop_assert_eq!(&judged, &evaluate(&inputs, &flow), "{:?}", flow);
+            for way_out in [
+                WayOut { interface: "eth0", connection: None },
+                WayOut { interface: "eth0", connection: Some("transit") },
+                WayOut { interface: "eth2", connection: Some("transit") },
+            ] {
+                let found = image.snat_for(&flow, judged.mark, &way_out).map(|found| found.id);
+                let expected = evaluate_snat(&inputs, &flow, judged.mark, &way_out);
+                prop_assert_eq!(found, expected.map(|found| found.id), "{:?} {:?}", flow, way_out);
+            }
+        }
+    }
+
+    #[test]
+    fn the_linter_is_never_wrong(policy in policy(), draws in draws()) {
+        let (image, diagnostics) = compile(&policy.inputs(), &ROOM).unwrap();
+        let flows: Vec<Flow> = draws.iter().map(|draw| draw.from(&policy)).collect();
+        let id = |name: &String| policy.rules.iter().find(|rule| rule.name == *name).unwrap().id;
+        for diagnostic in &diagnostics {
+            match diagnostic {
+                Diagnostic::RuleNeverMatches { rule, .. } | Diagnostic::Shadowed { rule, .. } => {
+                    for flow in &flows {
+                        let judged = image.judge(flow);
+                        prop_assert_ne!(judged.rule, Some(id(rule)), "{}", diagnostic);
+                        prop_assert_ne!(judged.would_match, Some(id(rule)), "{}", diagnostic);
+                    }
+                }
+                Diagnostic::Redundant { rule, .. } => {
+                    let mut without = policy.clone();
+                    without.rules.retain(|other| other.name != *rule);
+                    let (other, _) = compile(&without.inputs(), &ROOM).unwrap();
+                    for flow in &flows {
+                        let (a, b) = (image.judge(flow), other.judge(flow));
+                        prop_assert_eq!(
+                            (a.action, a.log, a.mark, a.would_match),
+                            (b.action, b.log, b.mark, b.would_match),
+                            "{}: {:?}", diagnostic, flow
+                        );
+                    }
+                }
+                Diagnostic::EmptyGroup { .. }
+                | Diagnostic::SnatNeverMatches { .. }
+                | Diagnostic::Contested(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_documents_does_not_matter(policy in policy()) {
+        let mut backward = policy.clone();
+        backward.groups.reverse();
+        backward.rules.reverse();
+        backward.snat.reverse();
+        let (a, _) = compile(&policy.inputs(), &ROOM).unwrap();
+        let (b, _) = compile(&backward.inputs(), &ROOM).unwrap();
+        prop_assert_eq!(a, b);
+    }
+}
