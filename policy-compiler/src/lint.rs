@@ -431,6 +431,20 @@ mod tests {
     }
 
     #[test]
+    fn a_contested_address_is_named_with_its_claimants() {
+        let conflict = Conflict {
+            domain: DomainId(1),
+            prefix: "100.64.0.1/32".parse().unwrap(),
+            pods: vec!["n/a".into(), "n/b".into()],
+        };
+        assert_eq!(
+            Diagnostic::Contested(conflict).to_string(),
+            "address 100.64.0.1/32 of domain 1 is claimed by pods `n/a`, `n/b`, \
+             and has the groups of all of them"
+        );
+    }
+
+    #[test]
     fn a_rule_or_policy_without_members_at_one_end_never_matches() {
         let snat = |source: Scope| SnatPolicy {
             name: "out".into(),

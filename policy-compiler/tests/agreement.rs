@@ -136,7 +136,7 @@ fn groups() -> impl Strategy<Value = Vec<SmartGroup>> {
 fn group_name() -> impl Strategy<Value = String> {
     prop_oneof![
         8 => (0_u8..4).prop_map(|n| format!("g{n}")),
-        1 => Just("anywhere".to_owned()),
+        3 => Just("anywhere".to_owned()),
         1 => Just("public-internet".to_owned()),
     ]
 }
@@ -170,7 +170,7 @@ fn mark() -> impl Strategy<Value = Option<NonZeroU16>> {
 fn rule() -> impl Strategy<Value = Rule> {
     let enforcement = prop_oneof![
         5 => Just(Enforcement::Enforce),
-        1 => Just(Enforcement::Monitor),
+        2 => Just(Enforcement::Monitor),
         1 => Just(Enforcement::Disabled)
     ];
     let names = || proptest::collection::vec(group_name(), 1..3);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use policy_compiler::{
-    Action, Capacity, CompileError, DefaultAction, Egress, Enforcement, Image, Inputs, Log,
+    Action, Capacity, CompileError, DefaultAction, Egress, Enforcement, Flow, Image, Inputs, Log,
     PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, compile,
 };
 use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
@@ -94,6 +94,39 @@ fn rules_stand_in_order_of_priority_without_the_disabled_ones() {
     let image = compiled(&rules, &[], &AMPLE).unwrap();
     let listed: Vec<_> = image.rules.iter().map(|rule| (rule.id.0, rule.monitor)).collect();
     assert_eq!(listed, [(3, true), (1, false)]);
+}
+
+#[test]
+fn a_monitor_rule_is_reported_and_never_decides() {
+    let monitor = |number| Rule { enforcement: Enforcement::Monitor, ..rule(number) };
+    let elsewhere = Rule { sources: vec!["pods".into()], ..monitor(1) };
+    let decider = Rule { mark: NonZeroU16::new(7), log: Log::Start, ..rule(4) };
+    let flow = Flow {
+        source: (DomainId::FABRIC, ip("10.0.0.1")),
+        destination: (DomainId::FABRIC, ip("8.8.8.8")),
+        protocol: 6,
+        source_port: 40_000,
+        destination_port: 443,
+    };
+    for (rules, decided, would_match, action) in [
+        (
+            vec![elsewhere.clone(), monitor(2), monitor(3), decider.clone(), monitor(5)],
+            Some(RuleId(4)),
+            Some(RuleId(2)), // the first that matches, not the first or the last there is
+            Action::Permit,
+        ),
+        (vec![elsewhere, monitor(2)], None, Some(RuleId(2)), Action::Deny),
+        (vec![decider, monitor(5)], Some(RuleId(4)), None, Action::Permit),
+    ] {
+        let judged = compiled(&rules, &[], &AMPLE).unwrap().judge(&flow);
+        assert_eq!(
+            (judged.rule, judged.would_match, judged.action),
+            (decided, would_match, action)
+        );
+        let by_rule = decided.is_some();
+        assert_eq!(judged.mark.is_some(), by_rule);
+        assert_eq!(judged.log, if by_rule { Log::Start } else { Log::Both });
+    }
 }
 
 #[test]
