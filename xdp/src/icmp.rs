@@ -8,15 +8,16 @@
 use crate::{
     address::{Address, Entry, Key, V4},
     checksum::{TTL_DELTA, delta, fold, update, update_udp},
-    decide::{Arrival, Verdict},
+    decide::Arrival,
     frame::Frame,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
     session::seems_expired,
     table,
     tables::{Tables, Tally, is_non_routable},
+    verdict::{Code, Forward},
 };
 use xdp_abi::{
-    forward::{ATTACHED, HOP_RESOLVED, HOP_ROUTABLE, Hop, port},
+    forward::{ATTACHED, HOP_RESOLVED, HOP_ROUTABLE, port},
     reason::Reason,
     session::Class,
 };
@@ -32,38 +33,35 @@ struct Quote {
     query: u8,
 }
 
-/// What an error becomes, once it is known to be about a live session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translated {
-    /// Where it goes.
-    pub hop: Hop,
-    /// Whether it travels with the answers.
-    pub reply: bool,
+impl Quote {
+    const NONE: Self =
+        Self { key: Packet::NONE.key, network: 0, transport: 0, checksum: [0; 2], query: 0 };
 }
 
-/// Translates an error in place, or says what becomes of it.
-#[inline(always)]
+/// Translates an error in place and says where it goes, or what else becomes of it.
+#[inline(never)]
 pub fn translate<T: Tables<A = V4>, F: Frame>(
     tables: &T,
     frame: &mut F,
     packet: &Packet<V4>,
     arrival: &Arrival,
-    now: u32,
-) -> Result<Translated, Verdict<V4>> {
+    out: &mut Forward<V4>,
+) -> Code {
     let place = port(arrival.ifindex, arrival.vlan);
     let own = crate::decide::is_own(tables, packet.key.destination);
     // An error to the machine itself about something that is no session is the kernel's.
-    let foreign = |reason| Err(if own { Verdict::Pass } else { Verdict::Drop(reason) });
+    let foreign = |reason| if own { Code::PASS } else { Code::drop(reason) };
     let Some(number) = tables.attachment_of(place, packet.key.source) else {
         return foreign(Reason::SpoofedSource);
     };
     let Some(attachment) = tables.attachment(number).filter(|a| a.flags & ATTACHED != 0) else {
         return foreign(Reason::NoAttachment);
     };
-    let quote = match quoted(frame, packet) {
-        Ok(quote) => quote,
-        Err(reason) => return foreign(reason),
-    };
+    let mut quote = Quote::NONE;
+    let unreadable = quoted(frame, packet, &mut quote);
+    if !unreadable.is(Code::GO_ON) {
+        return if own { Code::PASS } else { unreadable };
+    }
     let key = quote.key.reversed(attachment.domain);
     let Some(found) = table::find(tables, &V4::pack(&key)) else {
         return foreign(Reason::NoSession);
@@ -74,18 +72,18 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     let config = tables.config();
     if !entry.load_meta().same_owner(found.meta)
         || matches!(found.meta.class(), Class::Resting)
-        || seems_expired(config, found.meta, now)
+        || seems_expired(config, found.meta, arrival.now)
     {
         return foreign(Reason::NoSession);
     }
     if packet.ttl <= 1 {
-        return Err(Verdict::Drop(Reason::TtlExpired));
+        return Code::drop(Reason::TtlExpired);
     }
     let Some(hop) = tables.hop(link.next_hop()) else {
-        return Err(Verdict::Drop(Reason::HelperFailed));
+        return Code::drop(Reason::HelperFailed);
     };
     if !hop.is(HOP_RESOLVED) {
-        return Err(Verdict::Drop(Reason::NoRoute));
+        return Code::drop(Reason::NoRoute);
     }
     // Outside sees the session's address, whichever inside machine speaks (REQ-5c); inside sees
     // who really spoke.
@@ -99,40 +97,40 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
         && !tables.carries(hop.attachment(), outer_source)
     {
         tables.tally(Tally::LeakStopped);
-        return Err(Verdict::Drop(Reason::Leak));
+        return Code::drop(Reason::Leak);
     }
-    let written = write(frame, packet, &quote, outer_source, &rewrite);
-    match written {
-        Some(()) => Ok(Translated { hop, reply: link.is_reply() }),
-        None => Err(Verdict::Drop(Reason::Truncated)),
+    if write(frame, packet, &quote, outer_source, &rewrite).is_none() {
+        return Code::drop(Reason::Truncated);
     }
+    *out = Forward { rewrite, hop, reply: link.is_reply() };
+    Code::FORWARD
 }
 
 /// Reads the quoted packet (RFC 5508 REQ-3).
-#[inline(always)]
-fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>) -> Result<Quote, Reason> {
+#[inline(never)]
+fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
     let network = packet.transport + 8;
-    let header = frame.load::<20>(network).ok_or(Reason::Truncated)?;
+    let Some(header) = frame.load::<20>(network) else { return Code::drop(Reason::Truncated) };
     let header_length = (header[0] & 15) as u32 * 4;
     if header[0] >> 4 != 4 || header_length < 20 {
-        return Err(Reason::Malformed);
+        return Code::drop(Reason::Malformed);
     }
     if header_length == 20 && !is_sound(&header) {
-        return Err(Reason::IcmpChecksum);
+        return Code::drop(Reason::IcmpChecksum);
     }
     if header[6] & 0x1f != 0 || header[7] != 0 {
-        return Err(Reason::Fragment);
+        return Code::drop(Reason::Fragment);
     }
     let transport = network + header_length;
-    let first = frame.load::<8>(transport).ok_or(Reason::Truncated)?;
+    let Some(first) = frame.load::<8>(transport) else { return Code::drop(Reason::Truncated) };
     let protocol = header[9];
     let (source_port, destination_port, query) = match protocol {
         TCP | UDP => ([first[0], first[1]], [first[2], first[3]], 0),
         ICMP if first[0] == ECHO => ([first[4], first[5]], [0; 2], ECHO),
         ICMP if first[0] == ECHO_REPLY => ([0; 2], [first[4], first[5]], ECHO_REPLY),
-        _ => return Err(Reason::IcmpOther),
+        _ => return Code::drop(Reason::IcmpOther),
     };
-    Ok(Quote {
+    *quote = Quote {
         key: Key {
             source: V4([header[12], header[13], header[14], header[15]]),
             destination: V4([header[16], header[17], header[18], header[19]]),
@@ -145,7 +143,8 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>) -> Result<Quote, Reason> {
         transport,
         checksum: [header[10], header[11]],
         query,
-    })
+    };
+    Code::GO_ON
 }
 
 #[inline(always)]
@@ -166,7 +165,7 @@ fn word(bytes: [u8; 2]) -> u32 {
 
 /// Writes the new addresses and ports outside and inside. The ICMP checksum covers the quote,
 /// so it takes every change made there, those of checksums included.
-#[inline(always)]
+#[inline(never)]
 fn write<F: Frame>(
     frame: &mut F,
     packet: &Packet<V4>,

@@ -8,7 +8,7 @@
 //! Two ways through: [`established`] replays what was decided, with one dependent memory
 //! access; [`decide`] does the rest and writes down what it decided. [`table`] is the protocol
 //! by which sessions appear and vanish while other processors look on.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "memory")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -17,7 +17,11 @@ pub mod decide;
 pub mod established;
 pub mod frame;
 pub mod icmp;
+#[cfg(all(feature = "memory", not(loom)))]
+pub mod memory;
+pub mod open;
 pub mod packet;
+pub mod pipeline;
 pub mod policy;
 pub mod reply;
 pub mod rewrite;
@@ -26,3 +30,4 @@ pub mod snat;
 pub mod table;
 pub mod tables;
 pub mod tcp;
+pub mod verdict;

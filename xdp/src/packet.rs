@@ -102,6 +102,28 @@ pub struct Packet<A> {
     pub header_checksum: [u8; 2],
 }
 
+impl Packet<V4> {
+    /// Before one was read.
+    pub const NONE: Self = Self {
+        key: Key {
+            source: V4([0; 4]),
+            destination: V4([0; 4]),
+            source_port: [0; 2],
+            destination_port: [0; 2],
+            domain: 0,
+            protocol: 0,
+        },
+        kind: Kind::Udp,
+        ttl: 0,
+        tcp_flags: 0,
+        dont_fragment: false,
+        network: 0,
+        transport: 0,
+        length: 0,
+        header_checksum: [0; 2],
+    };
+}
+
 /// What reading gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<A> {

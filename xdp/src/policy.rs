@@ -11,15 +11,8 @@ use crate::{
 };
 use xdp_abi::{
     config::PolicyWord,
-    policy::{
-        ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RULE_WORDS, RuleSet,
-        SUMMARY_WORDS,
-    },
+    policy::{ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RuleSet, SUMMARY_WORDS},
 };
-
-/// How many rules of a set may match and not decide before the packet is refused: monitor
-/// rules are counted one by one, and a decision has bounded steps.
-pub const MONITORS: u32 = 8;
 
 /// What a policy says of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +45,7 @@ pub const fn class_index(protocol: u8, destination_port: [u8; 2]) -> u32 {
 }
 
 /// Judges a flow by its first packet's key; the destination is in domain `towards`.
-#[inline(always)]
+#[inline(never)]
 pub fn judge<T: Tables>(
     tables: &T,
     policy: PolicyWord,
@@ -71,79 +64,113 @@ pub fn judge<T: Tables>(
         destination,
         ..Judgement::default()
     };
-    let (Some(by_source), Some(by_destination), Some(by_class)) = (
+    let (Some(by_source), Some(by_destination), Some(by_class), Some(monitors)) = (
         tables.source_rules(bank, source.index),
         tables.destination_rules(bank, destination.index),
         tables.class_rules(bank, class),
+        tables.monitors(bank),
     ) else {
         judgement.action = ACTION_DENY;
         return judgement;
     };
 
-    let mut from = 0;
-    let mut monitors = 0;
-    while monitors < MONITORS {
-        let Some(bit) = first_match(by_source, by_destination, by_class, from) else {
-            return judgement;
-        };
+    let sets = Sets { source: by_source, destination: by_destination, class: by_class, monitors };
+    let Some(matches) = first_match(&sets) else {
+        judgement.action = ACTION_DENY;
+        return judgement;
+    };
+    if let Some(bit) = matches.monitor()
+        && let Some(rule) = tables.rule(bank, bit)
+    {
+        tables.count_rule(rule.counter, bytes);
+        judgement.would_match = rule.id;
+    }
+    if let Some(bit) = matches.decides() {
         let Some(rule) = tables.rule(bank, bit) else {
             judgement.action = ACTION_DENY;
             return judgement;
         };
         tables.count_rule(rule.counter, bytes);
-        if rule.monitor == 0 {
-            judgement.action = rule.action;
-            judgement.log = rule.log;
-            judgement.mark = rule.mark;
-            judgement.rule = rule.id;
-            return judgement;
-        }
-        if judgement.would_match == 0 {
-            judgement.would_match = rule.id;
-        }
-        from = bit + 1;
-        monitors += 1;
+        judgement.action = rule.action;
+        judgement.log = rule.log;
+        judgement.mark = rule.mark;
+        judgement.rule = rule.id;
     }
-    judgement.action = ACTION_DENY;
     judgement
 }
 
-/// The lowest bit, from `from` on, that is in all three sets.
+/// The sets that meet.
+struct Sets<'a> {
+    source: &'a RuleSet,
+    destination: &'a RuleSet,
+    class: &'a RuleSet,
+    /// Rules that are only watched.
+    monitors: &'a RuleSet,
+}
+
+/// Which rules matched first, by bit; [`NONE`]: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Matches {
+    decides: u32,
+    monitor: u32,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl Matches {
+    /// The rule that decides.
+    #[inline(always)]
+    const fn decides(self) -> Option<u32> {
+        if self.decides == NONE { None } else { Some(self.decides) }
+    }
+    /// The first monitor rule before it, which would have decided.
+    #[inline(always)]
+    const fn monitor(self) -> Option<u32> {
+        if self.monitor == NONE { None } else { Some(self.monitor) }
+    }
+}
+
+/// The lowest bit that is in all three sets and decides, and the lowest before it that is only
+/// watched. Nothing: a set is not as long as it should be.
 #[inline(always)]
-fn first_match(a: &RuleSet, b: &RuleSet, c: &RuleSet, from: u32) -> Option<u32> {
-    let first_word = (from >> 6) as usize;
-    let mut s = first_word >> 6;
-    // The first word of the first group may be entered in its middle.
-    let mut words_left = u64::MAX << (first_word & 63);
-    let mut first_bits = u64::MAX << (from & 63);
+fn first_match(sets: &Sets<'_>) -> Option<Matches> {
+    let mut found = Matches { decides: NONE, monitor: NONE };
+    let mut s = 0;
     while s < SUMMARY_WORDS {
-        let mut words = a.summary.get(s)? & b.summary.get(s)? & c.summary.get(s)? & words_left;
+        let mut words = sets.source.summary.get(s)?
+            & sets.destination.summary.get(s)?
+            & sets.class.summary.get(s)?;
         let mut steps = 0;
         while words != 0 && steps < 64 {
             steps += 1;
             let word = s << 6 | words.trailing_zeros() as usize;
             words &= words - 1;
-            if word >= RULE_WORDS {
-                return None;
+            let bits = sets.source.words.get(word)?
+                & sets.destination.words.get(word)?
+                & sets.class.words.get(word)?;
+            let watched = bits & sets.monitors.words.get(word)?;
+            let deciding = bits & !watched;
+            let base = (word as u32) << 6;
+            if watched != 0 && found.monitor == NONE {
+                let bit = watched.trailing_zeros();
+                if deciding == 0 || bit < deciding.trailing_zeros() {
+                    found.monitor = base | bit;
+                }
             }
-            let mut bits = a.words.get(word)? & b.words.get(word)? & c.words.get(word)?;
-            if word == first_word {
-                bits &= first_bits;
-            }
-            if bits != 0 {
-                return Some((word as u32) << 6 | bits.trailing_zeros());
+            if deciding != 0 {
+                found.decides = base | deciding.trailing_zeros();
+                return Some(found);
             }
         }
-        words_left = u64::MAX;
-        first_bits = u64::MAX;
         s += 1;
     }
-    None
+    Some(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xdp_abi::policy::RULE_WORDS;
 
     fn set(bits: &[u32]) -> RuleSet {
         let mut set = RuleSet { summary: [0; SUMMARY_WORDS], words: [0; RULE_WORDS] };
@@ -157,19 +184,31 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn the_lowest_common_bit_is_found_as_a_plain_search_finds_it(
+        fn the_first_rules_are_found_as_a_plain_search_finds_them(
             a in proptest::collection::vec(0u32..16_384, 0..60),
             b in proptest::collection::vec(0u32..16_384, 0..60),
             c in proptest::collection::vec(0u32..16_384, 0..60),
-            common in proptest::collection::vec(0u32..16_384, 0..4),
-            from in 0u32..16_384,
+            common in proptest::collection::vec(0u32..16_384, 0..6),
+            watched in proptest::collection::vec(0u32..16_384, 0..6),
         ) {
-            let with = |v: &[u32]| [v, &common[..]].concat();
+            let with = |v: &[u32]| [v, &common[..], &watched[..]].concat();
             let (a, b, c) = (with(&a), with(&b), with(&c));
-            let expected = (from..16_384).find(|bit| {
-                a.contains(bit) && b.contains(bit) && c.contains(bit)
-            });
-            proptest::prop_assert_eq!(first_match(&set(&a), &set(&b), &set(&c), from), expected);
+            let all = (0..16_384).filter(|x| a.contains(x) && b.contains(x) && c.contains(x));
+            let (mut decides, mut monitor) = (NONE, NONE);
+            for bit in all {
+                if !watched.contains(&bit) {
+                    decides = bit;
+                    break;
+                }
+                monitor = monitor.min(bit);
+            }
+            let sets = Sets {
+                source: &set(&a),
+                destination: &set(&b),
+                class: &set(&c),
+                monitors: &set(&watched),
+            };
+            proptest::prop_assert_eq!(first_match(&sets), Some(Matches { decides, monitor }));
         }
     }
 
@@ -177,9 +216,14 @@ mod tests {
     fn the_borders_of_words_and_groups_are_found() {
         for bit in [0, 63, 64, 4095, 4096, 16_383] {
             let one = set(&[bit]);
-            assert_eq!(first_match(&one, &one, &one, 0), Some(bit), "{bit}");
-            assert_eq!(first_match(&one, &one, &one, bit), Some(bit), "{bit}");
-            assert_eq!(first_match(&one, &one, &one, bit + 1), None, "{bit}");
+            for (monitors, expected) in [
+                (set(&[]), Matches { decides: bit, monitor: NONE }),
+                (set(&[bit]), Matches { decides: NONE, monitor: bit }),
+            ] {
+                let sets =
+                    Sets { source: &one, destination: &one, class: &one, monitors: &monitors };
+                assert_eq!(first_match(&sets), Some(expected), "{bit}");
+            }
         }
     }
 }

@@ -3,10 +3,10 @@
 use crate::address::V4;
 use crate::{
     checksum::{finish, sum4},
-    decide::Answer,
     frame::Frame,
     packet::{ICMP, Packet, TCP},
     tcp,
+    verdict::Answer,
 };
 
 /// The TTL of what is sent from here.

@@ -58,15 +58,38 @@ pub fn halves(record: &Record) -> Halves {
     Halves { forward: (slots >> 32) as u32, reply: slots as u32 }
 }
 
-/// What one wants of the end of a session.
+/// What one wants of the end of a session: kind 8 | cause 8 | zero 16 | incarnation 32, because
+/// an argument of a BPF function is a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub struct Ending(u64);
+
+impl Ending {
     /// End it if its time is over; then its port rests, unless it needs no rest.
-    Expire,
+    pub const EXPIRE: Self = Self(1 << 56);
     /// End it if it does not live: its time is over, or it rests.
-    Replace,
-    /// End it whatever it does, if it is still this incarnation: `ENDED_*`.
-    Now(u8, u32),
+    pub const REPLACE: Self = Self(2 << 56);
+
+    /// End it whatever it does, if it is still this incarnation; `cause` is `ENDED_*`.
+    #[inline(always)]
+    pub const fn now(cause: u8, incarnation: u32) -> Self {
+        Self(3 << 56 | (cause as u64) << 48 | incarnation as u64)
+    }
+    #[inline(always)]
+    const fn is_unconditional(self) -> bool {
+        self.0 >> 56 == 3
+    }
+    #[inline(always)]
+    const fn is_replacement(self) -> bool {
+        self.0 >> 56 == 2
+    }
+    #[inline(always)]
+    const fn cause(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+    #[inline(always)]
+    const fn incarnation(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// What became of the wish.
@@ -109,20 +132,17 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
             return Ended::Lives;
         }
         let rm = r.load_meta();
-        let wanted = match ending {
-            Ending::Expire => is_expired(config, fm, rm, now),
-            Ending::Replace => {
-                matches!(fm.class(), Class::Resting) || is_expired(config, fm, rm, now)
-            }
-            Ending::Now(_, incarnation) => record.identity.load() >> 32 == incarnation as u64,
-        };
+        let resting = ending.is_replacement() && matches!(fm.class(), Class::Resting);
+        let wanted = ending.is_unconditional() || resting || is_expired(config, fm, rm, now);
         if !wanted {
             return Ended::Lives;
         }
         if !table::freeze(tables, forward, fm) {
             continue;
         }
-        if rm.is(State::Live) && table::freeze(tables, reply, rm) {
+        // The record may have changed hands before: then `reply` is somebody else's.
+        let same = halves(record) == (Halves { forward, reply });
+        if same && rm.is(State::Live) && table::freeze(tables, reply, rm) {
             frozen = Some((fm, rm));
             break;
         }
@@ -132,27 +152,23 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
 
     // The record is ours until it is given back.
     let incarnation = record.identity.load();
-    if let Ending::Now(_, wanted) = ending
-        && incarnation >> 32 != wanted as u64
-    {
+    if ending.is_unconditional() && (incarnation >> 32) as u32 != ending.incarnation() {
         table::thaw(tables, reply, rm);
         table::thaw(tables, forward, fm);
         return Ended::Lives;
     }
     let was_resting = matches!(fm.class(), Class::Resting);
     if !was_resting {
-        let cause = match ending {
-            Ending::Now(cause, _) => cause,
-            Ending::Expire | Ending::Replace => match fm.class() {
-                Class::TcpReset => event::ENDED_RESET,
-                Class::TcpClosed => event::ENDED_CLOSED,
-                Class::Udp
-                | Class::Icmp
-                | Class::TcpOpening
-                | Class::TcpEstablished
-                | Class::TcpClosing
-                | Class::Resting => event::ENDED_IDLE,
-            },
+        let cause = match fm.class() {
+            _ if ending.is_unconditional() => ending.cause(),
+            Class::TcpReset => event::ENDED_RESET,
+            Class::TcpClosed => event::ENDED_CLOSED,
+            Class::Udp
+            | Class::Icmp
+            | Class::TcpOpening
+            | Class::TcpEstablished
+            | Class::TcpClosing
+            | Class::Resting => event::ENDED_IDLE,
         };
         report_end::<T>(tables, number, record, f, r, cause, last_tick(fm, rm), now);
         tables.tally(Tally::Ended);
@@ -160,7 +176,9 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
         let rests = incarnation & LEASED != 0
             && !matches!(fm.class(), Class::TcpClosed)
             && !has_rested(config, fm, rm, now)
-            && !matches!(ending, Ending::Replace);
+            && !ending.is_replacement()
+            // Its own sender opens the same tuple again.
+            && !(ending.is_unconditional() && ending.cause() == event::ENDED_REOPENED);
         if rests {
             let resting = |meta: Meta| meta.with_class(Class::Resting).with_tick(now);
             table::thaw(tables, reply, resting(rm));
@@ -168,10 +186,11 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
             return Ended::Rests;
         }
     }
-    if incarnation & LEASED != 0 {
-        give_back_port(tables, &T::A::unpack(&r.key()));
-    }
+    let key = T::A::unpack(&r.key());
     table::release(tables, reply);
+    if incarnation & LEASED != 0 {
+        give_back_port(tables, &key);
+    }
     table::release(tables, forward);
     tables.give_record(number);
     Ended::Gone
@@ -179,10 +198,24 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
 
 /// Whether the port of an expired session has been out of use for its rest already.
 #[inline(always)]
-fn has_rested(config: &Config, forward: Meta, reply: Meta, now: u32) -> bool {
-    let rest = config.rest.load() as u32;
-    let over = |meta: Meta| idle(now, meta.tick()) > timeout(config, meta.class()) + rest;
-    over(forward) && over(reply)
+pub(crate) fn has_rested(config: &Config, forward: Meta, reply: Meta, now: u32) -> bool {
+    is_over(config, forward, now) && is_over(config, reply, now)
+}
+
+/// Whether an entry's time is over, and the rest of its port as well. A session that closed
+/// clean needs none.
+#[inline(always)]
+fn is_over(config: &Config, meta: Meta, now: u32) -> bool {
+    let rest = match meta.class() {
+        Class::Resting | Class::TcpClosed => 0,
+        Class::Udp
+        | Class::Icmp
+        | Class::TcpOpening
+        | Class::TcpEstablished
+        | Class::TcpClosing
+        | Class::TcpReset => config.rest.load() as u32,
+    };
+    idle(now, meta.tick()) > timeout(config, meta.class()).saturating_add(rest)
 }
 
 #[inline(always)]
@@ -208,8 +241,10 @@ pub const fn outside_port<A: Copy>(reply: &Key<A>) -> u16 {
     u16::from_be_bytes(reply.destination_port)
 }
 
+/// Says in the pair's bitmap, if it is hot, that nobody is known to hold a port. Called when
+/// the reply key is out of the table: whoever marks the port after this sees that it is free.
 #[inline(always)]
-fn give_back_port<T: Tables>(tables: &T, reply: &Key<T::A>) {
+pub(crate) fn give_back_port<T: Tables>(tables: &T, reply: &Key<T::A>) {
     if tables.shared().hot_pairs.load() == 0 {
         return;
     }
@@ -219,7 +254,7 @@ fn give_back_port<T: Tables>(tables: &T, reply: &Key<T::A>) {
         if let Some(w) = bitmap.words.get(word) {
             w.fetch_and(!(1 << (port & 63)));
         }
-        // In this order: see `snat::mark`.
+        // In this order: see `snat::close`.
         if let Some(s) = bitmap.summary.get(word >> 6) {
             s.fetch_and(!(1 << (word & 63)));
         }
@@ -242,27 +277,25 @@ fn report_end<T: Tables>(
     if facts.log() & LOG_END == 0 {
         return;
     }
-    let key = T::A::unpack(&forward.key());
-    let rewrite = forward.rewrite();
-    let mut event = describe(&key, &rewrite);
-    let clock = tables.clock();
-    event.kind = event::END;
-    event.reason = cause;
-    event.phase = facts.phase();
-    event.tcp_flags = [forward.load_link().tcp_flags(), reply.load_link().tcp_flags()];
-    event.session = record.identity.load() >> 32 << 32 | number as u64;
-    event.time = clock;
-    event.began = record.began.load();
-    // Ticks are 2^shift jiffies; user space knows how long one is.
-    event.last_seen = idle(now, last) as u64;
-    event.destination_domain = T::A::unpack(&reply.key()).domain;
-    fill_from_record(&mut event, record);
     let f = Count(forward.count().load());
     let r = Count(reply.count().load());
-    event.packets =
-        [f.packets() + record.spilled[0].load(), r.packets() + record.spilled[2].load()];
-    event.bytes = [f.bytes() + record.spilled[1].load(), r.bytes() + record.spilled[3].load()];
-    tables.report(&event);
+    tables.report(|event| {
+        event.kind = event::END;
+        describe(event, &T::A::unpack(&forward.key()), &forward.rewrite());
+        event.reason = cause;
+        event.phase = facts.phase();
+        event.tcp_flags = [forward.load_link().tcp_flags(), reply.load_link().tcp_flags()];
+        event.session = record.identity.load() >> 32 << 32 | number as u64;
+        event.time = tables.clock();
+        event.began = record.began.load();
+        // In ticks before `time`; user space knows how long one is.
+        event.last_seen = idle(now, last) as u64;
+        event.destination_domain = T::A::unpack(&reply.key()).domain;
+        fill_from_record(event, record);
+        event.packets =
+            [f.packets() + record.spilled[0].load(), r.packets() + record.spilled[2].load()];
+        event.bytes = [f.bytes() + record.spilled[1].load(), r.bytes() + record.spilled[3].load()];
+    });
 }
 
 /// What a record says of rule, identities and places.
@@ -283,22 +316,19 @@ pub fn fill_from_record(event: &mut Event4, record: &Record) {
     event.generation = policy as u32;
 }
 
-/// An event with both tuples of a packet.
+/// Writes both tuples of a packet into an event.
 #[inline(always)]
-pub fn describe<A: Address>(key: &Key<A>, rewrite: &Rewrite<A>) -> Event4 {
-    Event4 {
-        protocol: key.protocol,
-        source: key.source.bytes4(),
-        destination: key.destination.bytes4(),
-        source_port: key.source_port,
-        destination_port: key.destination_port,
-        outside: rewrite.source.bytes4(),
-        outside_destination: rewrite.destination.bytes4(),
-        outside_port: rewrite.source_port,
-        outside_destination_port: rewrite.destination_port,
-        domain: key.domain,
-        ..Event4::default()
-    }
+pub fn describe<A: Address>(event: &mut Event4, key: &Key<A>, rewrite: &Rewrite<A>) {
+    event.protocol = key.protocol;
+    event.source = key.source.bytes4();
+    event.destination = key.destination.bytes4();
+    event.source_port = key.source_port;
+    event.destination_port = key.destination_port;
+    event.outside = rewrite.source.bytes4();
+    event.outside_destination = rewrite.destination.bytes4();
+    event.outside_port = rewrite.source_port;
+    event.outside_destination_port = rewrite.destination_port;
+    event.domain = key.domain;
 }
 
 /// The class that a session begins with.

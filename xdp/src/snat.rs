@@ -20,15 +20,16 @@
 use crate::address::Entry;
 use crate::{
     address::{Address, Key},
-    session::{Ending, end, outside_port, pair, seems_expired},
+    session::{Ending, end, give_back_port, halves, has_rested, outside_port, pair},
     table::{self, Claim},
     tables::Tables,
 };
 use xdp_abi::{
-    policy::{PoolAddress, SNAT_WORDS, Snat, SnatBits},
+    config::PolicyWord,
+    policy::{PoolAddress, SNAT_WORDS, Snat},
     port::{PORT_SUMMARY, PORT_WORDS, Ports},
     reason::Reason,
-    session::{Class, State, WINDOW},
+    session::{State, WINDOW},
 };
 
 /// Random ports that are tried before a pair turns hot.
@@ -36,18 +37,14 @@ pub const PROBES: u32 = 16;
 /// Clear bits that are tried in a bitmap.
 pub const HOT_TRIES: u32 = 64;
 /// Ports that are examined for an expired session when a bitmap is full.
-pub const RECLAIMS: u32 = 32;
+pub const RECLAIMS: u32 = 16;
 
 /// The first SNAT policy that matches.
-#[inline(always)]
-pub fn matching<T: Tables>(
-    tables: &T,
-    bank: u32,
-    policies: u32,
-    flow: &FlowFacts,
-    by_source: &SnatBits,
-    by_destination: &SnatBits,
-) -> Option<Snat> {
+#[inline(never)]
+pub fn matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -> Option<Snat> {
+    let bank = policy.bank();
+    let by_source = tables.snat_bits(bank, flow.source)?;
+    let by_destination = tables.snat_bits(bank, flow.destination)?;
     let mut word = 0;
     while word < SNAT_WORDS {
         let mut bits = by_source.source.get(word)? & by_destination.destination.get(word)?;
@@ -56,12 +53,12 @@ pub fn matching<T: Tables>(
             steps += 1;
             let bit = (word as u32) << 6 | bits.trailing_zeros();
             bits &= bits - 1;
-            if bit >= policies {
+            if bit >= policy.snat_policies() {
                 return None;
             }
-            let policy = tables.snat(bank, bit)?;
-            if flow.matches(&policy) {
-                return Some(policy);
+            let candidate = tables.snat(bank, bit)?;
+            if flow.matches(&candidate) {
+                return Some(candidate);
             }
         }
         word += 1;
@@ -69,9 +66,13 @@ pub fn matching<T: Tables>(
     None
 }
 
-/// What a SNAT policy looks at, beside both addresses.
+/// What a SNAT policy looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowFacts {
+    /// The source's identity, as an index.
+    pub source: u32,
+    /// The destination's.
+    pub destination: u32,
     /// Source port.
     pub source_port: u16,
     /// Destination port.
@@ -123,27 +124,32 @@ pub fn lend<T: Tables>(
     lendable: u32,
     now: u32,
 ) -> Result<u32, Reason> {
-    let Some(ports) = tables.lendable(lendable) else { return Err(Reason::HelperFailed) };
-    let mut steps = 0;
-    let mut rounds = 0;
-    // Another processor may take the port that was found free: then look again.
-    while rounds < 3 {
-        rounds += 1;
-        let found = search(tables, reply, ports, now, rounds == 1, &mut steps);
-        note_steps(tables, steps);
-        if !found {
-            return Err(Reason::PortsExhausted);
+    let holder = search(tables, reply, lendable, now);
+    if holder == SOMEBODY {
+        return Err(Reason::PortsExhausted);
+    }
+    // A session that nobody has swept: its port is taken over, or has just been revived.
+    if holder != NOBODY {
+        end(tables, holder, Ending::REPLACE, now);
+    }
+    match table::claim(tables, &T::A::pack(reply)) {
+        Claim::Taken(index) => {
+            mark_if_hot(tables, reply, lendable);
+            Ok(index)
         }
-        match table::claim(tables, &T::A::pack(reply)) {
-            Claim::Taken(index) => {
-                mark_if_hot(tables, reply);
-                return Ok(index);
+        refused => {
+            // A port that is marked and not lent would be lost. If somebody else has it, it
+            // only becomes unknown.
+            give_back_port(tables, reply);
+            match refused {
+                Claim::NoRoom => Err(Reason::TableFull),
+                // Another processor took it between looking and claiming. The sender repeats
+                // the packet; a second search here would double the longest way through the
+                // program.
+                Claim::Exists | Claim::Contended | Claim::Taken(_) => Err(Reason::Contended),
             }
-            Claim::NoRoom => return Err(Reason::TableFull),
-            Claim::Exists | Claim::Contended => {}
         }
     }
-    Err(Reason::Contended)
 }
 
 /// The worst allocation so far, kept for whoever asks. It may miss a tie, not a record of one
@@ -157,41 +163,42 @@ fn note_steps<T: Tables>(tables: &T, steps: u32) {
     }
 }
 
-/// Puts a port that looks free into `reply`.
+/// Puts a port that looks free into `reply`, and says who holds it ([`holder`]).
+#[inline(never)]
+fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32) -> u32 {
+    let Some(ports) = tables.lendable(lendable) else { return SOMEBODY };
+    let mut steps = 0;
+    let holder = search_own_or_random(tables, reply, ports, now, &mut steps);
+    note_steps(tables, steps);
+    holder
+}
+
 #[inline(always)]
-fn search<T: Tables>(
+fn search_own_or_random<T: Tables>(
     tables: &T,
     reply: &mut Key<T::A>,
     ports: &Ports,
     now: u32,
-    own_port: bool,
     steps: &mut u32,
-) -> bool {
-    if own_port && may_lend(ports, outside_port(reply)) {
+) -> u32 {
+    if may_lend(ports, outside_port(reply)) {
         *steps += 1;
-        if is_free(tables, reply, now) {
-            return true;
+        let holder = holder(tables, reply, now);
+        if holder != SOMEBODY {
+            return holder;
         }
     }
-    let mut probe = 0;
+    // Of a hot pair only clear bits are tried: random ports would use up the free ones and
+    // leave the unknown ones behind.
+    let mut probe = if is_hot(tables, reply) { PROBES } else { 0 };
     while probe < PROBES {
         probe += 1;
         *steps += 1;
-        let random = tables.random();
-        let group = (random as usize >> 6) & (PORT_SUMMARY - 1);
-        // A random group, a random word of it that has any port, a random port of that word.
-        let Some(group) = next_set(&ports.summary, group) else { return false };
-        let Some(summary) = ports.summary.get(group) else { return false };
-        let word = group << 6 | pick(summary.load(), random >> 10) as usize;
-        let Some(bits) = ports.words.get(word & (PORT_WORDS - 1)) else { return false };
-        let bits = bits.load();
-        if bits == 0 {
-            continue;
-        }
-        let port = (word << 6) as u16 | pick(bits, random >> 16) as u16;
+        let Some(port) = random_port(ports, tables.random()) else { return SOMEBODY };
         reply.destination_port = port.to_be_bytes();
-        if is_free(tables, reply, now) {
-            return true;
+        let holder = holder(tables, reply, now);
+        if holder != SOMEBODY {
+            return holder;
         }
     }
     search_hot(tables, reply, ports, now, steps)
@@ -204,8 +211,10 @@ fn search_hot<T: Tables>(
     ports: &Ports,
     now: u32,
     steps: &mut u32,
-) -> bool {
-    let Some(bitmap) = tables.make_hot(&pair(reply)) else { return false };
+) -> u32 {
+    let Some(bitmap) = tables.make_hot(&pair(reply)) else {
+        return search_in_a_row(tables, reply, ports, now, steps);
+    };
     let mut tries = 0;
     while tries < HOT_TRIES {
         tries += 1;
@@ -218,7 +227,7 @@ fn search_hot<T: Tables>(
             looked += 1;
             let (Some(lend), Some(full)) = (ports.summary.get(group), bitmap.summary.get(group))
             else {
-                return false;
+                return SOMEBODY;
             };
             open = lend.load() & !full.load();
             if open != 0 {
@@ -231,88 +240,126 @@ fn search_hot<T: Tables>(
         }
         let word = (group << 6 | pick(open, random >> 4) as usize) & (PORT_WORDS - 1);
         let (Some(lend), Some(lent)) = (ports.words.get(word), bitmap.words.get(word)) else {
-            return false;
+            return SOMEBODY;
         };
         let lend = lend.load();
         let free = lend & !lent.load();
         if free == 0 {
-            // Only ports that may not be lent are left: count the word as full.
-            lent.fetch_or(!lend);
-            close(bitmap, word);
+            close(bitmap, ports, word);
             continue;
         }
         let bit = pick(free, random >> 10);
         let port = (word << 6) as u16 | bit as u16;
         reply.destination_port = port.to_be_bytes();
-        if is_free(tables, reply, now) {
-            return true;
+        // Marked first, looked at second: whoever gives it back frees it first and clears the
+        // bit second, so a mark that is too late is seen to be wrong here.
+        mark(bitmap, ports, port);
+        let holder = holder(tables, reply, now);
+        if holder != SOMEBODY {
+            return holder;
         }
-        mark(bitmap, port);
     }
-    reclaim(tables, reply, ports, now, steps)
+    search_in_a_row(tables, reply, ports, now, steps)
 }
 
-/// Every bit is set, but sessions may have expired that nobody has swept: looks at some.
+/// Looks at some ports one after another: every bit is set, but sessions may have expired
+/// that nobody has swept; or no bitmap was to be had, and a small range is seen whole.
 #[inline(always)]
-fn reclaim<T: Tables>(
+fn search_in_a_row<T: Tables>(
     tables: &T,
     reply: &mut Key<T::A>,
     ports: &Ports,
     now: u32,
     steps: &mut u32,
-) -> bool {
+) -> u32 {
     let mut tries = 0;
-    let mut port = tables.random() as u16;
+    let Some(mut port) = random_port(ports, tables.random()) else { return SOMEBODY };
     while tries < RECLAIMS {
         tries += 1;
         *steps += 1;
-        port = port.wrapping_add(1);
-        if !may_lend(ports, port) {
-            port = tables.random() as u16;
-            continue;
-        }
+        port = match next_port(ports, port) {
+            Some(next) => next,
+            None => return SOMEBODY,
+        };
         reply.destination_port = port.to_be_bytes();
-        if is_free(tables, reply, now) {
-            return true;
+        let holder = holder(tables, reply, now);
+        if holder != SOMEBODY {
+            return holder;
         }
     }
-    false
+    SOMEBODY
+}
+
+/// Whether a pair has a bitmap.
+#[inline(always)]
+fn is_hot<T: Tables>(tables: &T, reply: &Key<T::A>) -> bool {
+    tables.shared().hot_pairs.load() != 0 && tables.bitmap(&pair(reply)).is_some()
 }
 
 /// Marks a lent port in the pair's bitmap, if the pair is hot.
 #[inline(always)]
-fn mark_if_hot<T: Tables>(tables: &T, reply: &Key<T::A>) {
+fn mark_if_hot<T: Tables>(tables: &T, reply: &Key<T::A>, lendable: u32) {
     if tables.shared().hot_pairs.load() == 0 {
         return;
     }
-    if let Some(bitmap) = tables.bitmap(&pair(reply)) {
-        mark(bitmap, outside_port(reply));
+    if let (Some(bitmap), Some(ports)) = (tables.bitmap(&pair(reply)), tables.lendable(lendable)) {
+        mark(bitmap, ports, outside_port(reply));
     }
 }
 
 #[inline(always)]
-fn mark(bitmap: &Ports, port: u16) {
+fn mark(bitmap: &Ports, ports: &Ports, port: u16) {
     let word = port as usize >> 6;
-    let Some(lent) = bitmap.words.get(word) else { return };
+    let (Some(lent), Some(lend)) = (bitmap.words.get(word), ports.words.get(word)) else { return };
     let bit = 1 << (port & 63);
-    if lent.fetch_or(bit) | bit == u64::MAX {
-        close(bitmap, word);
+    if lent.fetch_or(bit) | bit | !lend.load() == u64::MAX {
+        close(bitmap, ports, word);
     }
 }
 
-/// Says that a word is full. Whoever gives a port back clears the word's bit first and this
-/// one second; so if the word is open again after this was set, it is taken back here.
+/// Says that no port of a word is left. Whoever gives a port back clears the word's bit first
+/// and this one second; so if the word is open again after this was set, it is taken back
+/// here.
 #[inline(always)]
-fn close(bitmap: &Ports, word: usize) {
-    let (Some(summary), Some(lent)) = (bitmap.summary.get(word >> 6), bitmap.words.get(word))
+fn close(bitmap: &Ports, ports: &Ports, word: usize) {
+    let (Some(summary), Some(lent), Some(lend)) =
+        (bitmap.summary.get(word >> 6), bitmap.words.get(word), ports.words.get(word))
     else {
         return;
     };
     let bit = 1 << (word & 63);
     summary.fetch_or(bit);
-    if lent.load() != u64::MAX {
+    if lent.load() | !lend.load() != u64::MAX {
         summary.fetch_and(!bit);
     }
+}
+
+/// A random port: a random group, a random word of it that has any, a random one of those.
+#[inline(always)]
+fn random_port(ports: &Ports, random: u32) -> Option<u16> {
+    let group = next_set(&ports.summary, (random as usize >> 6) & (PORT_SUMMARY - 1))?;
+    let word = group << 6 | pick(ports.summary.get(group)?.load(), random >> 10) as usize;
+    let bits = ports.words.get(word & (PORT_WORDS - 1))?.load();
+    Some((word << 6) as u16 | pick(bits, random >> 16) as u16)
+}
+
+/// The next port that may be lent, around the end.
+#[inline(always)]
+fn next_port(ports: &Ports, port: u16) -> Option<u16> {
+    let mut word = port as usize >> 6;
+    // Shifted twice, because a shift by 64 is none.
+    let mut bits = ports.words.get(word)?.load() & u64::MAX << (port & 63) << 1;
+    if bits == 0 {
+        let mut group = word >> 6;
+        let mut words = ports.summary.get(group)?.load() & u64::MAX << (word & 63) << 1;
+        if words == 0 {
+            group = next_set(&ports.summary, (group + 1) & (PORT_SUMMARY - 1))?;
+            words = ports.summary.get(group)?.load();
+        }
+        word = (group << 6 | words.trailing_zeros() as usize) & (PORT_WORDS - 1);
+        bits = ports.words.get(word)?.load();
+    }
+    Some((word << 6) as u16 | (bits.trailing_zeros() & 63) as u16)
 }
 
 #[inline(always)]
@@ -345,36 +392,51 @@ pub(crate) const fn pick(bits: u64, random: u32) -> u32 {
     (bits.rotate_right(turn).trailing_zeros() + turn) & 63
 }
 
-/// Whether no session holds a reply key. One whose time is over, rest included, is ended.
-#[inline(always)]
-fn is_free<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> bool {
+/// Who holds a reply key: [`NOBODY`], [`SOMEBODY`], or the record of a session whose time is
+/// over, rest included.
+#[inline(never)]
+fn holder<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
     let words = T::A::pack(reply);
     let mask = table::window_mask(tables);
     let home = table::home(tables, &words);
     let mut i = 0;
     while i < WINDOW {
-        let Some(entry) = tables.slot((home + i) & mask) else { return false };
+        let Some(entry) = tables.slot((home + i) & mask) else { return SOMEBODY };
         let meta = entry.load_meta();
         if meta.state_bits() >= State::Keyed as u64 && entry.key() == words {
-            return meta.is(State::Live)
-                && has_rested(tables, meta, now)
-                && matches!(
-                    end(tables, entry.load_link().record(), Ending::Replace, now),
-                    crate::session::Ended::Gone
-                );
+            return if meta.is(State::Live) { rested(tables, entry, meta, now) } else { SOMEBODY };
         }
         i += 1;
     }
-    tables.shared().overflowed.load() == 0 || tables.overflow(&words).is_none()
+    if tables.shared().overflowed.load() == 0 {
+        return NOBODY;
+    }
+    let Some(index) = tables.overflow(&words) else { return NOBODY };
+    let Some(entry) = tables.slot(index) else { return SOMEBODY };
+    let meta = entry.load_meta();
+    if meta.is(State::Live) && entry.key() == words {
+        rested(tables, entry, meta, now)
+    } else {
+        SOMEBODY
+    }
 }
 
-/// Whether a session's time and its port's rest are both over.
+/// The record of a live reply entry, if the time of both halves and the rest of their port are
+/// over; else [`SOMEBODY`]. What changes hands meanwhile is found out by whoever ends it.
 #[inline(always)]
-fn has_rested<T: Tables>(tables: &T, meta: xdp_abi::session::Meta, now: u32) -> bool {
-    let config = tables.config();
-    if matches!(meta.class(), Class::Resting | Class::TcpClosed) {
-        return seems_expired(config, meta, now);
-    }
-    let rest = config.rest.load() as u32;
-    seems_expired(config, meta, now.wrapping_sub(rest)) && seems_expired(config, meta, now)
+fn rested<T: Tables>(
+    tables: &T,
+    reply: &<T::A as Address>::Entry,
+    meta: xdp_abi::session::Meta,
+    now: u32,
+) -> u32 {
+    let number = reply.load_link().record();
+    let Some(record) = tables.record(number) else { return SOMEBODY };
+    let Some(forward) = tables.slot(halves(record).forward) else { return SOMEBODY };
+    if has_rested(tables.config(), forward.load_meta(), meta, now) { number } else { SOMEBODY }
 }
+
+/// A reply key is free.
+const NOBODY: u32 = u32::MAX;
+/// A reply key is taken.
+const SOMEBODY: u32 = u32::MAX - 1;

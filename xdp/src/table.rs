@@ -125,43 +125,70 @@ fn is_elsewhere<T: Tables>(
     false
 }
 
+/// Whether a key stands in the table in any state, be it that its session is just being looked
+/// at, opened or ended.
+#[inline(never)]
+pub fn is_held<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> bool {
+    is_elsewhere(tables, key, home(tables, key), u32::MAX)
+        || tables.shared().overflowed.load() != 0 && tables.overflow(key).is_some()
+}
+
 /// Puts a key into the table: Keyed, so that nobody else can, and nobody finds it yet.
 #[inline(always)]
 pub fn claim<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Claim {
+    match claim_code(tables, key) {
+        EXISTS => Claim::Exists,
+        CONTENDED => Claim::Contended,
+        NO_ROOM => Claim::NoRoom,
+        index => Claim::Taken(index),
+    }
+}
+
+// A claim in one register: what a BPF function returns.
+const EXISTS: u32 = u32::MAX;
+const CONTENDED: u32 = u32::MAX - 1;
+const NO_ROOM: u32 = u32::MAX - 2;
+
+#[inline(never)]
+fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
     let mask = window_mask(tables);
     let home = home(tables, key);
     if is_elsewhere(tables, key, home, u32::MAX) {
-        return Claim::Exists;
+        return EXISTS;
     }
     let crowded = tables.shared().overflowed.load() != 0;
     if crowded && tables.overflow(key).is_some() {
-        return Claim::Exists;
+        return EXISTS;
     }
+    let mut taken = u32::MAX;
     let mut i = 0;
     while i < WINDOW {
         let index = (home + i) & mask;
-        let Some(entry) = tables.slot(index) else { return Claim::NoRoom };
+        let Some(entry) = tables.slot(index) else { return NO_ROOM };
         let meta = entry.load_meta();
         if meta.is(State::Free) && entry.meta().replace(meta.0, meta.with_state(State::Claimed).0) {
-            entry.set_key(key);
-            entry.meta().swap(meta.with_state(State::Keyed).0);
-            // From here on others see the key; now look for theirs.
-            let crowded = tables.shared().overflowed.load() != 0;
-            if is_elsewhere(tables, key, home, index) || crowded && tables.overflow(key).is_some() {
-                entry.meta().store(meta.freed().0);
-                return Claim::Contended;
-            }
-            return Claim::Taken(index);
+            taken = index;
+            break;
         }
         i += 1;
     }
-    claim_overflow(tables, key, home)
+    let Some(entry) = tables.slot(taken) else { return claim_overflow(tables, key, home) };
+    let meta = entry.load_meta();
+    entry.set_key(key);
+    entry.meta().swap(meta.with_state(State::Keyed).0);
+    // From here on others see the key; now look for theirs.
+    let crowded = tables.shared().overflowed.load() != 0;
+    if is_elsewhere(tables, key, home, taken) || crowded && tables.overflow(key).is_some() {
+        entry.meta().store(meta.freed().0);
+        return CONTENDED;
+    }
+    taken
 }
 
 #[inline(always)]
-fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: u32) -> Claim {
-    let Some(index) = tables.take_overflow() else { return Claim::NoRoom };
-    let Some(entry) = tables.slot(index) else { return Claim::NoRoom };
+fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: u32) -> u32 {
+    let Some(index) = tables.take_overflow() else { return NO_ROOM };
+    let Some(entry) = tables.slot(index) else { return NO_ROOM };
     let meta = entry.load_meta();
     entry.set_key(key);
     entry.meta().swap(meta.with_state(State::Keyed).0);
@@ -170,13 +197,13 @@ fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: u
         entry.meta().store(meta.freed().0);
         tables.shared().overflowed.fetch_add(u64::MAX);
         tables.give_overflow(index);
-        return Claim::Contended;
+        return CONTENDED;
     }
     if is_elsewhere(tables, key, home, u32::MAX) {
         release(tables, index);
-        return Claim::Contended;
+        return CONTENDED;
     }
-    Claim::Taken(index)
+    index
 }
 
 /// Makes a claimed entry live. Everything else of it has been written.

@@ -9,6 +9,7 @@ use xdp_abi::{
     port::{PairKey4, Ports},
     reason::Reason,
     session::Record,
+    word::Word,
 };
 
 /// What the kernel's routing table says about a destination.
@@ -92,6 +93,8 @@ pub trait Tables {
     fn class(&self, bank: u32, index: u32) -> u16;
     /// Rules that a class admits.
     fn class_rules(&self, bank: u32, class: u16) -> Option<&RuleSet>;
+    /// Rules that are watched and never decide.
+    fn monitors(&self, bank: u32) -> Option<&RuleSet>;
     /// A rule.
     fn rule(&self, bank: u32, bit: u32) -> Option<Rule>;
     /// Counts a decision of a rule.
@@ -140,8 +143,9 @@ pub trait Tables {
     /// Whether something may still be done in this bucket this second: an answer or a report.
     /// Counts what was held back, and gives that count with the next permission.
     fn admit(&self, bucket: u32, limit: u32, now: u32) -> Option<u32>;
-    /// Hands an event to user space, or counts it as lost.
-    fn report(&self, event: &Event4);
+    /// Hands an event to user space, or counts it as lost. It is filled in where it will be
+    /// read, because it is too big for the stack of a BPF program.
+    fn report(&self, fill: impl FnOnce(&mut Event4));
     /// Counts something.
     fn tally(&self, what: Tally);
 }
@@ -198,4 +202,24 @@ pub fn glance(info: &PortInfo, ifindex: u32, source: V4) -> Option<u16> {
         i += 1;
     }
     None
+}
+
+/// A bucket of [`Tables::admit`]: second 24 | held back 24 | admitted 16. A second is sixteen
+/// ticks. What was held back is told with the first permission of a later second.
+#[inline(always)]
+pub fn admit(bucket: &Word, limit: u32, now: u32) -> Option<u32> {
+    let second = (now >> 4) as u64 & 0xff_ffff;
+    let old = bucket.load();
+    let held = old >> 16 & 0xff_ffff;
+    let (new, answer) = if old >> 40 != second {
+        (second << 40 | 1, Some(held as u32))
+    } else if (old & 0xffff) < limit as u64 {
+        (second << 40 | held << 16 | (old & 0xffff) + 1, Some(0))
+    } else {
+        let held = if held == 0xff_ffff { held } else { held + 1 };
+        (second << 40 | held << 16 | old & 0xffff, None)
+    };
+    // Losing the race means that another processor counted: the limit is a little softer.
+    bucket.replace(old, new);
+    answer
 }

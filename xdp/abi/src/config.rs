@@ -121,6 +121,8 @@ pub struct Shared {
     pub capture_seen: Word,
     /// Worst number of steps that one port allocation took.
     pub port_steps_max: Word,
-    /// Room for more, so that the element does not change size.
-    pub spare: [Word; 2],
+    /// The last reading of the kernel's tick counter, and of its clock at the same time.
+    pub jiffies: Word,
+    /// See `jiffies`; nanoseconds.
+    pub nanoseconds: Word,
 }

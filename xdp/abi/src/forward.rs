@@ -110,7 +110,6 @@ pub const BY_MAC: u16 = 1;
 /// 2  interface 32 | attachment 16 | flags 16
 /// 3  gateway address 32 | tick of the last look at the kernel's tables 32
 /// ```
-#[derive(Debug)]
 #[repr(C)]
 pub struct NextHop {
     /// See above.

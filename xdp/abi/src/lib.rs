@@ -17,6 +17,7 @@
 )]
 
 pub mod config;
+pub mod control;
 pub mod count;
 pub mod event;
 pub mod forward;

@@ -34,6 +34,8 @@ pub const CLASS_RULES: &str = "CLASS_RULES";
 pub const CLASSES: &str = "CLASSES";
 /// SNAT policies of an identity ([`crate::policy::SnatBits`]).
 pub const SNAT_BITS: &str = "SNAT_BITS";
+/// Rules that are only watched, one set a bank.
+pub const MONITORS: &str = "MONITORS";
 /// [`crate::policy::Rule`] by bank and bit.
 pub const RULES: &str = "RULES";
 /// [`crate::policy::Snat`] by bank and bit.
@@ -79,19 +81,84 @@ pub const XDP_STAGES: &str = "XDP_STAGES";
 /// Tail-call targets of TC.
 pub const TC_STAGES: &str = "TC_STAGES";
 
+/// Where the stages stand in [`XDP_STAGES`] and [`TC_STAGES`].
+pub const STAGE_SLOW: u32 = 0;
+/// See [`STAGE_SLOW`].
+pub const STAGE_KNOWN: u32 = 1;
+/// See [`STAGE_SLOW`].
+pub const STAGE_OPEN: u32 = 2;
+/// See [`STAGE_SLOW`].
+pub const STAGE_ERROR: u32 = 3;
+/// See [`STAGE_SLOW`].
+pub const STAGE_REPLY: u32 = 4;
+
 /// XDP entry: established packets.
 pub const XDP_INGRESS: &str = "xdp_ingress";
-/// XDP: everything that is not a plain hit.
-pub const XDP_SLOW: &str = "xdp_slow";
-/// XDP: answers (RST, ICMP).
-pub const XDP_REPLY: &str = "xdp_reply";
+/// XDP: the stages behind it.
+pub const XDP_STAGE_PROGRAMS: [(&str, u32); 5] = [
+    ("xdp_slow", STAGE_SLOW),
+    ("xdp_known", STAGE_KNOWN),
+    ("xdp_open", STAGE_OPEN),
+    ("xdp_error", STAGE_ERROR),
+    ("xdp_reply", STAGE_REPLY),
+];
+/// TC ingress beside XDP: puts the mark on what XDP sent up.
+pub const TC_MARK: &str = "tc_mark";
 /// TC entry.
 pub const TC_INGRESS: &str = "tc_ingress";
-/// TC: everything that is not a plain hit.
-pub const TC_SLOW: &str = "tc_slow";
-/// TC: answers.
-pub const TC_REPLY: &str = "tc_reply";
+/// TC: the stages behind it.
+pub const TC_STAGE_PROGRAMS: [(&str, u32); 5] = [
+    ("tc_slow", STAGE_SLOW),
+    ("tc_known", STAGE_KNOWN),
+    ("tc_open", STAGE_OPEN),
+    ("tc_error", STAGE_ERROR),
+    ("tc_reply", STAGE_REPLY),
+];
 /// TC egress: translates what the kernel routed, and guards.
 pub const TC_EGRESS: &str = "tc_egress";
-/// Ends what has expired; run by the daemon.
-pub const SWEEP: &str = "sweep";
+/// Ends what has expired or was cleared; run by the daemon ([`crate::control::Order`]).
+pub const CONTROL: &str = "control";
+
+/// Every map, for pinning; `PENDING` lives for one packet only.
+pub const ALL: [&str; 40] = [
+    MONITORS,
+    SLOTS4,
+    RECORDS4,
+    FREE_RECORDS4,
+    OVERFLOW4,
+    FREE_OVERFLOW4,
+    CONFIG,
+    EPOCHS,
+    COUNTERS,
+    RULE_COUNTS,
+    SHARED,
+    HOSTS4,
+    PREFIXES4,
+    SOURCE_RULES,
+    DESTINATION_RULES,
+    CLASS_RULES,
+    CLASSES,
+    SNAT_BITS,
+    RULES,
+    SNAT,
+    POOLS,
+    LENDABLE,
+    PAIRS4,
+    BITMAPS,
+    FREE_BITMAPS,
+    ATTACHMENTS,
+    SOURCES4,
+    ROUTES4,
+    CARRIES4,
+    PORTS,
+    OUTSIDE4,
+    LOCALS4,
+    LINKS,
+    NEXT_HOPS,
+    NEXT_HOP_INDEX,
+    FREE_NEXT_HOPS,
+    EVENTS,
+    RATES,
+    XDP_STAGES,
+    TC_STAGES,
+];

@@ -1,9 +1,17 @@
 //! Policy as the datapath reads it: bit sets of rules, by identity and by port class.
 //!
 //! Every table has two halves (banks); a policy is written into the idle one and published by
-//! one store of `Config::policy`.
+//! one store of `Config::policy`. Element n of bank b has index [`banked`]`(n, b)`; the class
+//! table has one element a bank.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Where element `n` of a bank is in a table that has two.
+#[inline(always)]
+#[must_use]
+pub const fn banked(n: u32, bank: u32) -> u32 {
+    n << 1 | bank & 1
+}
 
 /// Rules that there is room for.
 pub const RULES: usize = 16_384;
@@ -40,7 +48,7 @@ pub struct RuleSet {
     pub words: [u64; RULE_WORDS],
 }
 
-/// What a rule decides. Index: bank * [`RULES`] + bit.
+/// What a rule decides.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -76,7 +84,7 @@ pub struct SnatBits {
     pub destination: [u64; SNAT_WORDS],
 }
 
-/// A SNAT policy, beyond what [`SnatBits`] say. Index: bank * [`SNAT_POLICIES`] + bit.
+/// A SNAT policy, beyond what [`SnatBits`] say.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -102,7 +110,7 @@ pub struct Snat {
     pub addresses: u16,
 }
 
-/// An outside address. Index: bank * [`POOL_ADDRESSES`] + place.
+/// An outside address.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]

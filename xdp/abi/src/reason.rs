@@ -142,6 +142,45 @@ impl Reason {
         }
     }
 
+    /// The reason that a datapath function gave in a register; anything else was its fault.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::RuleDenied,
+            2 => Self::RuleRejected,
+            3 => Self::DefaultDenied,
+            4 => Self::NoPolicy,
+            5 => Self::SpoofedSource,
+            6 => Self::NoAttachment,
+            7 => Self::NoSession,
+            8 => Self::TableFull,
+            9 => Self::PortsExhausted,
+            10 => Self::NoSnatPolicy,
+            11 => Self::Leak,
+            12 => Self::NoRoute,
+            13 => Self::NoEgress,
+            14 => Self::TtlExpired,
+            15 => Self::TooBig,
+            16 => Self::Fragment,
+            17 => Self::Ipv6Transit,
+            18 => Self::Protocol,
+            19 => Self::IcmpOther,
+            20 => Self::IcmpChecksum,
+            21 => Self::Truncated,
+            22 => Self::Malformed,
+            23 => Self::Contended,
+            24 => Self::HelperFailed,
+            25 => Self::NextHopsFull,
+            26 => Self::Martian,
+            27 => Self::SnatWithdrawn,
+            28 => Self::VlanStacked,
+            29 => Self::Ethertype,
+            30 => Self::NonRoutableDestination,
+            _ => Self::HelperFailed,
+        }
+    }
+
     /// The reason with this number.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

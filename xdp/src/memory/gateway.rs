@@ -2,9 +2,12 @@
 
 use super::{Memory, MemoryFrame};
 use crate::{
-    decide::sweep_slot,
-    pipeline::{self, Done, Egress, Fate, Hook},
+    decide::sweep,
+    pipeline::{self, Done, Egress, Fate, Hook, Work},
 };
+
+/// Slots of one call, as the daemon would do it.
+const SWEEP_STEP: u32 = 64;
 
 /// Tables, and the steps that every frame goes through.
 pub struct Gateway {
@@ -38,22 +41,23 @@ impl Gateway {
     /// The same without the established path: what it does must not differ.
     pub fn process_slowly(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
         let bytes = frame.bytes.len() as u64;
-        let mut done = pipeline::slow(&self.tables, &mut frame, self.hook, ifindex, now);
-        if let Fate::Answer(reason, what) = done.fate {
-            done.fate =
-                pipeline::answer(&self.tables, &mut frame, done.attachment, reason, what, now);
+        let mut work = Work::new();
+        pipeline::slow(&self.tables, &mut frame, self.hook, ifindex, now, &mut work);
+        if work.done.code.is_answer() {
+            pipeline::answer(&self.tables, &mut frame, &mut work, now);
         }
-        self.finish(done, frame, bytes, ifindex)
+        self.finish(work.done, frame, bytes, ifindex)
     }
 
     fn finish(&self, done: Done, frame: MemoryFrame, bytes: u64, ifindex: u32) -> Output {
         self.tables.count(|counters| pipeline::count(counters, &done, bytes));
-        let egress = match done.fate {
+        let fate = done.fate();
+        let egress = match fate {
             Fate::Transmit(hop, _) => Some(hop.ifindex()),
             Fate::Answered(_) => Some(ifindex),
             Fate::Pass | Fate::Punt(_) | Fate::Drop(_) | Fate::Answer(..) => None,
         };
-        Output { fate: done.fate, attachment: done.attachment, frame, egress }
+        Output { fate, attachment: done.attachment, frame, egress }
     }
 
     /// What TC egress on `ifindex` does with a frame that the kernel sends.
@@ -72,8 +76,9 @@ impl Gateway {
 
     /// Ends every session whose time is over, as the daemon's sweep does.
     pub fn sweep(&self, now: u32) {
-        for index in 0..self.tables.slots().len() as u32 {
-            sweep_slot(&self.tables, index, now);
+        let mut from = 0;
+        while from < self.tables.slots().len() as u32 {
+            from += sweep(&self.tables, from, SWEEP_STEP, now).max(1);
         }
     }
 }

@@ -105,7 +105,7 @@ impl Memory {
         }
     }
     /// How long a class is kept without traffic, in ticks.
-    pub fn set_timeout(&mut self, class: Class, ticks: u32) {
+    pub fn set_timeout(&self, class: Class, ticks: u32) {
         let n = class as usize;
         let word = &self.config.timeouts[n >> 1];
         let old = word.load();
@@ -114,6 +114,18 @@ impl Memory {
         } else {
             old & !0xffff_ffff | ticks as u64
         });
+    }
+    /// How long a port rests, in ticks.
+    pub fn set_rest(&self, ticks: u32) {
+        self.config.rest.store(ticks as u64);
+    }
+    /// `config::MIDSTREAM_*`.
+    pub fn set_midstream(&self, mode: u64) {
+        self.config.midstream.store(mode);
+    }
+    /// Answers and reports per bucket and second.
+    pub fn set_rates(&self, answers: u32, reports: u32) {
+        self.config.rates.store((answers as u64) << 32 | reports as u64);
     }
     /// A set of ports that may be lent; its number.
     pub fn add_lendable(&mut self, ports: impl IntoIterator<Item = RangeInclusive<u16>>) -> u32 {

@@ -105,7 +105,7 @@ impl Memory {
     #[must_use]
     pub fn new(sizes: Sizes, seed: u64) -> Self {
         let slots = sizes.slots.next_power_of_two();
-        let mut memory = Self {
+        let memory = Self {
             config: Config {
                 policy: Word::new(0),
                 seed: Word::new(seed ^ 0x5eed),

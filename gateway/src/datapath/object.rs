@@ -1,0 +1,236 @@
+//! The eBPF object: its maps with the sizes of the configuration, its programs.
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    maps::{Map, MapData, MapError, ProgramArray, Queue},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
+};
+use std::{io, path::PathBuf};
+use xdp_abi::{
+    names,
+    policy::{POOL_ADDRESSES, RULES, SNAT_POLICIES},
+    session::{OVERFLOW_SHARE, SLOTS_PER_SESSION},
+};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-xdp"));
+
+/// How much the tables hold. Fixed while they exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Sessions, a power of two.
+    pub sessions: u32,
+    /// Addresses with an identity of their own.
+    pub hosts: u32,
+    /// Prefixes with an identity.
+    pub prefixes: u32,
+    /// Identities.
+    pub identities: u32,
+    /// Rules that are counted.
+    pub rules: u32,
+    /// Port classes.
+    pub port_classes: u32,
+    /// Next hops, at most 65,536.
+    pub next_hops: u32,
+}
+
+impl Sizes {
+    /// Slots of the window table.
+    pub fn window_slots(&self) -> u32 {
+        self.sessions * SLOTS_PER_SESSION
+    }
+    /// Slots for entries whose window is full.
+    pub fn overflow_slots(&self) -> u32 {
+        (self.window_slots() / OVERFLOW_SHARE).max(64)
+    }
+    /// Port bitmaps for hot pairs: one in 512 sessions' worth of ports, at least some.
+    pub fn bitmaps(&self) -> u32 {
+        (self.sessions / 512).max(64)
+    }
+
+    fn of_maps(&self) -> Vec<(&'static str, u32)> {
+        let banks = 2;
+        vec![
+            (names::SLOTS4, self.window_slots() + self.overflow_slots()),
+            (names::RECORDS4, self.sessions),
+            (names::FREE_RECORDS4, self.sessions),
+            (names::OVERFLOW4, self.overflow_slots()),
+            (names::FREE_OVERFLOW4, self.overflow_slots()),
+            (names::RULE_COUNTS, self.rules),
+            (names::HOSTS4, banks * self.hosts),
+            (names::PREFIXES4, banks * self.prefixes),
+            (names::SOURCE_RULES, banks * self.identities),
+            (names::DESTINATION_RULES, banks * self.identities),
+            (names::CLASS_RULES, banks * self.port_classes),
+            (names::CLASSES, banks),
+            (names::SNAT_BITS, banks * self.identities),
+            (names::RULES, banks * RULES as u32),
+            (names::SNAT, banks * SNAT_POLICIES as u32),
+            (names::POOLS, banks * POOL_ADDRESSES),
+            (names::LENDABLE, POOL_ADDRESSES),
+            (names::PAIRS4, self.bitmaps()),
+            (names::BITMAPS, self.bitmaps()),
+            (names::FREE_BITMAPS, self.bitmaps()),
+            (names::NEXT_HOPS, self.next_hops),
+            (names::NEXT_HOP_INDEX, self.next_hops),
+            (names::FREE_NEXT_HOPS, self.next_hops),
+        ]
+    }
+}
+
+/// Why the object could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The kernel refused the object or one of its maps.
+    #[error("the kernel refuses the datapath: {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier refused a program.
+    #[error("the kernel refuses the program `{name}`: {source}")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// What it said.
+        source: ProgramError,
+    },
+    /// A map could not be used.
+    #[error("the map `{name}` cannot be used: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A map could not be mapped into memory.
+    #[error("the map `{name}` cannot be mapped into memory: {source}")]
+    Memory {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object and this program do not belong together.
+    #[error("the datapath object has no `{0}`")]
+    Missing(&'static str),
+}
+
+/// The loaded object.
+pub struct Object {
+    ebpf: Ebpf,
+    stages: Vec<ProgramArray<MapData>>,
+}
+
+impl Object {
+    /// Loads the object with tables of these sizes. With `pins`, maps that are pinned there are
+    /// taken over and new ones are pinned.
+    pub fn load(sizes: &Sizes, pins: Option<&PathBuf>) -> Result<Self, ObjectError> {
+        let of_maps = sizes.of_maps();
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for (name, size) in &of_maps {
+            loader.map_max_entries(name, *size);
+        }
+        if let Some(pins) = pins {
+            for name in names::ALL {
+                loader.map_pin_path(name, pins.join(name));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        let stages = |programs: &[(&'static str, u32)]| programs.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let xdp = [names::XDP_INGRESS, names::CONTROL];
+        for name in xdp.into_iter().chain(stages(&names::XDP_STAGE_PROGRAMS)) {
+            let program: &mut Xdp = program(&mut ebpf, name)?;
+            program.load().map_err(|source| ObjectError::Program { name, source })?;
+        }
+        let tc = [names::TC_INGRESS, names::TC_MARK, names::TC_EGRESS];
+        for name in tc.into_iter().chain(stages(&names::TC_STAGE_PROGRAMS)) {
+            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
+            program.load().map_err(|source| ObjectError::Program { name, source })?;
+        }
+        let mut object = Self { ebpf, stages: Vec::new() };
+        object.chain(names::XDP_STAGES, &names::XDP_STAGE_PROGRAMS)?;
+        object.chain(names::TC_STAGES, &names::TC_STAGE_PROGRAMS)?;
+        Ok(object)
+    }
+
+    /// Fills an array of tail-call targets.
+    fn chain(
+        &mut self,
+        array: &'static str,
+        programs: &[(&'static str, u32)],
+    ) -> Result<(), ObjectError> {
+        let map = self.ebpf.take_map(array).ok_or(ObjectError::Missing(array))?;
+        let failed = |source| ObjectError::Map { name: array, source };
+        let mut stages = ProgramArray::try_from(map).map_err(failed)?;
+        for (name, stage) in programs {
+            let program = self.ebpf.program(name).ok_or(ObjectError::Missing(name))?;
+            let fd = program.fd().map_err(|source| ObjectError::Program { name, source })?;
+            stages.set(*stage, fd, 0).map_err(failed)?;
+        }
+        self.stages.push(stages);
+        Ok(())
+    }
+
+    /// A program that is attached or run.
+    pub fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, ObjectError> {
+        program(&mut self.ebpf, name)
+    }
+
+    /// A program that is attached or run.
+    pub fn tc(&mut self, name: &'static str) -> Result<&mut SchedClassifier, ObjectError> {
+        program(&mut self.ebpf, name)
+    }
+
+    /// Takes a map out, to be used by its type.
+    pub fn take<T>(&mut self, name: &'static str) -> Result<T, ObjectError>
+    where
+        T: TryFrom<Map, Error = MapError>,
+    {
+        let map = self.ebpf.take_map(name).ok_or(ObjectError::Missing(name))?;
+        T::try_from(map).map_err(|source| ObjectError::Map { name, source })
+    }
+
+    /// Takes an array out, mapped into memory.
+    pub fn map<T>(&mut self, name: &'static str) -> Result<super::memory::Mapped<T>, ObjectError> {
+        let Some(Map::Array(data)) = self.ebpf.take_map(name) else {
+            return Err(ObjectError::Missing(name));
+        };
+        let elements =
+            data.info().map_err(|source| ObjectError::Map { name, source })?.max_entries();
+        super::memory::Mapped::new(&data, elements)
+            .map_err(|source| ObjectError::Memory { name, source })
+    }
+
+    /// Fills a queue with numbers.
+    pub fn fill(
+        &mut self,
+        name: &'static str,
+        numbers: impl Iterator<Item = u32>,
+    ) -> Result<Queue<MapData, u32>, ObjectError> {
+        let mut queue: Queue<_, u32> = self.take(name)?;
+        for number in numbers {
+            queue.push(number, 0).map_err(|source| ObjectError::Map { name, source })?;
+        }
+        Ok(queue)
+    }
+
+    /// Name, instructions that the verifier went through, and size of every program.
+    pub fn programs(&self) -> Vec<(String, Option<u32>, u32)> {
+        let mut rows: Vec<_> = self
+            .ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name.to_owned(), info.verified_instruction_count(), info.size_jitted()))
+            })
+            .collect();
+        rows.sort();
+        rows
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ObjectError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(ObjectError::Missing(name))?;
+    program.try_into().map_err(|source| ObjectError::Program { name, source })
+}

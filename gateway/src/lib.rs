@@ -1,0 +1,5 @@
+//! The daemon on the gateway VM, as a library: its parts are also what tests and benches use.
+
+pub mod config;
+pub mod datapath;
+pub mod net;

@@ -1,0 +1,255 @@
+//! Access to a packet's bytes: directly where offsets are constants, by helper elsewhere.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    },
+};
+use core::mem::MaybeUninit;
+use xdp::{
+    checksum::{fold, update, update_udp},
+    frame::Frame,
+};
+
+/// Mends a checksum field in the frame itself.
+#[inline(always)]
+fn fix<F: Frame>(frame: &mut F, offset: u32, transport: u16, udp: bool) -> Option<()> {
+    let field = frame.load::<2>(offset)?;
+    let new =
+        if udp { update_udp(field, transport as u32) } else { update(field, transport as u32) };
+    frame.store::<2>(offset, new)
+}
+
+/// A frame in XDP, read through pointers: for offsets that the compiler knows.
+pub(crate) struct Direct {
+    data: usize,
+    end: usize,
+}
+
+impl Direct {
+    #[inline(always)]
+    pub(crate) fn new(ctx: *mut xdp_md) -> Self {
+        // SAFETY: the kernel passes a valid context.
+        let (data, end) = unsafe { ((*ctx).data, (*ctx).data_end) };
+        Self { data: data as usize, end: end as usize }
+    }
+}
+
+impl Frame for Direct {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.end - self.data) as u32
+    }
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = self.data + offset as usize;
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: `start..start + N` was just shown to lie inside the packet, and a byte array
+        // may start at any address.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        let start = self.data + offset as usize;
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: as for `load`.
+        unsafe { *(start as *mut [u8; N]) = bytes };
+        Some(())
+    }
+    #[inline(always)]
+    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
+        fix(self, offset, transport, udp)
+    }
+    #[inline(always)]
+    fn vlan_offload(&self) -> Option<u16> {
+        None
+    }
+    #[inline(always)]
+    fn set_vlan(&mut self, _: u16, _: u16) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn resize(&mut self, _: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
+    }
+}
+
+/// A frame in XDP, read and written by helper: any offset, also beyond the linear part.
+pub(crate) struct Copied {
+    ctx: *mut xdp_md,
+}
+
+impl Copied {
+    #[inline(always)]
+    pub(crate) fn new(ctx: *mut xdp_md) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Frame for Copied {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes or fails.
+        unsafe {
+            let failed = bpf_xdp_load_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32);
+            if failed == 0 { Some(bytes.assume_init()) } else { None }
+        }
+    }
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, mut bytes: [u8; N]) -> Option<()> {
+        // SAFETY: the helper reads N bytes and checks the packet's bounds.
+        let failed =
+            unsafe { bpf_xdp_store_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32) };
+        if failed == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
+        fix(self, offset, transport, udp)
+    }
+    #[inline(always)]
+    fn vlan_offload(&self) -> Option<u16> {
+        None
+    }
+    #[inline(always)]
+    fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
+        let addresses = self.load::<12>(0)?;
+        if was == 0 {
+            // SAFETY: the helper checks that there is headroom.
+            if unsafe { bpf_xdp_adjust_head(self.ctx, -4) } != 0 {
+                return None;
+            }
+        } else if vlan == 0 {
+            // SAFETY: the helper checks that the frame is long enough.
+            if unsafe { bpf_xdp_adjust_head(self.ctx, 4) } != 0 {
+                return None;
+            }
+        }
+        self.store(0, addresses)?;
+        if vlan != 0 {
+            let [t0, t1] = vlan.to_be_bytes();
+            self.store::<4>(12, [0x81, 0x00, t0, t1])?;
+        }
+        Some(())
+    }
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> Option<()> {
+        let delta = length as i32 - self.length() as i32;
+        // SAFETY: the helper checks that there is room.
+        if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
+    }
+}
+
+/// A frame in TC.
+pub(crate) struct Skb {
+    ctx: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(ctx: *mut __sk_buff) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (*self.ctx).len }
+    }
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes or fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.ctx.cast_const().cast(),
+                offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            );
+            if failed == 0 { Some(bytes.assume_init()) } else { None }
+        }
+    }
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: the helper reads N bytes and checks the packet's bounds.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.ctx, offset, bytes.as_ptr().cast(), N as u32, 0) };
+        if failed == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn fix_transport(
+        &mut self,
+        offset: u32,
+        address: u16,
+        transport: u16,
+        udp: bool,
+    ) -> Option<()> {
+        // The helper knows a checksum that the device is to finish: such a field holds the
+        // pseudo header's part alone, so that part and the rest are changed apart.
+        let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let ports = fold(transport as u32 + !address as u32);
+        // SAFETY: the helper checks the packet's bounds.
+        let failed = unsafe {
+            bpf_l4_csum_replace(
+                self.ctx,
+                offset,
+                0,
+                address as u64,
+                BPF_F_PSEUDO_HDR as u64 | mangled,
+            ) | bpf_l4_csum_replace(self.ctx, offset, 0, ports as u64, mangled)
+        };
+        if failed == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn vlan_offload(&self) -> Option<u16> {
+        // SAFETY: the kernel passes a valid context.
+        let (present, tag) = unsafe { ((*self.ctx).vlan_present, (*self.ctx).vlan_tci) };
+        let tag = tag as u16 & 0xfff;
+        if present != 0 && tag != 0 { Some(tag) } else { None }
+    }
+    #[inline(always)]
+    fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
+        // SAFETY: the helpers change the packet's tag and nothing of ours.
+        let failed = unsafe {
+            let popped = if was != 0 { bpf_skb_vlan_pop(self.ctx) } else { 0 };
+            let pushed =
+                if vlan != 0 { bpf_skb_vlan_push(self.ctx, 0x8100u16.to_be(), vlan) } else { 0 };
+            popped | pushed
+        };
+        if failed == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the helper checks the length.
+        if unsafe { bpf_skb_change_tail(self.ctx, length, 0) } == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        let segments = unsafe { (*self.ctx).gso_segs };
+        if segments == 0 { 1 } else { segments }
+    }
+}

@@ -1,0 +1,231 @@
+//! ICMP errors about sessions, and errors that the gateway itself sends.
+
+mod scene;
+
+use pnet::packet::{Packet, icmp::IcmpPacket, ipv4, ipv4::Ipv4Packet};
+use scene::*;
+use xdp::pipeline::Fate;
+use xdp_abi::reason::Reason;
+
+const POD: &str = "100.64.0.7:40000";
+const SERVER: &str = "198.51.100.9:443";
+const ROUTER: &str = "192.0.2.77";
+
+fn permissive() -> Lab {
+    Lab::with_rules("permit any -> any all")
+}
+
+/// The message behind the IP header.
+fn message(frame: &[u8]) -> Vec<u8> {
+    Ipv4Packet::new(ip_of(frame)).unwrap().payload().to_vec()
+}
+
+fn flows() -> Vec<Build> {
+    vec![
+        tcp(POD, SERVER, SYN),
+        udp(POD, "198.51.100.9:53"),
+        udp(POD, "198.51.100.9:53").no_checksum(),
+        echo("100.64.0.7:40077", "198.51.100.9"),
+        tcp(POD, "198.51.100.9:80", SYN).options(&[1; 12]),
+    ]
+}
+
+#[test]
+fn an_error_from_outside_reaches_the_pod_about_the_packet_that_it_sent() {
+    for (kind, code, mtu) in [(3, 4, 1400), (11, 0, 0)] {
+        for sent in flows() {
+            let lab = permissive();
+            // The port is taken by another pod first, so that it has to change.
+            let mut other = sent.clone();
+            other.from.0 = "100.64.0.99".parse().unwrap();
+            lab.forward(2, &other.frame());
+            let (_, out) = lab.forward(2, &sent.frame());
+            let error = icmp_error(kind, code, mtu, ROUTER, "203.0.113.7", ip_of(&out));
+            assert_sound(&error);
+            let (egress, inside) = lab.forward(5, &error);
+            assert_eq!(egress, 2);
+            let seen = see(&inside);
+            assert_eq!((seen.from.as_str(), seen.to.as_str()), ("192.0.2.77:0", "100.64.0.7:0"));
+            assert_eq!((seen.flags, seen.code), (kind, code));
+            // Byte for byte what an error about the original packet would say, but for the TTL
+            // that the router saw.
+            let mut original = sent.ip();
+            original[8] = 63;
+            repair(&mut original);
+            let expected = icmp_error(kind, code, mtu, ROUTER, "100.64.0.7", &original);
+            assert_eq!(message(&inside), message(&expected), "{sent:?}");
+        }
+    }
+}
+
+#[test]
+fn a_quote_of_eight_bytes_is_enough() {
+    for sent in flows() {
+        let lab = permissive();
+        let (_, out) = lab.forward(2, &sent.frame());
+        let header = (ip_of(&out)[0] & 15) as usize * 4;
+        let error = icmp_error(11, 0, 0, ROUTER, "203.0.113.7", &ip_of(&out)[..header + 8]);
+        let (_, inside) = lab.forward(5, &error);
+        let mut original = sent.ip();
+        original[8] = 63;
+        repair(&mut original);
+        let expected = icmp_error(11, 0, 0, ROUTER, "100.64.0.7", &original[..header + 8]);
+        assert_eq!(message(&inside), message(&expected), "{sent:?}");
+        // One byte less is not.
+        let short = icmp_error(11, 0, 0, ROUTER, "203.0.113.7", &ip_of(&out)[..header + 7]);
+        assert_eq!(lab.dropped(5, &short), Reason::Truncated);
+    }
+}
+
+#[test]
+fn bytes_behind_the_quote_are_left_alone() {
+    let lab = permissive();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").payload(b"").frame());
+    // RFC 4884: the quote is padded to 128 bytes, extensions follow.
+    let mut quote = ip_of(&out).to_vec();
+    quote.resize(128, 0);
+    quote.extend([0x20, 0, 0x12, 0x34, 0, 8, 1, 1, 0xde, 0xad, 0xbe, 0xef]);
+    let (_, inside) = lab.forward(5, &icmp_error(11, 0, 0, ROUTER, "203.0.113.7", &quote));
+    assert_eq!(message(&inside)[8 + 28..], quote[28..]);
+}
+
+#[test]
+fn an_error_from_inside_looks_outside_as_the_session_does() {
+    for kind in [(3, 4, 1300), (11, 0, 0)] {
+        for sent in flows() {
+            let lab = permissive();
+            let (_, out) = lab.forward(2, &sent.frame());
+            let reply = answer_to(&out, SYN | ACK).frame();
+            let (_, inside) = lab.forward(5, &reply);
+            // A router of the pod network speaks, about the answer as it came in.
+            let error =
+                icmp_error(kind.0, kind.1, kind.2, "100.64.9.9", "198.51.100.9", ip_of(&inside));
+            let (egress, outside) = lab.forward(2, &error);
+            assert_eq!(egress, 5);
+            assert_eq!(see(&outside).from, "203.0.113.7:0", "no inside address leaves");
+            let mut original = ip_of(&reply).to_vec();
+            original[8] = 63;
+            repair(&mut original);
+            let expected =
+                icmp_error(kind.0, kind.1, kind.2, "203.0.113.7", "198.51.100.9", &original);
+            assert_eq!(message(&outside), message(&expected), "{sent:?}");
+        }
+    }
+}
+
+#[test]
+fn an_error_changes_nothing_of_the_session() {
+    let mut lab = permissive();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    lab.pass_seconds(299);
+    lab.forward(5, &icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", ip_of(&out)));
+    assert_eq!(lab.sessions(), 1);
+    lab.pass_seconds(2);
+    assert_eq!(
+        lab.dropped(5, &icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", ip_of(&out))),
+        Reason::NoSession,
+        "the error did not refresh it"
+    );
+}
+
+#[test]
+fn errors_about_nothing_known_are_dropped_each_under_its_reason() {
+    let lab = permissive();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let unknown = udp("203.0.113.7:1234", "198.51.100.9:53").ip();
+    let to = "203.0.113.7";
+    assert_eq!(lab.dropped(5, &icmp_error(3, 4, 1400, ROUTER, to, &unknown)), Reason::NoSession);
+    let mut wrong = ip_of(&out).to_vec();
+    wrong[10] ^= 1;
+    assert_eq!(lab.dropped(5, &icmp_error(3, 4, 1400, ROUTER, to, &wrong)), Reason::IcmpChecksum);
+    let mut fragment = ip_of(&out).to_vec();
+    fragment[7] = 1;
+    repair(&mut fragment);
+    assert_eq!(lab.dropped(5, &icmp_error(3, 4, 1400, ROUTER, to, &fragment)), Reason::Fragment);
+    // A forged error from inside about somebody else's answer.
+    let forged = udp("198.51.100.9:53", "100.64.0.8:40000").ip();
+    let error = icmp_error(3, 4, 1400, "100.64.0.66", "198.51.100.9", &forged);
+    assert_eq!(lab.dropped(2, &error), Reason::NoSession);
+    // Other messages.
+    for (kind, code) in [(3, 1), (5, 0), (11, 1), (13, 0)] {
+        let other = icmp_error(kind, code, 0, ROUTER, to, ip_of(&out));
+        assert_eq!(lab.dropped(5, &other), Reason::IcmpOther, "{kind}/{code}");
+    }
+    lab.assert_books();
+}
+
+/// Reads an error that the gateway made, and what it quotes.
+fn own_error(frame: &[u8]) -> (Seen, Vec<u8>, u16) {
+    let seen = see(frame);
+    let message = message(frame);
+    let icmp = IcmpPacket::new(&message).unwrap();
+    assert_eq!(icmp.get_checksum(), pnet::packet::icmp::checksum(&icmp));
+    let mtu = u16::from_be_bytes([message[6], message[7]]);
+    let quote = message[8..].to_vec();
+    let header = Ipv4Packet::new(&quote).unwrap();
+    assert_eq!(header.get_checksum(), ipv4::checksum(&header));
+    (seen, quote, mtu)
+}
+
+#[test]
+fn the_last_hop_is_told_to_the_sender_about_its_own_packet() {
+    let lab = permissive();
+    for sent in [tcp(POD, SERVER, SYN), udp(POD, SERVER), echo("100.64.0.7:7", "198.51.100.9")] {
+        // Of an unknown flow and of a known one.
+        for known in [false, true] {
+            if known {
+                lab.forward(2, &sent.clone().frame());
+            }
+            let dying = sent.clone().ttl(1);
+            let (reason, answer) = lab.answered(2, &dying.frame());
+            assert_eq!(reason, Reason::TtlExpired);
+            let (seen, quote, _) = own_error(&answer);
+            assert_eq!((seen.from.as_str(), seen.to.as_str()), ("100.64.255.1:0", "100.64.0.7:0"));
+            assert_eq!((seen.flags, seen.code), (11, 0));
+            assert_eq!((seen.to_mac, seen.from_mac), (dying.from_mac, dying.to_mac));
+            assert_eq!(quote, dying.ip()[..28], "the inside packet, not the translated one");
+        }
+        lab.forward(2, &sent.ttl(2).frame());
+    }
+    lab.assert_books();
+}
+
+#[test]
+fn a_packet_that_is_too_long_is_answered_with_the_length_that_fits() {
+    let scene = Scene::read(&TWO_CLUSTERS.replace("link 5", "link 5 mtu 1000"))
+        .and("permit any -> any all");
+    let lab = scene.build();
+    lab.forward(2, &udp(POD, SERVER).payload(&[1; 972]).frame());
+    for _ in 0..2 {
+        let (reason, answer) = lab.answered(2, &udp(POD, SERVER).payload(&[1; 973]).frame());
+        let (seen, _, mtu) = own_error(&answer);
+        assert_eq!((reason, seen.flags, seen.code, mtu), (Reason::TooBig, 3, 4, 1000));
+    }
+    let whole = udp(POD, SERVER).payload(&[1; 973]).may_fragment().frame();
+    assert_eq!(lab.dropped(2, &whole), Reason::TooBig);
+    // Segments that are still together are not longer than the wire takes.
+    let together = xdp::memory::MemoryFrame {
+        segments: 3,
+        ..xdp::memory::MemoryFrame::new(udp(POD, SERVER).payload(&[1; 973]).frame())
+    };
+    assert!(matches!(lab.gateway.process(2, together, lab.now).fate, Fate::Transmit(..)));
+}
+
+#[test]
+fn answers_are_bounded_per_sender_and_second() {
+    let mut lab = permissive();
+    lab.tables().set_rates(3, 1000);
+    let dying = |pod: &str| udp(pod, SERVER).ttl(1).frame();
+    let count = |lab: &Lab, pod: &str| {
+        (0..10)
+            .filter(|_| matches!(lab.send(2, &dying(pod)).fate, Fate::Answered(Reason::TtlExpired)))
+            .count()
+    };
+    assert_eq!(count(&lab, POD), 3);
+    assert_eq!(count(&lab, "100.64.0.8:1"), 3, "each sender has its own share");
+    assert_eq!(lab.drops(Reason::TtlExpired), 20, "every packet is counted");
+    lab.pass_seconds(1);
+    assert_eq!(count(&lab, POD), 3);
+    assert_eq!(lab.tables().counters().answered, 9);
+    lab.assert_books();
+}

@@ -1,0 +1,325 @@
+//! Who may talk to whom, and what becomes of live flows when that changes.
+
+mod scene;
+
+use scene::*;
+use xdp::pipeline::Fate;
+use xdp_abi::{event, reason::Reason, session::Class};
+
+const POD: &str = "100.64.0.7:40000";
+const SERVER: &str = "198.51.100.9:443";
+
+fn scene(rules: &str) -> Scene {
+    Scene::read(TWO_CLUSTERS).and(rules)
+}
+
+#[test]
+fn the_first_rule_in_order_decides() {
+    let lab = Lab::with_rules(
+        "deny red -> servers tcp/443
+         permit red -> any tcp/1-1023
+         reject red -> any udp/53
+         permit any -> servers udp",
+    );
+    for (ifindex, sent, expected) in [
+        (2, tcp(POD, SERVER, SYN), Some(Reason::RuleDenied)),
+        (2, tcp(POD, "198.51.100.9:442", SYN), None),
+        (2, tcp(POD, "192.0.2.9:443", SYN), None),
+        (2, tcp(POD, "192.0.2.9:1023", SYN), None),
+        (2, tcp(POD, "192.0.2.9:1024", SYN), Some(Reason::DefaultDenied)),
+        (3, tcp(POD, "192.0.2.9:443", SYN), Some(Reason::DefaultDenied)),
+        (3, udp(POD, "198.51.100.9:53"), None),
+        (3, udp(POD, "192.0.2.9:53"), Some(Reason::DefaultDenied)),
+        (2, echo("100.64.0.7:7", "198.51.100.9"), Some(Reason::DefaultDenied)),
+    ] {
+        let fate = lab.send(ifindex, &sent.frame()).fate;
+        match expected {
+            Some(reason) => assert_eq!(fate, Fate::Drop(reason), "{sent:?}"),
+            None => assert!(matches!(fate, Fate::Transmit(..)), "{fate:?} {sent:?}"),
+        }
+    }
+    lab.assert_books();
+}
+
+#[test]
+fn a_rejected_sender_is_told() {
+    let lab = Lab::with_rules("reject any -> any all");
+    let (reason, reset) = lab.answered(2, &tcp(POD, SERVER, SYN).frame());
+    assert_eq!(reason, Reason::RuleRejected);
+    let seen = see(&reset);
+    assert_eq!((seen.from.as_str(), seen.to.as_str()), (SERVER, POD));
+    assert_eq!(seen.flags, RST | ACK);
+    let ip = ip_of(&reset);
+    // It acknowledges the SYN and the payload that it carried.
+    let acknowledged = u32::from_be_bytes([ip[28], ip[29], ip[30], ip[31]]);
+    assert_eq!(acknowledged, 0x1234_5678 + 1 + 26);
+    assert_eq!(reset.len(), 14 + 40, "nothing behind it");
+
+    for sent in [udp(POD, SERVER), echo("100.64.0.7:7", "198.51.100.9")] {
+        let (_, error) = lab.answered(2, &sent.frame());
+        let seen = see(&error);
+        assert_eq!((seen.protocol, seen.flags, seen.code), (1, 3, 13));
+        assert_eq!(seen.from, "100.64.255.1:0");
+    }
+    // The same behind a tag-less header with options, and for a short frame.
+    let (_, reset) = lab.answered(2, &tcp(POD, SERVER, SYN).options(&[1; 8]).payload(b"").frame());
+    assert_eq!(see(&reset).to, POD);
+    lab.assert_books();
+}
+
+#[test]
+fn an_answer_never_carries_a_non_routable_source_out() {
+    // From the internet towards a pod's own address: the RST would come from it.
+    let scene = scene("reject any -> any all")
+        .and("attach stray internet domain 1 on 5 address 203.0.113.1 routable sources 9.0.0.0/8");
+    let lab = scene.and("route 100.64.0.0/16 on 2").build();
+    let output = lab.send(5, &tcp("9.9.9.9:1000", "100.64.0.7:80", SYN).frame());
+    assert_eq!(output.fate, Fate::Drop(Reason::RuleRejected));
+    assert_eq!(lab.leaks_stopped(), 1);
+}
+
+#[test]
+fn a_watched_rule_is_counted_and_does_not_decide() {
+    let lab = Lab::with_rules(
+        "deny red -> servers tcp/443 monitor
+         permit red -> any tcp log",
+    );
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    assert_eq!(lab.tables().rule_count(1).hits, 1);
+    assert_eq!(lab.tables().rule_count(2).hits, 1);
+    let events = lab.tables().take_events();
+    assert_eq!(events.len(), 1);
+    assert_eq!((events[0].kind, events[0].rule, events[0].would_match), (event::START, 2, 1));
+}
+
+#[test]
+fn a_source_outside_its_attachment_is_spoofed() {
+    let lab = Lab::with_rules("permit any -> any all");
+    let spoofed = tcp("10.9.9.9:1", SERVER, SYN).frame();
+    assert_eq!(lab.dropped(2, &spoofed), Reason::SpoofedSource);
+    assert_eq!(lab.dropped(9, &tcp(POD, SERVER, SYN).frame()), Reason::SpoofedSource);
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).vlan(7).frame()), Reason::SpoofedSource);
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    // The address of a live session on the wrong attachment is no way into it.
+    let scene = scene("permit any -> any all")
+        .and("link 6\nattach other spoke domain 7 on 6 address 100.64.255.3 sources 100.64.0.0/16");
+    let lab = scene.build();
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    let fate = lab.send(6, &tcp(POD, SERVER, ACK).frame()).fate;
+    assert_eq!(fate, Fate::Answered(Reason::NoSession));
+}
+
+#[test]
+fn addresses_that_no_router_passes_on_are_dropped() {
+    let scene = scene("permit any -> any all")
+        .and("link 6\nattach all spoke domain 9 on 6 address 10.0.0.9 sources 0.0.0.0/0");
+    let lab = scene.build();
+    for from in ["0.0.0.0:1", "127.0.0.1:1", "169.254.1.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
+        assert_eq!(lab.dropped(6, &udp(from, SERVER).frame()), Reason::Martian, "{from}");
+    }
+    for to in ["0.0.0.0:1", "127.0.0.1:1", "169.254.169.254:80"] {
+        assert_eq!(lab.dropped(2, &udp(POD, to).frame()), Reason::Martian, "{to}");
+    }
+}
+
+#[test]
+fn a_pod_of_another_domain_is_out_of_reach() {
+    let lab = scene("permit any -> any all").and("route 100.64.9.0/24 on 3").build();
+    let sent = udp(POD, "100.64.9.1:53").frame();
+    assert_eq!(lab.dropped(2, &sent), Reason::NonRoutableDestination);
+}
+
+#[test]
+fn segments_without_a_session_are_treated_as_configured() {
+    const RESET: u64 = xdp_abi::config::MIDSTREAM_RESET;
+    const DROP: u64 = xdp_abi::config::MIDSTREAM_DROP;
+    const ADOPT: u64 = xdp_abi::config::MIDSTREAM_ADOPT;
+    let untranslated = Scene::read(TWO_CLUSTERS).snats("permit any -> any all").and(
+        "attach legacy connection domain 0 on 4 address 10.0.0.1 routable carries 100.64.0.0/16 routes 10.0.0.0/8",
+    );
+    let inside = tcp(POD, "10.1.1.1:80", ACK).frame();
+    let outside = tcp("10.1.1.1:80", "203.0.113.7:40000", ACK).frame();
+    for (mode, translated, expected) in [
+        (RESET, true, "answered"),
+        (DROP, true, "dropped"),
+        (ADOPT, true, "dropped"),
+        (RESET, false, "answered"),
+        (DROP, false, "dropped"),
+        (ADOPT, false, "forwarded"),
+    ] {
+        let built = if translated { scene("permit any -> any all") } else { untranslated.clone() };
+        let lab = built.build();
+        lab.tables().set_midstream(mode);
+        let got = match lab.send(2, &inside).fate {
+            Fate::Answered(Reason::NoSession) => "answered",
+            Fate::Drop(Reason::NoSession) => "dropped",
+            Fate::Transmit(..) => "forwarded",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(got, expected, "mode {mode}, translated {translated}");
+        // From outside never a word, and a RST is never answered.
+        if mode != ADOPT || translated {
+            assert_eq!(lab.dropped(4, &outside), Reason::NoSession);
+        }
+        let rst = tcp("100.64.0.9:1", "10.1.1.1:80", RST).frame();
+        assert_eq!(lab.dropped(2, &rst), Reason::NoSession);
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn an_adopted_connection_counts_as_established() {
+    let built = Scene::read(TWO_CLUSTERS).snats("permit any -> any all").and(
+        "attach legacy connection domain 0 on 4 address 10.0.0.1 routable carries 100.64.0.0/16 routes 10.0.0.0/8",
+    );
+    let mut lab = built.build();
+    lab.tables().set_midstream(xdp_abi::config::MIDSTREAM_ADOPT);
+    lab.forward(2, &tcp(POD, "10.1.1.1:80", ACK).frame());
+    lab.pass_seconds(7_000);
+    lab.sweep();
+    assert_eq!(lab.sessions(), 1);
+}
+
+#[test]
+fn a_revoked_flow_ends_with_its_next_packet() {
+    let permitted = scene("permit red -> any tcp/443 log");
+    for next in ["deny red -> any all log", "reject red -> any all log"] {
+        let mut lab = permitted.build();
+        let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+        lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+        drop(lab.tables().take_events());
+        lab.publish(&permitted.clone().rules(next));
+        let data = tcp(POD, SERVER, ACK).frame();
+        if next.starts_with("deny") {
+            assert_eq!(lab.dropped(2, &data), Reason::RuleDenied);
+        } else {
+            assert_eq!(lab.answered(2, &data).0, Reason::RuleRejected);
+        }
+        assert_eq!(lab.sessions(), 0);
+        let events = lab.tables().take_events();
+        assert!(events.iter().any(|e| e.kind == event::END
+            && e.reason == event::ENDED_REVOKED
+            && e.packets == [2, 1]));
+        lab.send(5, &answer_to(&out, ACK).frame());
+        assert_eq!(lab.sessions(), 0, "an answer does not bring it back");
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn an_answer_is_judged_again_by_the_first_packet_s_direction() {
+    let permitted = scene("permit red -> any tcp/443");
+    let mut lab = permitted.build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    lab.publish(&permitted);
+    lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+    assert_eq!(lab.tables().counters().judged_again, 1);
+    lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    assert_eq!(lab.tables().counters().judged_again, 1, "both halves are current");
+    lab.publish(&permitted.clone().rules("deny any -> any all"));
+    assert_eq!(lab.dropped(5, &answer_to(&out, ACK).frame()), Reason::RuleDenied);
+    assert_eq!(lab.sessions(), 0);
+}
+
+#[test]
+fn a_live_flow_keeps_its_port_through_a_new_policy_that_permits_it() {
+    let permitted = scene("permit red -> any tcp/443");
+    let mut lab = permitted.build();
+    let (_, before) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    for _ in 0..3 {
+        lab.publish(&permitted);
+        let (_, after) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+        assert_eq!(see(&before).from, see(&after).from);
+    }
+    assert_eq!(lab.tables().counters().judged_again, 3);
+}
+
+#[test]
+fn an_identity_change_touches_only_the_flows_of_that_address() {
+    let mut lab = scene("permit red -> any tcp/443").build();
+    let other = "100.64.0.8:40000";
+    for pod in [POD, other] {
+        lab.forward(2, &tcp(pod, SERVER, SYN).frame());
+    }
+    // The address is given to somebody whom nobody knows.
+    lab.gateway.tables.amend(&[(1, v4("100.64.0.7"))], |policy| {
+        policy.hosts.insert((1, v4("100.64.0.7")), Default::default());
+    });
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, ACK).frame()), Reason::DefaultDenied);
+    lab.forward(2, &tcp(other, SERVER, ACK).frame());
+    assert_eq!(lab.tables().counters().judged_again, 1, "the other flow was not looked at");
+    assert_eq!(lab.sessions(), 1);
+}
+
+#[test]
+fn a_session_ends_when_its_outside_address_is_withdrawn() {
+    let first = scene("permit red -> any all log");
+    let mut lab = first.build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    lab.forward(2, &udp(POD, SERVER).frame());
+    drop(lab.tables().take_events());
+    let second = first.clone().snats("snat red -> any to 203.0.113.8");
+    lab.publish(&second);
+    assert_eq!(lab.answered(2, &tcp(POD, SERVER, ACK).frame()).0, Reason::SnatWithdrawn);
+    assert_eq!(lab.dropped(2, &udp(POD, SERVER).frame()), Reason::SnatWithdrawn);
+    assert_eq!(lab.sessions(), 0);
+    let ends = lab.tables().take_events();
+    assert_eq!(ends.iter().filter(|e| e.reason == event::ENDED_WITHDRAWN).count(), 2);
+    assert_eq!(lab.dropped(5, &answer_to(&out, ACK).frame()), Reason::NoSession);
+    let (_, renewed) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    assert_eq!(see(&renewed).from, "203.0.113.8:40000");
+    lab.assert_books();
+}
+
+#[test]
+fn without_a_policy_nothing_is_let_through() {
+    let mut memory = xdp::memory::Memory::new(Default::default(), 1);
+    memory.set_attachment(
+        1,
+        xdp_abi::forward::Attachment { flags: xdp_abi::forward::ATTACHED, ..Default::default() },
+    );
+    memory.add_source(xdp_abi::forward::port(2, 0), prefix("0.0.0.0/0"), 1);
+    let gateway = xdp::memory::Gateway { tables: memory, hook: xdp::pipeline::Hook::Xdp };
+    let lab = Lab { gateway, now: START };
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::NoPolicy);
+}
+
+#[test]
+fn each_class_lasts_its_time_and_not_longer() {
+    type Opener = fn(&Lab);
+    let open: Opener = |lab| {
+        lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    };
+    let established: Opener = |lab| {
+        let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+    };
+    let half_closed: Opener = |lab| {
+        let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+        lab.forward(2, &tcp(POD, SERVER, FIN | ACK).frame());
+    };
+    let datagram: Opener = |lab| {
+        lab.forward(2, &udp(POD, SERVER).frame());
+    };
+    let query: Opener = |lab| {
+        lab.forward(2, &echo("100.64.0.7:7", "198.51.100.9").frame());
+    };
+    for (class, opener, seconds) in [
+        (Class::TcpOpening, open, 240),
+        (Class::TcpEstablished, established, 7_440),
+        (Class::TcpClosing, half_closed, 240),
+        (Class::Udp, datagram, 300),
+        (Class::Icmp, query, 60),
+    ] {
+        let mut lab = scene("permit any -> any all").build();
+        opener(&lab);
+        lab.pass_seconds(seconds);
+        lab.sweep();
+        assert_eq!(lab.sessions(), 1, "{class:?} at its last second");
+        lab.now = lab.now.wrapping_add(1);
+        lab.sweep();
+        assert_eq!(lab.sessions(), 0, "{class:?} one tick later");
+    }
+}

@@ -1,0 +1,170 @@
+//! Ports, to the last one.
+
+mod scene;
+
+use scene::*;
+use std::collections::HashSet;
+use xdp::{memory::Sizes, snat};
+use xdp_abi::reason::Reason;
+
+const SERVER: &str = "198.51.100.9:443";
+
+fn lab(ports: &str, sessions: u32) -> Lab {
+    let sizes = Sizes {
+        slots: sessions * 4,
+        records: sessions + 16,
+        overflow: sessions / 32 + 64,
+        ..Sizes::default()
+    };
+    Scene::read(TWO_CLUSTERS)
+        .snats(&format!("snat any -> any to 203.0.113.7 ports {ports}\npermit any -> any all"))
+        .build_with(sizes, 11)
+}
+
+fn pod(n: u32) -> String {
+    format!("100.64.{}.{}:40000", n >> 8, n & 255)
+}
+
+/// Fills a range; every flow must get a port of its own out of it.
+fn fill(lab: &Lab, first: u16, count: u32) -> HashSet<u16> {
+    let mut lent = HashSet::new();
+    for n in 0..count {
+        let output = lab.send(2, &udp(&pod(n), SERVER).payload(b"").frame());
+        assert!(
+            matches!(output.fate, xdp::pipeline::Fate::Transmit(..)),
+            "{:?} with {n} of {count} lent",
+            output.fate
+        );
+        let port = see(&output.frame.bytes).from.split_once(':').unwrap().1.parse().unwrap();
+        assert!(port >= first && lent.insert(port), "{port} is lent twice or out of range");
+    }
+    lent
+}
+
+/// The own port, random ones, clear bits, some in a row.
+const STEPS: u64 = (1 + snat::PROBES + snat::HOT_TRIES + snat::RECLAIMS) as u64;
+
+#[test]
+fn small_ranges_are_lent_to_the_last_port_and_then_refused() {
+    for (first, count) in [
+        (40_000u16, 1u32),
+        (5_000, 2),
+        (1_024, 63),
+        (6_400, 64),
+        (6_401, 64),
+        (6_399, 65),
+        (2_000, 300),
+    ] {
+        let last = first as u32 + count - 1;
+        let lab = lab(&format!("{first}-{last}"), 512);
+        let lent = fill(&lab, first, count);
+        assert_eq!(lent.len(), count as usize);
+        assert_eq!(lent.iter().max().copied(), Some(last as u16));
+        for n in count..count + 5 {
+            assert_eq!(lab.dropped(2, &udp(&pod(n), SERVER).frame()), Reason::PortsExhausted);
+        }
+        // Old flows live; other destinations have their own ports.
+        lab.forward(2, &udp(&pod(0), SERVER).frame());
+        lab.forward(2, &udp(&pod(400), "198.51.100.9:444").frame());
+        lab.forward(2, &tcp(&pod(400), SERVER, SYN).frame());
+        assert!(lab.port_steps_max() <= STEPS, "{}", lab.port_steps_max());
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn scattered_ranges_are_lent_whole() {
+    let lab = lab("1024,2000-2003,9999-10010,65535", 512);
+    let lent = fill(&lab, 1024, 18);
+    assert!(lent.contains(&1024) && lent.contains(&65_535) && lent.contains(&2003));
+    assert_eq!(lab.dropped(2, &udp(&pod(18), SERVER).frame()), Reason::PortsExhausted);
+}
+
+#[test]
+fn the_default_range_is_lent_without_one_failure() {
+    let lab = lab("1024-65535", 65_536);
+    let lent = fill(&lab, 1024, 64_512);
+    assert_eq!(lent.len(), 64_512);
+    assert_eq!(lab.dropped(2, &udp(&pod(64_513), SERVER).frame()), Reason::PortsExhausted);
+    assert!(lab.port_steps_max() <= STEPS, "{}", lab.port_steps_max());
+    println!("worst allocation: {} steps", lab.port_steps_max());
+}
+
+#[test]
+fn a_returned_port_is_found_again_in_a_full_range() {
+    for count in [1u32, 64, 65, 300] {
+        let mut lab = lab(&format!("2000-{}", 1999 + count), 512);
+        lab.tables().set_rest(0);
+        fill(&lab, 2000, count);
+        for round in 0..50 {
+            // All but one speak, the one falls silent.
+            let silent = round * 7 % count;
+            lab.pass_seconds(200);
+            for n in (0..count).filter(|n| *n != silent) {
+                lab.forward(2, &udp(&pod(n), SERVER).frame());
+            }
+            lab.pass_seconds(101);
+            lab.sweep();
+            assert_eq!(lab.sessions() as u32, count - 1, "round {round}");
+            let newcomer = pod(1000 + round);
+            lab.forward(2, &udp(&newcomer, SERVER).frame());
+            assert_eq!(lab.dropped(2, &udp(&pod(silent), SERVER).frame()), Reason::PortsExhausted);
+            // The newcomer goes, the silent one comes back.
+            lab.pass_seconds(200);
+            for n in (0..count).filter(|n| *n != silent) {
+                lab.forward(2, &udp(&pod(n), SERVER).frame());
+            }
+            lab.pass_seconds(101);
+            lab.sweep();
+            lab.forward(2, &udp(&pod(silent), SERVER).frame());
+        }
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn the_source_port_is_kept_where_it_is_free_and_may_be_lent() {
+    let lab = lab("2000-3000", 512);
+    let outside = |from: &str| see(&lab.forward(2, &udp(from, SERVER).frame()).1).from;
+    assert_eq!(outside("100.64.0.1:2000"), "203.0.113.7:2000");
+    assert_eq!(outside("100.64.0.1:3000"), "203.0.113.7:3000");
+    assert_ne!(outside("100.64.0.2:2000"), "203.0.113.7:2000", "taken");
+    for from in ["100.64.0.1:1999", "100.64.0.1:3001", "100.64.0.1:53"] {
+        let port: u16 = outside(from).split_once(':').unwrap().1.parse().unwrap();
+        assert!((2000..=3000).contains(&port), "{from} became {port}");
+    }
+}
+
+#[test]
+fn ports_are_hard_to_guess() {
+    // Ports of one destination, in the order in which they were lent, over all sixteenths.
+    let lab = lab("1024-65535", 4096);
+    let mut parts = [0u32; 16];
+    let mut neighbours = 0;
+    let mut before = 0u16;
+    for n in 0..3_000 {
+        let from = format!("100.64.{}.{}:53", n >> 8, n & 255);
+        let out = lab.forward(2, &udp(&from, SERVER).payload(b"").frame()).1;
+        let port: u16 = see(&out).from.split_once(':').unwrap().1.parse().unwrap();
+        parts[(port >> 12) as usize] += 1;
+        neighbours += u32::from(port.abs_diff(before) < 64);
+        before = port;
+    }
+    assert!(parts.iter().all(|n| (120..=260).contains(n)), "{parts:?}");
+    assert!(neighbours < 30, "{neighbours} of 3000 lie near the one before");
+}
+
+#[test]
+fn without_a_bitmap_to_be_had_a_small_range_is_lent_all_the_same() {
+    for count in [1u32, 2, 15, 16] {
+        let sizes = Sizes { bitmaps: 0, ..Sizes::default() };
+        let lab = Scene::read(TWO_CLUSTERS)
+            .snats(&format!(
+                "snat any -> any to 203.0.113.7 ports 2000-{}\npermit any -> any all",
+                1999 + count
+            ))
+            .build_with(sizes, 11);
+        fill(&lab, 2000, count);
+        assert_eq!(lab.dropped(2, &udp(&pod(count), SERVER).frame()), Reason::PortsExhausted);
+    }
+}
