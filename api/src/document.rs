@@ -146,7 +146,7 @@ pub struct SmartGroup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SelectorType {
-    /// Pods, nodes and services of Kubernetes.
+    /// Kubernetes pods, in the word of those who come from other products.
     K8s,
     /// Kubernetes pods.
     Pod,
@@ -166,11 +166,14 @@ pub enum SelectorType {
     External,
 }
 
-/// Selects addresses by `cidr`, or endpoints of which all that is stated here is true.
+/// Selects addresses of which all that is stated here is true.
+///
+/// With `cidr` and `domain` alone it is about addresses, whoever has them; any other field makes it
+/// about endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Selector {
-    /// Addresses, whoever has them; stands with no other field but `domain`.
+    /// The address is in this prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidr: Option<Prefix>,
     /// The routing domain; for `cidr` the default is the fabric, else any.

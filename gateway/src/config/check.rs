@@ -1,0 +1,346 @@
+//! What has to hold between the settings of this machine.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::hash::Hash;
+use std::net::Ipv4Addr;
+
+use api::document::FABRIC;
+use api::value::Prefix4;
+use ipnet::Ipv4Net;
+use xdp_abi::config::NON_ROUTABLE;
+use xdp_abi::forward::ATTACHMENTS;
+use xdp_abi::policy::RULES;
+
+use super::decode::suggestion;
+use super::settings::{Gateway, Metrics, Seconds, Tables, Timers};
+use super::tree::{Path, Tree, at};
+use super::{Attachment, AttachmentKind, Findings};
+
+pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
+    let mut checks = Checks { tree, findings };
+    checks.name(&at!["gateway", "name"], &gateway.name);
+    checks.non_routable(&gateway.non_routable);
+    checks.domains(gateway);
+    checks.attachments(gateway);
+    checks.timers(&gateway.timers);
+    checks.tables(&gateway.tables);
+    checks.metrics(&gateway.metrics);
+    for (field, value) in [
+        ("socket", &gateway.socket),
+        ("pin_path", &gateway.pin_path),
+        ("state_dir", &gateway.state_dir),
+    ] {
+        if !value.is_absolute() {
+            let message = format!("`{field}` is {}; expected an absolute path", value.display());
+            checks.error(&at!["gateway", field], message);
+        }
+    }
+    if let Some(log) = &gateway.flow_log {
+        let at = at!["gateway", "flow_log"];
+        if log.path.as_os_str() != "-" && !log.path.is_absolute() {
+            let found = log.path.display();
+            let message = format!("`path` is {found}; expected an absolute path, or - for stdout");
+            checks.error(&at.child("path"), message);
+        }
+        if log.rotate_bytes < 4096 {
+            let message = format!("`rotate_bytes` is {}; expected 4096 or more", log.rotate_bytes);
+            checks.error(&at.child("rotate_bytes"), message);
+        }
+    }
+}
+
+/// Whether every address of `inner` is in one of `outer`, or in several of them together.
+pub(super) fn is_covered(inner: Ipv4Net, outer: &[Prefix4]) -> bool {
+    let outer: Vec<Ipv4Net> = outer.iter().map(|prefix| prefix.net()).collect();
+    Ipv4Net::aggregate(&outer).iter().any(|net| net.contains(&inner))
+}
+
+/// The part of a prefix that lies in another: of two prefixes one contains the other, or they
+/// share nothing.
+pub(super) fn intersection(a: Ipv4Net, b: Ipv4Net) -> Option<Ipv4Net> {
+    if a.contains(&b) {
+        Some(b)
+    } else if b.contains(&a) {
+        Some(a)
+    } else {
+        None
+    }
+}
+
+/// `a, b, c`.
+pub(super) fn join<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Checks that share a tree and what was found so far.
+pub(super) struct Checks<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) findings: &'a mut Findings,
+}
+
+impl Checks<'_> {
+    pub(super) fn error(&mut self, path: &Path, message: String) {
+        self.findings.errors.push(self.tree.fault(path, message));
+    }
+
+    fn warning(&mut self, path: &Path, message: String) {
+        self.findings.warnings.push(self.tree.fault(path, message));
+    }
+
+    /// Names go into filters, metrics and file names: short, and without spaces.
+    pub(super) fn name(&mut self, path: &Path, name: &str) {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        if name.is_empty() || name.len() > 253 || !name.chars().all(fits) {
+            let message = format!(
+                "`{}` is \"{name}\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`",
+                path.field()
+            );
+            self.error(path, message);
+        }
+    }
+
+    /// Reports whatever stands a second time; the message names the line of the first.
+    pub(super) fn unique<T: Hash + Eq + Display>(
+        &mut self,
+        values: impl IntoIterator<Item = (Path, T)>,
+    ) {
+        let mut seen: HashMap<T, Path> = HashMap::new();
+        for (path, value) in values {
+            match seen.get(&value) {
+                Some(first) => {
+                    let (_, position, _) = self.tree.locate(first);
+                    let message = format!(
+                        "`{}` is {value}, as in line {}; expected another one",
+                        path.field(),
+                        position.line
+                    );
+                    self.error(&path, message);
+                }
+                None => {
+                    seen.insert(value, path);
+                }
+            }
+        }
+    }
+
+    fn non_routable(&mut self, prefixes: &[Prefix4]) {
+        let at = at!["gateway", "non_routable"];
+        let is_stated = |path| self.tree.locate(path).2.is_some();
+        if prefixes.len() > NON_ROUTABLE {
+            let found = prefixes.len();
+            let message =
+                format!("`non_routable` has {found} prefixes; expected at most {NON_ROUTABLE}");
+            self.error(&at, message);
+        } else if prefixes.is_empty() && is_stated(&at) && !self.tree.is_damaged(&at) {
+            let message = "`non_routable` is empty; expected the prefixes of pod networks, or \
+                           leave the field out for 100.64.0.0/10";
+            self.error(&at, message.to_owned());
+        }
+        for (n, prefix) in prefixes.iter().enumerate() {
+            if prefix.net().prefix_len() == 0 {
+                let message =
+                    format!("`{}` is 0.0.0.0/0; expected a part of it", at.child(n).field());
+                self.error(&at.child(n), message);
+            }
+        }
+        self.unique(prefixes.iter().enumerate().map(|(n, prefix)| (at.child(n), *prefix)));
+    }
+
+    fn domains(&mut self, gateway: &Gateway) {
+        let at = |n: usize, field: &str| at!["gateway", "domains", n, field];
+        for (n, domain) in gateway.domains.iter().enumerate() {
+            self.name(&at(n, "name"), &domain.name);
+            if domain.name == FABRIC {
+                let message =
+                    format!("`name` is {FABRIC}, which is built in; expected another one");
+                self.error(&at(n, "name"), message);
+            }
+        }
+        let domains = || gateway.domains.iter().enumerate();
+        self.unique(domains().map(|(n, domain)| (at(n, "name"), &domain.name)));
+        self.unique(domains().map(|(n, domain)| (at(n, "number"), domain.number)));
+    }
+
+    fn attachments(&mut self, gateway: &Gateway) {
+        let all = at!["gateway", "attachments"];
+        let attachments = || gateway.attachments.iter().enumerate();
+        if gateway.attachments.is_empty() && !self.tree.is_damaged(&all) {
+            let message = "`attachments` is empty; expected one or more".to_owned();
+            self.error(&all, message);
+        }
+        if gateway.attachments.len() >= ATTACHMENTS as usize {
+            let found = gateway.attachments.len();
+            let message =
+                format!("`attachments` has {found}; expected at most {}", ATTACHMENTS - 1);
+            self.error(&all, message);
+        }
+        self.unique(attachments().map(|(n, a)| (all.child(n).child("name"), &a.name)));
+        let domains = domain_names(self.tree);
+        for (n, attachment) in attachments() {
+            let at = all.child(n);
+            self.name(&at.child("name"), &attachment.name);
+            self.interface(&at.child("interface"), &attachment.interface);
+            self.exists(&at.child("domain"), "domain", &attachment.domain, &domains);
+            if attachment.sources.is_empty() && !self.tree.is_damaged(&at) {
+                let message = "`sources` is empty; expected prefixes, or leave the field out for \
+                               every source";
+                self.error(&at.child("sources"), message.to_owned());
+            }
+            for (n, prefix) in attachment.carries.iter().enumerate() {
+                if !is_covered(prefix.net(), &gateway.non_routable) {
+                    let at = at.child("carries").child(n);
+                    let message = format!(
+                        "`{}` is {prefix}; expected a part of non_routable ({})",
+                        at.field(),
+                        join(&gateway.non_routable)
+                    );
+                    self.error(&at, message);
+                }
+            }
+        }
+        self.ambiguous(&all, &gateway.attachments, "sources", |attachment| &attachment.sources);
+        self.ambiguous(&all, &gateway.attachments, "routes", Attachment::routes);
+    }
+
+    /// A packet has to belong to one attachment: on one interface and VLAN, no two may have the
+    /// same prefix behind or ahead of them.
+    fn ambiguous<'a>(
+        &mut self,
+        all: &Path,
+        attachments: &'a [Attachment],
+        field: &str,
+        prefixes: impl Fn(&'a Attachment) -> &'a [Prefix4],
+    ) {
+        let follows_sources = |attachment: &&Attachment| {
+            attachment.kind == AttachmentKind::Spoke && attachment.stated_routes.is_empty()
+        };
+        let mut seen = HashMap::new();
+        for (n, attachment) in attachments.iter().enumerate() {
+            let at = all.child(n);
+            if self.tree.is_damaged(&at) {
+                continue;
+            }
+            for (index, prefix) in prefixes(attachment).iter().enumerate() {
+                let key = (&attachment.interface, attachment.vlan, *prefix);
+                let first: &Attachment = *seen.entry(key).or_insert(attachment);
+                // A spoke's routes are its sources unless stated, and those were compared before.
+                let is_known = field == "routes" && [first, attachment].iter().all(follows_sources);
+                if std::ptr::eq(first, attachment) || is_known {
+                    continue;
+                }
+                // Where the prefix is a default there is no element to point at.
+                let element = at.child(field).child(index);
+                let at = match self.tree.locate(&element).2 {
+                    Some(_) => element,
+                    None => at.clone(),
+                };
+                let place = match attachment.vlan {
+                    Some(vlan) => format!("{} VLAN {}", attachment.interface, vlan.get()),
+                    None => attachment.interface.clone(),
+                };
+                let message = format!(
+                    "{prefix} is among the {field} of `{}` on {place} too; expected `{field}` \
+                     that tell the attachments apart",
+                    first.name
+                );
+                self.error(&at, message);
+            }
+        }
+    }
+
+    pub(super) fn interface(&mut self, path: &Path, name: &str) {
+        // As the kernel has it: IFNAMSIZ with the closing zero, and no path.
+        let fits = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+        let dots = name == "." || name == "..";
+        if name.is_empty() || name.len() > 15 || dots || !name.chars().all(fits) {
+            let message = format!(
+                "`interface` is \"{name}\"; expected an interface name, up to 15 characters"
+            );
+            self.error(path, message);
+        }
+    }
+
+    /// Reports a name that nothing has.
+    pub(super) fn exists(&mut self, path: &Path, what: &str, name: &str, known: &[&str]) -> bool {
+        let exists = known.contains(&name);
+        if !exists {
+            let hint = match suggestion(name, known.iter().copied()) {
+                hint if hint.is_empty() && known.is_empty() => "; there is none".to_owned(),
+                hint if hint.is_empty() && known.len() <= 8 => {
+                    format!("; expected {}", super::decode::choice(known))
+                }
+                hint if hint.is_empty() => format!("; expected the name of a {what}"),
+                hint => hint,
+            };
+            let message =
+                format!("`{}` names {what} `{name}`, which does not exist{hint}", path.field());
+            self.error(path, message);
+        }
+        exists
+    }
+
+    fn timers(&mut self, timers: &Timers) {
+        for (field, value, floor, source) in [
+            ("udp", timers.udp, 120, "RFC 4787 REQ-5"),
+            ("tcp_established", timers.tcp_established, 7_440, "RFC 5382 REQ-5"),
+            ("tcp_transitory", timers.tcp_transitory, 240, "RFC 5382 REQ-5"),
+            ("icmp", timers.icmp, 60, "RFC 5508 REQ-1"),
+            ("port_rest", timers.port_rest, 120, "RFC 6888 REQ-8"),
+        ] {
+            let floor = Seconds::new(floor).expect("floors are from a second to a year");
+            if value < floor {
+                let message = format!("`{field}` is {value}, below the {floor} of {source}");
+                self.warning(&at!["gateway", "timers", field], message);
+            }
+        }
+    }
+
+    fn tables(&mut self, tables: &Tables) {
+        let at = |field: &str| at!["gateway", "tables", field];
+        let sessions = tables.sessions;
+        if !sessions.is_power_of_two() || !(1024..=1 << 24).contains(&sessions) {
+            let message =
+                format!("`sessions` is {sessions}; expected a power of two from 1024 to 16777216");
+            self.error(&at("sessions"), message);
+        }
+        for (field, value, most) in [
+            ("endpoints", tables.endpoints, 1 << 24),
+            ("prefixes", tables.prefixes, 1 << 24),
+            ("identities", tables.identities, 1 << 16),
+            ("rules", tables.rules, RULES as u32),
+            ("port_classes", tables.port_classes, 1 << 16),
+            ("next_hops", tables.next_hops, 1 << 16),
+        ] {
+            if value == 0 || value > most {
+                self.error(&at(field), format!("`{field}` is {value}; expected 1 to {most}"));
+            }
+        }
+    }
+
+    fn metrics(&mut self, metrics: &Metrics) {
+        let at = at!["gateway", "metrics", "listen"];
+        if metrics.listen.ip().is_loopback() || self.tree.is_damaged(&at!["gateway", "metrics"]) {
+            return;
+        }
+        if metrics.insecure {
+            let message = format!("`listen` is {}: anybody can read the metrics", metrics.listen);
+            self.warning(&at, message);
+        } else if metrics.tls.is_none() || metrics.token_file.is_none() {
+            let local = Ipv4Addr::LOCALHOST;
+            let message = format!(
+                "`listen` is {}, off loopback; expected `tls` and `token_file` beside it, or \
+                 `insecure: true`, or {local}:{}",
+                metrics.listen,
+                metrics.listen.port()
+            );
+            self.error(&at, message);
+        }
+    }
+}
+
+/// The names of all domains that the file means to have, also of those with a mistake in them.
+pub(super) fn domain_names(tree: &Tree) -> Vec<&str> {
+    let stated = tree.locate(&at!["gateway"]).2.map_or(&[][..], |node| node.list("domains"));
+    std::iter::once(FABRIC).chain(stated.iter().filter_map(|node| node.text("name"))).collect()
+}

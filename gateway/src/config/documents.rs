@@ -1,0 +1,464 @@
+//! The `documents:` part: what has to hold between the documents, and between them and the
+//! attachments.
+
+use api::document::{
+    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, Named, PUBLIC_INTERNET, Rule,
+    SmartGroup, SnatPolicy, SnatProtocol,
+};
+use api::value::{AddressRange, ProtocolMatch};
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::DeserializeOwned;
+use smartgroups::DomainId;
+use xdp_abi::policy::{POOL_ADDRESSES, SNAT_POLICIES};
+
+use super::check::{Checks, domain_names, intersection, is_covered, join};
+use super::decode::{choice, decode, suggestion};
+use super::settings::{Attachment, AttachmentKind, Gateway};
+use super::tree::{Fault, Node, Path, Tree, Value, at};
+use super::{Findings, convert};
+
+/// How many outside addresses one policy may name.
+const POLICY_ADDRESSES: u64 = 256;
+
+/// Reads every document that can be read; the others are given up in the tree, so that indices
+/// of what comes back are indices of the tree.
+pub(super) fn read(tree: &mut Tree, faults: &mut Vec<Fault>) -> Vec<Document> {
+    match tree.root.entry("documents").map(|entry| &entry.value.value) {
+        None | Some(Value::List(_)) => {}
+        Some(_) => {
+            let message = "`documents` is no list; expected a list of kind, name and spec";
+            faults.push(tree.fault(&at!["documents"], message.to_owned()));
+        }
+    }
+    let count = tree.root.list("documents").len();
+    (0..count).filter_map(|n| read_one(tree, n, faults)).collect()
+}
+
+fn nth(tree: &Tree, n: usize) -> &Node {
+    &tree.root.list("documents")[n]
+}
+
+fn read_one(tree: &mut Tree, n: usize, faults: &mut Vec<Fault>) -> Option<Document> {
+    let node = nth(tree, n);
+    let id = node.id;
+    let at = at!["documents", n];
+    let kinds = choice(&Document::KINDS);
+    let (path, message) = match node.entry("kind").map(|entry| (entry.value.id, &entry.value.value))
+    {
+        Some((kind_id, Value::Text(kind))) => {
+            let kind = kind.clone();
+            // It has been read, and what follows knows nothing of it.
+            tree.hide(kind_id);
+            match kind.as_str() {
+                "Endpoint" => return named(tree, n, faults).map(Document::Endpoint),
+                "SmartGroup" => return named(tree, n, faults).map(Document::SmartGroup),
+                "Rule" => return named(tree, n, faults).map(Document::Rule),
+                "DefaultAction" => return named(tree, n, faults).map(Document::DefaultAction),
+                "SnatPolicy" => return named(tree, n, faults).map(Document::SnatPolicy),
+                _ => {}
+            }
+            let hint = suggestion(&kind, Document::KINDS);
+            (at.child("kind"), format!("`kind` is `{kind}`; expected {kinds}{hint}"))
+        }
+        Some(_) => (at.child("kind"), format!("`kind` is no text; expected {kinds}")),
+        None => match &node.value {
+            Value::Map(entries) => {
+                let close = entries.iter().find(|e| !suggestion(&e.key, ["kind"]).is_empty());
+                match close {
+                    Some(entry) => {
+                        let message =
+                            format!("unknown field `{}`; did you mean `kind`?", entry.key);
+                        (at.child(entry.key.as_str()), message)
+                    }
+                    None => (at.child("kind"), format!("`kind` is missing; expected {kinds}")),
+                }
+            }
+            _ => {
+                let message =
+                    format!("`{}` is no mapping; expected kind, name and spec", at.field());
+                (at, message)
+            }
+        },
+    };
+    faults.push(tree.fault_as_written(&path, message));
+    tree.give_up(id);
+    None
+}
+
+fn named<T: DeserializeOwned>(
+    tree: &mut Tree,
+    n: usize,
+    faults: &mut Vec<Fault>,
+) -> Option<Named<T>> {
+    decode(tree, |tree| nth(tree, n), faults)
+}
+
+/// Checks all that could be read; `gateway` is `None` if its part could not.
+pub(super) fn check(
+    tree: &Tree,
+    gateway: Option<&Gateway>,
+    documents: &[Document],
+    findings: &mut Findings,
+) {
+    let mut groups = vec![ANYWHERE, PUBLIC_INTERNET];
+    let stated = tree.root.list("documents");
+    groups.extend(
+        stated
+            .iter()
+            .filter(|node| node.text("kind") == Some("SmartGroup"))
+            .filter_map(|node| node.text("name")),
+    );
+    let domains = domain_names(tree);
+    let checks = Checks { tree, findings };
+    let mut checks = DocumentChecks { checks, groups, domains, gateway, documents };
+    checks.names();
+    checks.order();
+    checks.default_action();
+    let mut addresses = 0;
+    for (n, document) in documents.iter().enumerate() {
+        let at = at!["documents", n];
+        match document {
+            Document::Endpoint(Named { spec, .. }) => checks.endpoint(&at.child("spec"), spec),
+            Document::SmartGroup(group) => checks.group(&at, group),
+            Document::Rule(Named { spec, .. }) => checks.rule(&at.child("spec"), spec),
+            Document::DefaultAction(Named { spec: DefaultAction { .. }, .. }) => {}
+            Document::SnatPolicy(Named { spec, .. }) => {
+                checks.snat(&at.child("spec"), spec);
+                checks.pool(&at.child("spec"), spec, &mut addresses);
+            }
+        }
+    }
+}
+
+struct DocumentChecks<'a> {
+    checks: Checks<'a>,
+    groups: Vec<&'a str>,
+    domains: Vec<&'a str>,
+    gateway: Option<&'a Gateway>,
+    documents: &'a [Document],
+}
+
+impl DocumentChecks<'_> {
+    fn names(&mut self) {
+        for (n, document) in self.documents.iter().enumerate() {
+            self.checks.name(&at!["documents", n, "name"], document.name());
+        }
+        for kind in Document::KINDS {
+            let of_kind = self.documents.iter().enumerate().filter(|(_, d)| d.kind() == kind);
+            self.checks.unique(of_kind.map(|(n, d)| (at!["documents", n, "name"], d.name())));
+        }
+    }
+
+    fn order(&mut self) {
+        let documents = self.documents;
+        self.checks.unique(documents.iter().enumerate().filter_map(|(n, document)| {
+            let Document::Rule(rule) = document else { return None };
+            Some((at!["documents", n, "spec", "priority"], rule.spec.priority))
+        }));
+        self.checks.unique(documents.iter().enumerate().filter_map(|(n, document)| {
+            let Document::SnatPolicy(policy) = document else { return None };
+            Some((at!["documents", n, "spec", "order"], policy.spec.order))
+        }));
+        let is_in_force = |document: &&Document| match document {
+            Document::Rule(rule) => rule.spec.enforcement != Enforcement::Disabled,
+            _ => false,
+        };
+        let rules = documents.iter().filter(is_in_force).count();
+        if let Some(room) = self.gateway.map(|gateway| gateway.tables.rules as usize)
+            && rules > room
+        {
+            let message =
+                format!("there are {rules} rules in force; expected at most tables.rules = {room}");
+            self.checks.error(&at!["documents"], message);
+        }
+        let policies = documents.iter().filter(|d| matches!(d, Document::SnatPolicy(_))).count();
+        if policies > SNAT_POLICIES {
+            let message =
+                format!("there are {policies} SNAT policies; expected at most {SNAT_POLICIES}");
+            self.checks.error(&at!["documents"], message);
+        }
+    }
+
+    fn default_action(&mut self) {
+        let tree = self.checks.tree;
+        let stated = tree.root.list("documents").iter().enumerate();
+        let mut defaults =
+            stated.filter(|(_, node)| node.text("kind") == Some("DefaultAction")).map(|(n, _)| n);
+        match defaults.next() {
+            None if tree.root.entry("documents").is_some() => {
+                let message = "there is no DefaultAction; expected one document that says what \
+                               happens where no rule matches";
+                self.checks.error(&at!["documents"], message.to_owned());
+            }
+            None => {}
+            Some(first) => {
+                let (_, position, _) = tree.locate_as_written(&at!["documents", first]);
+                for n in defaults {
+                    let message = format!(
+                        "a second DefaultAction, the first is in line {}; expected one",
+                        position.line
+                    );
+                    let fault = tree.fault_as_written(&at!["documents", n, "kind"], message);
+                    self.checks.findings.errors.push(fault);
+                }
+            }
+        }
+    }
+
+    fn endpoint(&mut self, at: &Path, endpoint: &Endpoint) {
+        self.checks.exists(&at.child("domain"), "domain", &endpoint.domain, &self.domains);
+        if endpoint.addresses.is_empty() && !self.checks.tree.is_damaged(at) {
+            let message = "`addresses` is empty; expected one address or more".to_owned();
+            self.checks.error(&at.child("addresses"), message);
+        }
+    }
+
+    fn group(&mut self, at: &Path, group: &Named<SmartGroup>) {
+        if [ANYWHERE, PUBLIC_INTERNET].contains(&group.name.as_str()) {
+            let message =
+                format!("`name` is {}, which is built in; expected another one", group.name);
+            self.checks.error(&at.child("name"), message);
+        }
+        let selectors = at.child("spec").child("selectors");
+        if group.spec.selectors.is_empty() && !self.checks.tree.is_damaged(at) {
+            let message = "`selectors` is empty; expected one or more".to_owned();
+            self.checks.error(&selectors, message);
+        }
+        for (n, selector) in group.spec.selectors.iter().enumerate() {
+            let at = selectors.child(n);
+            if *selector == api::document::Selector::default() && !self.checks.tree.is_damaged(&at)
+            {
+                let message =
+                    format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());
+                self.checks.error(&at, message);
+            }
+            if let Some(domain) = &selector.domain {
+                self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
+            }
+        }
+    }
+
+    fn rule(&mut self, at: &Path, rule: &Rule) {
+        let damaged = self.checks.tree.is_damaged(at);
+        for (field, groups) in [("sources", &rule.sources), ("destinations", &rule.destinations)] {
+            let at = at.child(field);
+            if groups.is_empty() && !damaged {
+                let message = format!("`{field}` is empty; expected groups, such as `{ANYWHERE}`");
+                self.checks.error(&at, message);
+            }
+            for (n, group) in groups.iter().enumerate() {
+                self.checks.exists(&at.child(n), "group", group, &self.groups);
+            }
+        }
+        let has_ports = match rule.protocol {
+            ProtocolMatch::Only(protocol) => protocol.has_ports(),
+            ProtocolMatch::Any => false,
+        };
+        if !rule.ports.is_empty() && !has_ports && !damaged {
+            let message =
+                format!("`ports` needs `protocol` tcp or udp; here it is {}", rule.protocol);
+            self.checks.error(&at.child("ports"), message);
+        }
+        match rule.action {
+            Action::Deny | Action::Reject if rule.mark.is_some() => {
+                let message = "`mark` is for rules that permit; leave it out".to_owned();
+                self.checks.error(&at.child("mark"), message);
+            }
+            Action::Permit | Action::Deny | Action::Reject => {}
+        }
+    }
+
+    fn snat(&mut self, at: &Path, policy: &SnatPolicy) {
+        let damaged = self.checks.tree.is_damaged(at);
+        for (cidr, group, is_cidr, name) in [
+            ("src_cidr", "src_group", policy.src_cidr.is_some(), &policy.src_group),
+            ("dst_cidr", "dst_group", policy.dst_cidr.is_some(), &policy.dst_group),
+        ] {
+            let Some(name) = name else { continue };
+            self.checks.exists(&at.child(group), "group", name, &self.groups);
+            if is_cidr {
+                let message = format!("`{group}` stands beside `{cidr}`; expected one of the two");
+                self.checks.error(&at.child(group), message);
+            }
+        }
+        if policy.protocol == SnatProtocol::Icmp {
+            for (field, port) in [("src_port", policy.src_port), ("dst_port", policy.dst_port)] {
+                if port.is_some() {
+                    let message = format!("`{field}` is for protocols with ports; icmp has none");
+                    self.checks.error(&at.child(field), message);
+                }
+            }
+        }
+        match (&policy.connection, &policy.interface) {
+            (None, None) if !damaged => {
+                let message = "neither `connection` nor `interface` is there; expected one of the \
+                               two to say where the flow leaves";
+                self.checks.error(at, message.to_owned());
+            }
+            (Some(_), Some(_)) => {
+                let message = "`interface` stands beside `connection`; expected one of the two";
+                self.checks.error(&at.child("interface"), message.to_owned());
+            }
+            (None, None) | (Some(_), None) | (None, Some(_)) => {}
+        }
+        self.way_out(at, policy);
+        if policy.no_nat {
+            let given = [
+                ("snat_ips", !policy.snat_ips.is_empty()),
+                ("snat_ports", policy.snat_ports.is_some()),
+            ];
+            for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+                let message =
+                    format!("`{field}` stands beside `no_nat: true`, which lends nothing");
+                self.checks.error(&at.child(field), message);
+            }
+            if !damaged {
+                self.carried(at, policy);
+            }
+        } else if policy.snat_ips.is_empty() && !damaged {
+            let message = "`snat_ips` is missing; expected outside addresses, or `no_nat: true`";
+            self.checks.error(&at.child("snat_ips"), message.to_owned());
+        }
+    }
+
+    /// The connection and the interface that a policy names have to be there.
+    fn way_out(&mut self, at: &Path, policy: &SnatPolicy) {
+        let tree = self.checks.tree;
+        let stated = tree.locate(&at!["gateway"]).2.map_or(&[][..], |g| g.list("attachments"));
+        if let Some(name) = &policy.connection {
+            let at = at.child("connection");
+            let other = stated.iter().find(|node| node.text("name") == Some(name.as_str()));
+            let kind = other.and_then(|node| node.text("kind"));
+            if let (Some(kind), true) = (kind, kind != Some("connection")) {
+                let message = format!(
+                    "`connection` names attachment `{name}` of kind {kind}; expected one of kind \
+                     connection, or `interface`"
+                );
+                self.checks.error(&at, message);
+            } else if other.is_none() {
+                let connections: Vec<&str> = stated
+                    .iter()
+                    .filter(|node| node.text("kind") == Some("connection"))
+                    .filter_map(|node| node.text("name"))
+                    .collect();
+                self.checks.exists(&at, "connection", name, &connections);
+            }
+        }
+        if let Some(name) = &policy.interface {
+            let at = at.child("interface");
+            self.checks.interface(&at, name);
+            let mut interfaces: Vec<&str> =
+                stated.iter().filter_map(|node| node.text("interface")).collect();
+            interfaces.sort_unstable();
+            interfaces.dedup();
+            self.checks.exists(&at, "interface of an attachment", name, &interfaces);
+        }
+    }
+
+    /// No leak: what may be non-routable and is not translated has to be carried by every
+    /// attachment that it may leave by.
+    fn carried(&mut self, at: &Path, policy: &SnatPolicy) {
+        let Some(gateway) = self.gateway else { return };
+        let leaves_by = |attachment: &&Attachment| {
+            let by_name = attachment.kind == AttachmentKind::Connection
+                && policy.connection.as_ref() == Some(&attachment.name);
+            by_name || policy.interface.as_ref() == Some(&attachment.interface)
+        };
+        let sources = self.sources(policy);
+        for attachment in gateway.attachments.iter().filter(leaves_by) {
+            if attachment.domain != api::document::FABRIC {
+                continue; // Non-routable addresses are at home there.
+            }
+            let leak = sources
+                .iter()
+                .flat_map(|source| {
+                    let parts = gateway.non_routable.iter();
+                    parts.filter_map(|prefix| intersection(*source, prefix.net()))
+                })
+                .find(|part| !is_covered(*part, &attachment.carries));
+            let Some(leak) = leak else { continue };
+            let carries = match attachment.carries.as_slice() {
+                [] => "nothing".to_owned(),
+                carries => join(carries),
+            };
+            let message = format!(
+                "`no_nat` would let non-routable sources of {leak} leave by `{}`, which carries \
+                 {carries}; expected `carries` there that hold {leak}, or a source that is routable",
+                attachment.name
+            );
+            self.checks.error(&at.child("no_nat"), message);
+            return;
+        }
+    }
+
+    /// Prefixes that hold every source of a policy.
+    fn sources(&self, policy: &SnatPolicy) -> Vec<Ipv4Net> {
+        let everything = vec![Ipv4Net::default()];
+        let Some(gateway) = self.gateway else { return everything };
+        match (&policy.src_cidr, &policy.src_group) {
+            (Some(cidr), _) => vec![cidr.net()],
+            (None, None) => everything,
+            (None, Some(group)) if group == PUBLIC_INTERNET => {
+                let public = |address| smartgroups::is_public(DomainId::FABRIC, address);
+                let prefixes = gateway.non_routable.iter().map(|prefix| prefix.net());
+                prefixes
+                    .filter(|net| public(net.network().into()) || public(net.broadcast().into()))
+                    .collect()
+            }
+            (None, Some(group)) => {
+                let inputs = convert::inputs(gateway, self.documents);
+                let members = smartgroups::members(&inputs.inventory, &inputs.groups, group);
+                let prefixes = members.unwrap_or_default().into_iter();
+                prefixes
+                    .filter_map(|member| match member.prefix {
+                        IpNet::V4(net) => Some(net),
+                        IpNet::V6(_) => None,
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// What a policy lends has to be routable, and all policies together have to fit.
+    fn pool(&mut self, at: &Path, policy: &SnatPolicy, total: &mut u64) {
+        let before = *total;
+        let at = at.child("snat_ips");
+        let mut count = 0;
+        for (n, range) in policy.snat_ips.iter().enumerate() {
+            let at = at.child(n);
+            let field = at.field();
+            let overlap = |prefix: Ipv4Net| range.overlaps(AddressRange::from(prefix));
+            let non_routable = self.gateway.map_or(&[][..], |gateway| &gateway.non_routable);
+            if let Some(prefix) = non_routable.iter().find(|prefix| overlap(prefix.net())) {
+                let message = format!(
+                    "`{field}` is {range}, inside non_routable {prefix}; expected routable \
+                     addresses"
+                );
+                self.checks.error(&at, message);
+            } else if let Some(prefix) = convert::UNUSABLE.into_iter().find(|net| overlap(*net)) {
+                let message =
+                    format!("`{field}` is {range}, inside {prefix}; expected unicast addresses");
+                self.checks.error(&at, message);
+            }
+            if let Some(other) = policy.snat_ips[..n].iter().find(|other| other.overlaps(*range)) {
+                let message = format!(
+                    "`{field}` is {range}, which overlaps {other}; expected each address once"
+                );
+                self.checks.error(&at, message);
+            }
+            count += range.count();
+        }
+        *total += count;
+        if count > POLICY_ADDRESSES {
+            let message =
+                format!("`snat_ips` has {count} addresses; expected at most {POLICY_ADDRESSES}");
+            self.checks.error(&at, message);
+        } else if *total > u64::from(POOL_ADDRESSES) && before <= u64::from(POOL_ADDRESSES) {
+            let message = format!(
+                "`snat_ips` brings all policies together to {total} addresses; expected at most \
+                 {POOL_ADDRESSES}"
+            );
+            self.checks.error(&at, message);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The configuration file: one YAML file with this machine's settings and the documents.
+//!
+//! Whoever edits a firewall's file has to learn of every mistake at once, with the line of the
+//! field and with what would be right, before anything is touched. So the file is read into a
+//! tree that knows positions (`tree`), typed without stopping at the first mistake (`decode`),
+//! and checked for what has to hold between its parts (`check`, `documents`). [`convert`] hands
+//! what was stated to the crates that compile it.
+
+mod check;
+pub mod convert;
+mod decode;
+mod documents;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::fmt;
+
+use api::document::Document;
+
+pub use settings::{
+    Attachment, AttachmentKind, Domain, FlowLog, Gateway, Hook, Metrics, SNAT_PORTS, Seconds,
+    Tables, TcpMidstream, Timers, Tls, Vlan,
+};
+
+use tree::{Fault, Tree, at};
+
+/// A file that says what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This machine's settings.
+    pub gateway: Gateway,
+    /// What is to be enforced, in the order of the file.
+    pub documents: Vec<Document>,
+    /// What is accepted and still worth a look.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// Something wrong in the file, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}:{column}: {}{message}", Prefix(path))]
+pub struct ConfigError {
+    /// The file, as it was named.
+    pub file: String,
+    /// The line of the field, from 1.
+    pub line: usize,
+    /// Its column, from 1.
+    pub column: usize,
+    /// The way to the field, such as `documents[3].spec.ports[0]`; empty for the file as a whole.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+struct Prefix<'a>(&'a str);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "{}: ", self.0) }
+    }
+}
+
+/// What is said about a file while it is checked.
+#[derive(Default)]
+struct Findings {
+    errors: Vec<Fault>,
+    warnings: Vec<Fault>,
+}
+
+impl Config {
+    /// Reads the text of a file; `file_name` is only for messages.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the file.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, Vec<ConfigError>> {
+        let mut findings = Findings::default();
+        let parts = read(text, &mut findings);
+        let errors = in_order(findings.errors, file_name);
+        match parts {
+            Some((gateway, documents)) if errors.is_empty() => {
+                Ok(Self { gateway, documents, warnings: in_order(findings.warnings, file_name) })
+            }
+            _ => Err(errors),
+        }
+    }
+
+    /// What the file says, in one line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Gateway { name, attachments, domains, .. } = &self.gateway;
+        let of = |kind| self.documents.iter().filter(|document| document.kind() == kind).count();
+        format!(
+            "gateway `{name}`: {}, {}, {}, {}, {}, {}",
+            count(attachments.len(), "attachment", "attachments"),
+            count(domains.len(), "domain beside the fabric", "domains beside the fabric"),
+            count(of("Endpoint"), "endpoint", "endpoints"),
+            count(of("SmartGroup"), "group", "groups"),
+            count(of("Rule"), "rule", "rules"),
+            count(of("SnatPolicy"), "SNAT policy", "SNAT policies"),
+        )
+    }
+}
+
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+fn in_order(mut faults: Vec<Fault>, file: &str) -> Vec<ConfigError> {
+    faults.sort_by_key(|fault| fault.position);
+    faults
+        .into_iter()
+        .map(|Fault { position, path, message }| ConfigError {
+            file: file.to_owned(),
+            line: position.line,
+            column: position.column,
+            path: path.to_string(),
+            message,
+        })
+        .collect()
+}
+
+fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>)> {
+    let mut tree = match Tree::read(text, &mut findings.errors) {
+        Ok(tree) => tree,
+        Err(fault) => {
+            findings.errors.push(fault);
+            return None;
+        }
+    };
+    top(&tree, &mut findings.errors)?;
+    let gateway = tree
+        .root
+        .entry("gateway")
+        .is_some()
+        .then(|| decode::decode::<Gateway>(&mut tree, gateway_node, &mut findings.errors));
+    let gateway = gateway.flatten();
+    let documents = documents::read(&mut tree, &mut findings.errors);
+    if let Some(gateway) = &gateway {
+        check::check(&tree, gateway, findings);
+    }
+    documents::check(&tree, gateway.as_ref(), &documents, findings);
+    Some((gateway?, documents))
+}
+
+fn gateway_node(tree: &Tree) -> &tree::Node {
+    tree.root.entry("gateway").map_or(&tree.root, |entry| &entry.value)
+}
+
+/// The two parts that a file has.
+fn top(tree: &Tree, errors: &mut Vec<Fault>) -> Option<()> {
+    const PARTS: [&str; 2] = ["gateway", "documents"];
+    let tree::Value::Map(entries) = &tree.root.value else {
+        let message = "expected a mapping with `gateway` and `documents`".to_owned();
+        errors.push(tree.fault(&at![], message));
+        return None;
+    };
+    for entry in entries.iter().filter(|entry| !PARTS.contains(&entry.key.as_str())) {
+        let hint = decode::suggestion(&entry.key, PARTS);
+        let hint =
+            if hint.is_empty() { "; expected `gateway` or `documents`".into() } else { hint };
+        let message = format!("unknown field `{}`{hint}", entry.key);
+        errors.push(tree.fault(&at![entry.key.as_str()], message));
+    }
+    for part in PARTS.into_iter().filter(|part| tree.root.entry(part).is_none()) {
+        errors.push(tree.fault(&at![part], format!("`{part}` is missing")));
+    }
+    Some(())
+}

@@ -1,0 +1,366 @@
+//! Every mistake that a file can have, with its place and its message.
+
+mod form;
+mod sense;
+
+use super::*;
+
+/// A file without a mistake; each test changes a line or two of it.
+const GOOD: &str = "\
+gateway:
+  name: gw-1
+  non_routable: [100.64.0.0/10]
+  domains:
+    - { name: prod-eu, number: 1 }
+    - { name: prod-us, number: 2 }
+  attachments:
+    - name: pods
+      interface: eth1
+      vlan: 100
+      kind: spoke
+      domain: prod-eu
+      sources: [100.64.0.0/16]
+      routes: []
+      carries: []
+    - { name: nodes, interface: eth1, vlan: 100, kind: spoke, sources: [10.10.0.0/24] }
+    - { name: transit, interface: eth2, kind: connection, routes: [10.0.0.0/8] }
+    - { name: internet, interface: eth0, kind: internet }
+  timers:
+    udp: 300s
+  tables:
+    sessions: 1048576
+    rules: 16384
+  tcp_midstream: reset
+  flow_log: { path: /var/log/flows.jsonl }
+  metrics:
+    listen: 127.0.0.1:9464
+  socket: /run/sluice.sock
+documents:
+  - kind: Endpoint
+    name: checkout/api
+    spec:
+      type: pod
+      domain: prod-eu
+      addresses: [100.64.1.10]
+      account: \"111122223333\"
+      labels: { team: payments }
+  - kind: SmartGroup
+    name: payments
+    spec:
+      selectors:
+        - { type: k8s, labels: { team: payments } }
+        - { cidr: 10.20.0.0/16, domain: fabric }
+  - kind: Rule
+    name: allow
+    spec:
+      priority: 100
+      action: permit
+      sources: [payments]
+      destinations: [public-internet, anywhere]
+      protocol: tcp
+      ports: [443, \"8000-8100\"]
+      mark: 7
+  - kind: Rule
+    name: refuse
+    spec:
+      priority: 200
+      action: deny
+      sources: [anywhere]
+      destinations: [payments]
+      log: start
+  - kind: DefaultAction
+    name: default
+    spec: { action: deny, log: both }
+  - kind: SnatPolicy
+    name: out
+    spec:
+      order: 10
+      src_cidr: 100.64.0.0/16
+      dst_group: payments
+      dst_port: \"443\"
+      connection: transit
+      snat_ips: [192.0.2.1, 192.0.2.8/29]
+  - kind: SnatPolicy
+    name: keep
+    spec:
+      order: 20
+      src_cidr: 10.10.0.0/24
+      interface: eth2
+      no_nat: true
+";
+
+/// Text to replace, what to put there, and the mistakes: where they are (the text that stands
+/// there), the path and the message.
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str, &'static str)]);
+
+fn edited(old: &str, new: &str) -> String {
+    assert_eq!(GOOD.matches(old).count(), 1, "`{old}` must stand once in the good file");
+    GOOD.replace(old, new)
+}
+
+#[track_caller]
+fn place<'a>(text: &'a str, error: &ConfigError) -> &'a str {
+    let line = text.lines().nth(error.line - 1).unwrap_or_else(|| panic!("{error}"));
+    line.get(error.column - 1..).unwrap_or_else(|| panic!("{error}"))
+}
+
+#[track_caller]
+fn refused(cases: &[Case]) {
+    for (old, new, expected) in cases {
+        let text = edited(old, new);
+        let errors = Config::parse(&text, "f.yaml").map(|_| ()).unwrap_err();
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), expected.len(), "{old} -> {new}: {all:#?}");
+        for (error, (at, path, message)) in errors.iter().zip(*expected) {
+            assert_eq!((error.path.as_str(), error.message.as_str()), (*path, *message));
+            let found = place(&text, error);
+            assert!(found.starts_with(at), "{error}\nexpected at `{at}`, found at `{found}`");
+        }
+    }
+}
+
+#[test]
+fn the_good_file_is_good() {
+    let config = Config::parse(GOOD, "f.yaml").unwrap();
+    assert_eq!(config.documents.len(), 7);
+    assert_eq!(
+        config.summary(),
+        "gateway `gw-1`: 4 attachments, 2 domains beside the fabric, 1 endpoint, 1 group, 2 rules, \
+         2 SNAT policies"
+    );
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn what_is_not_stated_has_its_default() {
+    let text = "\
+gateway:
+  name: gw-1
+  attachments:
+    - { name: a, interface: eth0, kind: spoke, sources: [10.0.0.0/8] }
+    - { name: b, interface: eth1, kind: connection }
+documents:
+  - { kind: DefaultAction, name: d, spec: { action: deny } }
+";
+    let Gateway { attachments, timers, tables, metrics, .. } =
+        Config::parse(text, "f.yaml").unwrap().gateway;
+    let texts = |prefixes: &[api::value::Prefix4]| check::join(prefixes);
+    assert_eq!(attachments[0].domain, "fabric");
+    assert_eq!(attachments[0].vlan, None);
+    assert_eq!(attachments[0].hook, Hook::Auto);
+    assert_eq!(texts(attachments[0].routes()), "10.0.0.0/8");
+    assert_eq!(texts(&attachments[1].sources), "0.0.0.0/0");
+    assert_eq!(texts(attachments[1].routes()), "0.0.0.0/0");
+    let seconds =
+        [timers.udp, timers.tcp_established, timers.tcp_transitory, timers.icmp, timers.port_rest];
+    assert_eq!(seconds.map(Seconds::get), [300, 7440, 240, 60, 120]);
+    assert_eq!((tables.sessions, tables.rules, tables.next_hops), (1_048_576, 16_384, 4_096));
+    assert_eq!(metrics.listen.to_string(), "127.0.0.1:9464");
+}
+
+#[test]
+fn the_example_is_read_and_states_the_defaults() {
+    let text = include_str!("../../../docs/sluice.example.yaml");
+    let config = Config::parse(text, "sluice.example.yaml").unwrap();
+    assert_eq!(config.warnings, []);
+    assert_eq!(config.gateway.timers, Timers::default());
+    assert_eq!(config.gateway.tables, Tables::default());
+    assert_eq!(config.gateway.metrics, Metrics::default());
+    let mut kinds: Vec<&str> = config.documents.iter().map(Document::kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds.len(), Document::KINDS.len(), "an example of every kind");
+}
+
+#[test]
+fn what_is_no_yaml_says_where_it_ends() {
+    for (text, line, expected) in [
+        ("", 1, "the file is empty; expected `gateway` and `documents`"),
+        ("# nothing\n", 1, "the file is empty; expected `gateway` and `documents`"),
+        ("gateway:\n  name: [a\ndocuments: []\n", 3, "this is not YAML: "),
+        ("gateway:\n\tname: a\n", 2, "this is not YAML: "),
+        ("- a\n", 1, "expected a mapping with `gateway` and `documents`"),
+        ("a: 1\n---\nb: 2\n", 2, "a second `---` begins here; expected one YAML document"),
+        (
+            "gateway: &a {}\n",
+            1,
+            "an anchor or alias stands here; write the value out in each place",
+        ),
+        ("gateway: !x {}\n", 1, "a tag (`!...`) stands here; expected a plain value"),
+        ("[a]: 1\n", 1, "a key is not plain text; expected `name: value`"),
+    ] {
+        let errors = Config::parse(text, "f.yaml").unwrap_err();
+        assert!(errors[0].message.starts_with(expected), "{text}: {}", errors[0]);
+        assert_eq!(errors[0].line, line, "{text}: {}", errors[0]);
+        assert_eq!(errors.len(), 1, "{text}: {errors:?}");
+    }
+}
+
+#[test]
+fn an_error_is_one_line_with_its_place() {
+    let text = edited("vlan: 100\n", "vlan: 5000\n");
+    let errors = Config::parse(&text, "sluice.yaml").unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "sluice.yaml:10:7: gateway.attachments[0].vlan: `vlan` is 5000; expected 1 to 4094"
+    );
+}
+
+#[test]
+fn an_exception_from_nat_never_lets_a_non_routable_source_out() {
+    const LEAK: &str = "which carries nothing; expected `carries` there that hold";
+    for (source, carries, leak) in [
+        ("src_cidr: 10.10.0.0/24", "[]", None),
+        ("src_cidr: 100.64.0.0/16", "[]", Some("100.64.0.0/16")),
+        ("src_cidr: 100.64.0.0/16", "[100.64.0.0/16]", None),
+        ("src_cidr: 100.64.0.0/16", "[100.64.0.0/17, 100.64.128.0/17]", None),
+        ("src_cidr: 100.64.0.0/15", "[100.64.0.0/16]", Some("100.64.0.0/15")),
+        ("src_cidr: 100.0.0.0/8", "[]", Some("100.64.0.0/10")), // wider than non_routable
+        ("src_cidr: 100.128.0.0/16", "[]", None),               // one past it
+        ("dst_cidr: 10.0.0.0/8", "[]", Some("100.64.0.0/10")),  // any source
+        ("src_group: anywhere", "[]", Some("100.64.0.0/10")),
+        ("src_group: public-internet", "[]", None),
+        ("src_group: payments", "[]", Some("100.64.1.10/32")), // a pod of the group
+        ("src_group: payments", "[100.64.1.10]", None),
+    ] {
+        let text = edited("src_cidr: 10.10.0.0/24", source).replace(
+            "kind: connection, routes: [10.0.0.0/8]",
+            &format!("kind: connection, routes: [10.0.0.0/8], carries: {carries}"),
+        );
+        for text in [
+            text.clone(),
+            text.replace("interface: eth2\n      no", "connection: transit\n      no"),
+        ] {
+            match (Config::parse(&text, "f.yaml"), leak) {
+                (Ok(_), None) => {}
+                (Err(errors), Some(leak)) => {
+                    assert_eq!(errors.len(), 1, "{source} {carries}: {errors:?}");
+                    assert_eq!(errors[0].path, "documents[6].spec.no_nat");
+                    assert!(place(&text, &errors[0]).starts_with("no_nat"), "{}", errors[0]);
+                    let message = &errors[0].message;
+                    assert!(message.contains(&format!("sources of {leak} leave")), "{message}");
+                    assert!(carries != "[]" || message.contains(LEAK), "{message}");
+                }
+                (result, _) => panic!("{source} {carries}: {result:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_and_in_order() {
+    let text = GOOD
+        .replace("vlan: 100\n", "vlan: 5000\n")
+        .replace("udp: 300s", "udp: 0s")
+        .replace("  tcp_midstream", "  tcp_midstraem")
+        .replace("priority: 200", "priority: high")
+        .replace("snat_ips: [192.0.2.1,", "snat_ips: [100.64.0.1,");
+    let errors = Config::parse(&text, "f.yaml").unwrap_err();
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "gateway.attachments[0].vlan",
+            "gateway.timers.udp",
+            "gateway.tcp_midstraem",
+            "documents[3].spec.priority",
+            "documents[5].spec.snat_ips[0]",
+        ]
+    );
+}
+
+#[test]
+fn one_mistake_is_not_reported_twice() {
+    // What names the thing with the mistake is not blamed for it.
+    for (old, new, path) in [
+        (
+            "kind: connection, routes",
+            "kind: connection, carries: 1, routes",
+            "gateway.attachments[2].carries",
+        ),
+        ("name: prod-eu, number: 1", "name: prod-eu, number: 0", "gateway.domains[0].number"),
+        ("- { cidr: 10.20.0.0/16, domain: fabric }", "- 7", "documents[1].spec.selectors[1]"),
+        (
+            "      selectors:\n",
+            "      selectorss: []\n      selectors:\n",
+            "documents[1].spec.selectorss",
+        ),
+        (
+            "kind: DefaultAction\n    name: default\n    spec: { action: deny, log: both }",
+            "kind: DefaultAction\n    name: default\n    spec: { action: dany }",
+            "documents[4].spec.action",
+        ),
+    ] {
+        let errors = Config::parse(&edited(old, new), "f.yaml").unwrap_err();
+        let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+        assert_eq!(paths, [path], "{new}: {errors:?}");
+    }
+}
+
+#[test]
+fn what_is_legal_and_risky_is_a_warning() {
+    for (old, new, expected) in [
+        (
+            "udp: 300s",
+            "udp: 119s",
+            Some("gateway.timers.udp: `udp` is 119s, below the 120s of RFC 4787 REQ-5"),
+        ),
+        ("udp: 300s", "udp: 120s", None),
+        (
+            "udp: 300s",
+            "tcp_established: 2h3m59s",
+            Some(
+                "gateway.timers.tcp_established: `tcp_established` is 7439s, below the 7440s of RFC 5382 REQ-5",
+            ),
+        ),
+        ("udp: 300s", "tcp_established: 2h4m", None),
+        (
+            "udp: 300s",
+            "port_rest: 1s",
+            Some("gateway.timers.port_rest: `port_rest` is 1s, below the 120s of RFC 6888 REQ-8"),
+        ),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: 10.0.0.1:1\n    insecure: true",
+            Some("gateway.metrics.listen: `listen` is 10.0.0.1:1: anybody can read the metrics"),
+        ),
+        ("listen: 127.0.0.1:9464", "listen: \"[::1]:9464\"", None),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: 10.0.0.1:1\n    token_file: /t\n    tls: { certificate: /c, key: /k }",
+            None,
+        ),
+    ] {
+        let config = Config::parse(&edited(old, new), "f.yaml").unwrap();
+        let warnings: Vec<String> = config
+            .warnings
+            .iter()
+            .map(|warning| format!("{}: {}", warning.path, warning.message))
+            .collect();
+        assert_eq!(warnings, Vec::from_iter(expected), "{new}");
+    }
+}
+
+#[test]
+fn what_was_stated_reaches_the_compiler() {
+    let config = Config::parse(GOOD, "f.yaml").unwrap();
+    let inputs = convert::inputs(&config.gateway, &config.documents);
+    let members = smartgroups::members(&inputs.inventory, &inputs.groups, "payments").unwrap();
+    let members: Vec<String> = members.iter().map(|member| member.prefix.to_string()).collect();
+    assert_eq!(members, ["100.64.1.10/32", "10.20.0.0/16"]);
+    let policy = convert::policy(&config.documents);
+    let stated = policy_compiler::Inputs {
+        inventory: &inputs.inventory,
+        groups: &inputs.groups,
+        rules: &policy.rules,
+        snat: &policy.snat,
+        default_action: policy.default_action,
+        domains: &inputs.domains,
+    };
+    let image = policy_compiler::compile(&stated, &convert::capacity(&config.gateway.tables));
+    assert!(image.is_ok(), "{:?}", image.err());
+    let policy_compiler::SnatAction::Snat { addresses, ports } = &policy.snat[0].action else {
+        panic!("{:?}", policy.snat[0]);
+    };
+    assert_eq!((addresses.len(), ports), (9, &(1024..=65535)));
+}

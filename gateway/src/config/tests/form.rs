@@ -1,0 +1,289 @@
+//! Mistakes that a field has by itself.
+
+use super::refused;
+
+#[test]
+fn fields_that_do_not_exist_are_refused() {
+    refused(&[
+        (
+            "  tcp_midstream: reset",
+            "  tcp_midstraem: reset",
+            &[(
+                "tcp_midstraem",
+                "gateway.tcp_midstraem",
+                "unknown field `tcp_midstraem`; did you mean `tcp_midstream`?",
+            )],
+        ),
+        (
+            "      vlan: 100",
+            "      color: 100",
+            &[(
+                "color",
+                "gateway.attachments[0].color",
+                "unknown field `color`; expected `name`, `interface`, `vlan`, `kind`, `domain`, \
+                 `sources`, `routes`, `carries` or `hook`",
+            )],
+        ),
+        (
+            "  - kind: DefaultAction",
+            "  - kindd: DefaultAction",
+            &[
+                (
+                    "documents",
+                    "documents",
+                    "there is no DefaultAction; expected one document that says what happens where \
+                     no rule matches",
+                ),
+                ("kindd", "documents[4].kindd", "unknown field `kindd`; did you mean `kind`?"),
+            ],
+        ),
+        (
+            "spec: { action: deny, log: both }",
+            "spec: { action: deny, logs: both }",
+            &[("logs", "documents[4].spec.logs", "unknown field `logs`; did you mean `log`?")],
+        ),
+        (
+            "    name: refuse\n",
+            "    name: refuse\n    slot: a\n",
+            &[("slot", "documents[3].slot", "unknown field `slot`; expected `name` or `spec`")],
+        ),
+        (
+            "documents:\n",
+            "document: 1\ndocuments:\n",
+            &[("document", "document", "unknown field `document`; did you mean `documents`?")],
+        ),
+        (
+            "{ cidr: 10.20.0.0/16, domain: fabric }",
+            "{ cdir: 10.20.0.0/16, domain: fabric }",
+            &[(
+                "cdir",
+                "documents[1].spec.selectors[1].cdir",
+                "unknown field `cdir`; did you mean `cidr`?",
+            )],
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_missing_or_stands_twice_is_refused() {
+    refused(&[
+        ("  name: gw-1\n", "", &[("gateway", "gateway.name", "`name` is missing")]),
+        (
+            "      interface: eth1\n",
+            "",
+            &[("name: pods", "gateway.attachments[0].interface", "`interface` is missing")],
+        ),
+        (
+            "      priority: 200\n",
+            "",
+            &[("spec", "documents[3].spec.priority", "`priority` is missing")],
+        ),
+        (
+            "      log: start\n",
+            "      log: start\n      action: permit\n",
+            &[(
+                "action: permit",
+                "documents[3].spec.action",
+                "`action` stands twice, first in line 58; expected it once",
+            )],
+        ),
+        (
+            "  - kind: DefaultAction\n    name: default\n",
+            "  - name: default\n",
+            &[
+                (
+                    "documents",
+                    "documents",
+                    "there is no DefaultAction; expected one document that says what happens where \
+                     no rule matches",
+                ),
+                (
+                    "name: default",
+                    "documents[4].kind",
+                    "`kind` is missing; expected `Endpoint`, `SmartGroup`, `Rule`, `DefaultAction` \
+                     or `SnatPolicy`",
+                ),
+            ],
+        ),
+        (
+            "  - kind: DefaultAction\n    name: default\n    spec: { action: deny, log: both }\n",
+            "  - { kind: DefaultAction, name: a, spec: { action: deny } }\n  \
+             - { kind: DefaultAction, name: b, spec: { action: deny } }\n",
+            &[(
+                "kind: DefaultAction, name: b",
+                "documents[5].kind",
+                "a second DefaultAction, the first is in line 62; expected one",
+            )],
+        ),
+    ]);
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused() {
+    refused(&[
+        (
+            "vlan: 100\n",
+            "vlan: \"100\"\n",
+            &[("vlan", "gateway.attachments[0].vlan", "`vlan` is \"100\"; expected 1 to 4094")],
+        ),
+        (
+            "vlan: 100\n",
+            "vlan: 4095\n",
+            &[("vlan", "gateway.attachments[0].vlan", "`vlan` is 4095; expected 1 to 4094")],
+        ),
+        (
+            "vlan: 100\n",
+            "vlan: 0\n",
+            &[("vlan", "gateway.attachments[0].vlan", "`vlan` is 0; expected 1 to 4094")],
+        ),
+        (
+            "number: 2",
+            "number: 0",
+            &[("number", "gateway.domains[1].number", "`number` is 0; expected 1 to 65535")],
+        ),
+        (
+            "number: 2",
+            "number: 65536",
+            &[("number", "gateway.domains[1].number", "`number` is 65536; expected 1 to 65535")],
+        ),
+        (
+            "      kind: spoke\n",
+            "      kind: spok\n",
+            &[(
+                "kind",
+                "gateway.attachments[0].kind",
+                "`kind` is `spok`; expected `spoke`, `connection` or `internet`; did you mean \
+                 `spoke`?",
+            )],
+        ),
+        (
+            "      sources: [100.64.0.0/16]",
+            "      sources: 100.64.0.0/16",
+            &[(
+                "sources",
+                "gateway.attachments[0].sources",
+                "`sources` is \"100.64.0.0/16\"; expected a list",
+            )],
+        ),
+        (
+            "      sources: [100.64.0.0/16]",
+            "      sources: [100.64.0.0/16, 100.65.0.1/16]",
+            &[(
+                "100.65.0.1/16",
+                "gateway.attachments[0].sources[1]",
+                "`sources[1]` is \"100.65.0.1/16\"; expected a prefix without bits after its length",
+            )],
+        ),
+        (
+            "udp: 300s",
+            "udp: 0s",
+            &[(
+                "udp",
+                "gateway.timers.udp",
+                "`udp` is \"0s\"; expected a time from 1s to 8760h, such as 300s, 124m or 2h4m",
+            )],
+        ),
+        (
+            "udp: 300s",
+            "udp: 300",
+            &[(
+                "udp",
+                "gateway.timers.udp",
+                "`udp` is 300; expected a time from 1s to 8760h, such as 300s, 124m or 2h4m",
+            )],
+        ),
+        (
+            "  timers:\n    udp: 300s\n",
+            "  timers:\n",
+            &[("timers", "gateway.timers", "`timers` is empty; expected a mapping of fields")],
+        ),
+        (
+            "sessions: 1048576",
+            "sessions: many",
+            &[(
+                "sessions",
+                "gateway.tables.sessions",
+                "`sessions` is \"many\"; expected a number from 0 to 4294967295",
+            )],
+        ),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: localhost",
+            &[(
+                "listen",
+                "gateway.metrics.listen",
+                "`listen` is \"localhost\"; expected an address and port such as 127.0.0.1:9464",
+            )],
+        ),
+        (
+            "account: \"111122223333\"",
+            "account: 111122223333",
+            &[("account", "documents[0].spec.account", "`account` is 111122223333; expected text")],
+        ),
+        (
+            "labels: { team: payments }\n  - kind: SmartGroup",
+            "labels: { team: yes, tier: true }\n  - kind: SmartGroup",
+            &[("tier", "documents[0].spec.labels.tier", "`tier` is true; expected text")],
+        ),
+        (
+            "  - kind: DefaultAction",
+            "  - kind: Default",
+            &[
+                (
+                    "documents",
+                    "documents",
+                    "there is no DefaultAction; expected one document that says what happens where \
+                     no rule matches",
+                ),
+                (
+                    "kind: Default",
+                    "documents[4].kind",
+                    "`kind` is `Default`; expected `Endpoint`, `SmartGroup`, `Rule`, \
+                     `DefaultAction` or `SnatPolicy`; did you mean `DefaultAction`?",
+                ),
+            ],
+        ),
+        (
+            "ports: [443, \"8000-8100\"]",
+            "ports: [70000, 443, \"8100-8000\"]",
+            &[
+                (
+                    "70000",
+                    "documents[2].spec.ports[0]",
+                    "`ports[0]` is 70000; expected a port from 1 to 65535, or a range such as \
+                     \"8000-8100\"",
+                ),
+                (
+                    "\"8100-8000\"",
+                    "documents[2].spec.ports[2]",
+                    "`ports[2]` is \"8100-8000\"; expected a port from 1 to 65535, or a range such \
+                     as \"8000-8100\"",
+                ),
+            ],
+        ),
+        (
+            "      protocol: tcp\n",
+            "      protocol: tpc\n",
+            &[(
+                "protocol",
+                "documents[2].spec.protocol",
+                "`protocol` is \"tpc\"; expected any, tcp, udp, icmp or a number from 0 to 255",
+            )],
+        ),
+        (
+            "mark: 7",
+            "mark: 0",
+            &[("mark", "documents[2].spec.mark", "`mark` is 0; expected 1 to 65535")],
+        ),
+        (
+            "192.0.2.8/29]",
+            "192.0.2.9-192.0.2.8]",
+            &[(
+                "192.0.2.9-192.0.2.8",
+                "documents[5].spec.snat_ips[1]",
+                "`snat_ips[1]` is \"192.0.2.9-192.0.2.8\"; expected an IPv4 address, a range such \
+                 as 192.0.2.1-192.0.2.9 or a prefix such as 192.0.2.0/28",
+            )],
+        ),
+    ]);
+}

@@ -1,0 +1,465 @@
+//! Mistakes that a field has beside others.
+
+use super::refused;
+
+#[test]
+fn settings_have_to_fit_together() {
+    refused(&[
+        (
+            "  name: gw-1",
+            "  name: gw 1",
+            &[(
+                "name",
+                "gateway.name",
+                "`name` is \"gw 1\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`",
+            )],
+        ),
+        (
+            "non_routable: [100.64.0.0/10]",
+            "non_routable: [100.64.0.0/10, 10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, \
+             10.5.0.0/24, 10.6.0.0/24, 10.7.0.0/24, 10.8.0.0/24]",
+            &[(
+                "non_routable",
+                "gateway.non_routable",
+                "`non_routable` has 9 prefixes; expected at most 8",
+            )],
+        ),
+        (
+            "non_routable: [100.64.0.0/10]",
+            "non_routable: [100.64.0.0/10, 100.64.0.0/10]",
+            &[(
+                "100.64.0.0/10]",
+                "gateway.non_routable[1]",
+                "`non_routable[1]` is 100.64.0.0/10, as in line 3; expected another one",
+            )],
+        ),
+        (
+            "non_routable: [100.64.0.0/10]",
+            "non_routable: []",
+            &[(
+                "non_routable",
+                "gateway.non_routable",
+                "`non_routable` is empty; expected the prefixes of pod networks, or leave the \
+                 field out for 100.64.0.0/10",
+            )],
+        ),
+        (
+            "name: prod-us, number: 2",
+            "name: prod-us, number: 1",
+            &[(
+                "number",
+                "gateway.domains[1].number",
+                "`number` is 1, as in line 5; expected another one",
+            )],
+        ),
+        (
+            "name: prod-us, number: 2",
+            "name: prod-eu, number: 2",
+            &[(
+                "name",
+                "gateway.domains[1].name",
+                "`name` is prod-eu, as in line 5; expected another one",
+            )],
+        ),
+        (
+            "name: prod-us, number: 2",
+            "name: fabric, number: 2",
+            &[(
+                "name",
+                "gateway.domains[1].name",
+                "`name` is fabric, which is built in; expected another one",
+            )],
+        ),
+        (
+            "name: internet, interface: eth0",
+            "name: nodes, interface: eth0",
+            &[(
+                "name",
+                "gateway.attachments[3].name",
+                "`name` is nodes, as in line 16; expected another one",
+            )],
+        ),
+        (
+            "interface: eth0",
+            "interface: an-interface-name",
+            &[(
+                "interface",
+                "gateway.attachments[3].interface",
+                "`interface` is \"an-interface-name\"; expected an interface name, up to 15 \
+                 characters",
+            )],
+        ),
+        (
+            "      domain: prod-eu\n      sources",
+            "      domain: prod-uk\n      sources",
+            &[(
+                "domain",
+                "gateway.attachments[0].domain",
+                "`domain` names domain `prod-uk`, which does not exist; did you mean `prod-us`?",
+            )],
+        ),
+        (
+            "sources: [10.10.0.0/24] }",
+            "sources: [10.10.0.0/24, 100.64.0.0/16] }",
+            &[(
+                "100.64.0.0/16]",
+                "gateway.attachments[1].sources[1]",
+                "100.64.0.0/16 is among the sources of `pods` on eth1 VLAN 100 too; expected \
+                     `sources` that tell the attachments apart",
+            )],
+        ),
+        (
+            "sources: [10.10.0.0/24] }",
+            "sources: [10.10.0.0/24], routes: [100.64.0.0/16] }",
+            &[(
+                "100.64.0.0/16] }",
+                "gateway.attachments[1].routes[0]",
+                "100.64.0.0/16 is among the routes of `pods` on eth1 VLAN 100 too; expected \
+                 `routes` that tell the attachments apart",
+            )],
+        ),
+        (
+            "interface: eth0, kind: internet",
+            "interface: eth2, kind: internet",
+            &[(
+                "{ name: internet",
+                "gateway.attachments[3]",
+                "0.0.0.0/0 is among the sources of `transit` on eth2 too; expected `sources` that \
+                 tell the attachments apart",
+            )],
+        ),
+        (
+            "      carries: []",
+            "      carries: [100.64.0.0/16, 100.128.0.0/16]",
+            &[(
+                "100.128.0.0/16",
+                "gateway.attachments[0].carries[1]",
+                "`carries[1]` is 100.128.0.0/16; expected a part of non_routable (100.64.0.0/10)",
+            )],
+        ),
+        (
+            "sessions: 1048576",
+            "sessions: 1048575",
+            &[(
+                "sessions",
+                "gateway.tables.sessions",
+                "`sessions` is 1048575; expected a power of two from 1024 to 16777216",
+            )],
+        ),
+        (
+            "sessions: 1048576",
+            "sessions: 512",
+            &[(
+                "sessions",
+                "gateway.tables.sessions",
+                "`sessions` is 512; expected a power of two from 1024 to 16777216",
+            )],
+        ),
+        (
+            "rules: 16384",
+            "rules: 16385",
+            &[("rules", "gateway.tables.rules", "`rules` is 16385; expected 1 to 16384")],
+        ),
+        (
+            "rules: 16384",
+            "rules: 1",
+            &[(
+                "documents",
+                "documents",
+                "there are 2 rules in force; expected at most tables.rules = 1",
+            )],
+        ),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: 0.0.0.0:9464",
+            &[(
+                "listen",
+                "gateway.metrics.listen",
+                "`listen` is 0.0.0.0:9464, off loopback; expected `tls` and `token_file` beside \
+                 it, or `insecure: true`, or 127.0.0.1:9464",
+            )],
+        ),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: 10.0.0.1:1\n    tls: { certificate: /c, key: /k }",
+            &[(
+                "listen",
+                "gateway.metrics.listen",
+                "`listen` is 10.0.0.1:1, off loopback; expected `tls` and `token_file` beside it, \
+                 or `insecure: true`, or 127.0.0.1:1",
+            )],
+        ),
+        (
+            "socket: /run/sluice.sock",
+            "socket: sluice.sock",
+            &[("socket", "gateway.socket", "`socket` is sluice.sock; expected an absolute path")],
+        ),
+        (
+            "path: /var/log/flows.jsonl",
+            "path: flows.jsonl",
+            &[(
+                "path",
+                "gateway.flow_log.path",
+                "`path` is flows.jsonl; expected an absolute path, or - for stdout",
+            )],
+        ),
+    ]);
+}
+
+#[test]
+fn documents_have_to_fit_together() {
+    refused(&[
+        (
+            "      domain: prod-eu\n      addresses",
+            "      domain: mars\n      addresses",
+            &[(
+                "domain",
+                "documents[0].spec.domain",
+                "`domain` names domain `mars`, which does not exist; expected `fabric`, `prod-eu` \
+                 or `prod-us`",
+            )],
+        ),
+        (
+            "addresses: [100.64.1.10]",
+            "addresses: []",
+            &[(
+                "addresses",
+                "documents[0].spec.addresses",
+                "`addresses` is empty; expected one address or more",
+            )],
+        ),
+        (
+            "{ cidr: 10.20.0.0/16, domain: fabric }",
+            "{}",
+            &[(
+                "{}",
+                "documents[1].spec.selectors[1]",
+                "`selectors[1]` is empty; for every address name `anywhere`",
+            )],
+        ),
+        (
+            "sources: [payments]",
+            "sources: [payment]",
+            &[(
+                "payment",
+                "documents[2].spec.sources[0]",
+                "`sources[0]` names group `payment`, which does not exist; did you mean `payments`?",
+            )],
+        ),
+        (
+            "destinations: [payments]",
+            "destinations: []",
+            &[(
+                "destinations",
+                "documents[3].spec.destinations",
+                "`destinations` is empty; expected groups, such as `anywhere`",
+            )],
+        ),
+        (
+            "    name: refuse",
+            "    name: allow",
+            &[(
+                "name: allow",
+                "documents[3].name",
+                "`name` is allow, as in line 45; expected another one",
+            )],
+        ),
+        (
+            "priority: 200",
+            "priority: 100",
+            &[(
+                "priority",
+                "documents[3].spec.priority",
+                "`priority` is 100, as in line 47; expected another one",
+            )],
+        ),
+        (
+            "order: 20",
+            "order: 10",
+            &[(
+                "order",
+                "documents[6].spec.order",
+                "`order` is 10, as in line 68; expected another one",
+            )],
+        ),
+        (
+            "      protocol: tcp\n",
+            "      protocol: icmp\n",
+            &[(
+                "ports",
+                "documents[2].spec.ports",
+                "`ports` needs `protocol` tcp or udp; here it is icmp",
+            )],
+        ),
+        (
+            "      log: start\n",
+            "      log: start\n      mark: 9\n",
+            &[("mark", "documents[3].spec.mark", "`mark` is for rules that permit; leave it out")],
+        ),
+        (
+            "    name: payments\n",
+            "    name: anywhere\n",
+            &[
+                (
+                    "name: anywhere",
+                    "documents[1].name",
+                    "`name` is anywhere, which is built in; expected another one",
+                ),
+                (
+                    "payments",
+                    "documents[2].spec.sources[0]",
+                    "`sources[0]` names group `payments`, which does not exist; expected \
+                     `anywhere`, `public-internet` or `anywhere`",
+                ),
+                (
+                    "payments",
+                    "documents[3].spec.destinations[0]",
+                    "`destinations[0]` names group `payments`, which does not exist; expected \
+                     `anywhere`, `public-internet` or `anywhere`",
+                ),
+                (
+                    "dst_group",
+                    "documents[5].spec.dst_group",
+                    "`dst_group` names group `payments`, which does not exist; expected \
+                     `anywhere`, `public-internet` or `anywhere`",
+                ),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn snat_policies_have_to_hold_together() {
+    refused(&[
+        (
+            "dst_group: payments",
+            "dst_group: payments\n      dst_cidr: 10.0.0.0/8",
+            &[(
+                "dst_group",
+                "documents[5].spec.dst_group",
+                "`dst_group` stands beside `dst_cidr`; expected one of the two",
+            )],
+        ),
+        (
+            "dst_port: \"443\"",
+            "dst_port: \"443\"\n      protocol: icmp",
+            &[(
+                "dst_port",
+                "documents[5].spec.dst_port",
+                "`dst_port` is for protocols with ports; icmp has none",
+            )],
+        ),
+        (
+            "connection: transit",
+            "connection: transit\n      interface: eth2",
+            &[(
+                "interface",
+                "documents[5].spec.interface",
+                "`interface` stands beside `connection`; expected one of the two",
+            )],
+        ),
+        (
+            "      connection: transit\n",
+            "",
+            &[(
+                "spec",
+                "documents[5].spec",
+                "neither `connection` nor `interface` is there; expected one of the two to say \
+                 where the flow leaves",
+            )],
+        ),
+        (
+            "connection: transit",
+            "connection: transitt",
+            &[(
+                "connection",
+                "documents[5].spec.connection",
+                "`connection` names connection `transitt`, which does not exist; did you mean \
+                 `transit`?",
+            )],
+        ),
+        (
+            "connection: transit",
+            "connection: internet",
+            &[(
+                "connection",
+                "documents[5].spec.connection",
+                "`connection` names attachment `internet` of kind internet; expected one of kind \
+                 connection, or `interface`",
+            )],
+        ),
+        (
+            "      interface: eth2\n      no_nat",
+            "      interface: ens5\n      no_nat",
+            &[(
+                "interface",
+                "documents[6].spec.interface",
+                "`interface` names interface of an attachment `ens5`, which does not exist; \
+                 expected `eth0`, `eth1` or `eth2`",
+            )],
+        ),
+        (
+            "      snat_ips: [192.0.2.1, 192.0.2.8/29]\n",
+            "",
+            &[(
+                "spec",
+                "documents[5].spec.snat_ips",
+                "`snat_ips` is missing; expected outside addresses, or `no_nat: true`",
+            )],
+        ),
+        (
+            "no_nat: true",
+            "no_nat: true\n      snat_ips: [192.0.2.1]\n      snat_ports: 1-2",
+            &[
+                (
+                    "snat_ips",
+                    "documents[6].spec.snat_ips",
+                    "`snat_ips` stands beside `no_nat: true`, which lends nothing",
+                ),
+                (
+                    "snat_ports",
+                    "documents[6].spec.snat_ports",
+                    "`snat_ports` stands beside `no_nat: true`, which lends nothing",
+                ),
+            ],
+        ),
+        (
+            "192.0.2.8/29]",
+            "100.127.255.255-100.128.0.3]",
+            &[(
+                "100.127",
+                "documents[5].spec.snat_ips[1]",
+                "`snat_ips[1]` is 100.127.255.255-100.128.0.3, inside non_routable 100.64.0.0/10; \
+                 expected routable addresses",
+            )],
+        ),
+        (
+            "192.0.2.8/29]",
+            "224.0.0.1]",
+            &[(
+                "224",
+                "documents[5].spec.snat_ips[1]",
+                "`snat_ips[1]` is 224.0.0.1, inside 224.0.0.0/3; expected unicast addresses",
+            )],
+        ),
+        (
+            "192.0.2.8/29]",
+            "192.0.2.0/31]",
+            &[(
+                "192.0.2.0/31",
+                "documents[5].spec.snat_ips[1]",
+                "`snat_ips[1]` is 192.0.2.0-192.0.2.1, which overlaps 192.0.2.1; expected each \
+                 address once",
+            )],
+        ),
+        (
+            "[192.0.2.1, 192.0.2.8/29]",
+            "[192.0.2.1, 198.18.0.0/24]",
+            &[(
+                "snat_ips",
+                "documents[5].spec.snat_ips",
+                "`snat_ips` has 257 addresses; expected at most 256",
+            )],
+        ),
+    ]);
+}

@@ -1,0 +1,522 @@
+//! The configuration file as a tree in which everything knows where it stands.
+//!
+//! One generic mechanism gives every later message its line: a path such as
+//! `documents[3].spec.ports[0]` leads to a node, and a node has a position. The tree also
+//! remembers which of its parts could not be read, so that one mistake is reported once and what
+//! is left can still be read and checked.
+//!
+//! Anchors, aliases and tags are refused: a value that stands elsewhere has no line of its own.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
+
+/// A place in the file; both count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+}
+
+impl From<Marker> for Position {
+    fn from(marker: Marker) -> Self {
+        Self { line: marker.line(), column: marker.col() + 1 }
+    }
+}
+
+/// A step on a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// The way from the root to a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Path(pub(crate) Vec<Step>);
+
+impl Path {
+    pub(crate) fn child(&self, step: impl Into<Step>) -> Self {
+        let mut path = self.clone();
+        path.0.push(step.into());
+        path
+    }
+
+    /// The field at its end, as messages name it: `vlan`, `ports[0]`.
+    pub(crate) fn field(&self) -> String {
+        let from = self.0.iter().rposition(|step| matches!(step, Step::Key(_))).unwrap_or(0);
+        Self(self.0[from..].to_vec()).to_string()
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Key(key) if n == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds a [`Path`] from keys and indices.
+macro_rules! at {
+    ($($step:expr),* $(,)?) => {
+        $crate::config::tree::Path(vec![$($crate::config::tree::Step::from($step)),*])
+    };
+}
+pub(crate) use at;
+
+/// What a node holds.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    /// Below zero.
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Unique in the tree.
+    pub(crate) id: usize,
+    pub(crate) position: Position,
+    pub(crate) value: Value,
+}
+
+/// A key and its value.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_position: Position,
+    pub(crate) value: Node,
+}
+
+impl Node {
+    /// The entry of this key, if it is a map that has one.
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
+            _ => None,
+        }
+    }
+
+    /// The text under this key.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        match &self.entry(key)?.value.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The elements under this key; none if it is absent or no list.
+    pub(crate) fn list(&self, key: &str) -> &[Node] {
+        match self.entry(key).map(|entry| &entry.value.value) {
+            Some(Value::List(nodes)) => nodes,
+            _ => &[],
+        }
+    }
+
+    fn children(&self) -> Box<dyn Iterator<Item = (Step, &Node)> + '_> {
+        match &self.value {
+            Value::List(nodes) => {
+                Box::new(nodes.iter().enumerate().map(|(n, node)| (Step::Index(n), node)))
+            }
+            Value::Map(entries) => {
+                Box::new(entries.iter().map(|entry| (Step::Key(entry.key.clone()), &entry.value)))
+            }
+            _ => Box::new(std::iter::empty()),
+        }
+    }
+
+    /// The way from here to the node with this id.
+    fn path_to(&self, id: usize) -> Option<Path> {
+        // Ids are given when a node begins, so those inside of a node are a range.
+        if self.id == id {
+            return Some(Path::default());
+        }
+        let mut candidate = None;
+        for (step, child) in self.children() {
+            if child.id > id {
+                break;
+            }
+            candidate = Some((step, child));
+        }
+        let (step, child) = candidate?;
+        let mut path = child.path_to(id)?;
+        path.0.insert(0, step);
+        Some(path)
+    }
+}
+
+/// Something wrong at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) position: Position,
+    pub(crate) path: Path,
+    pub(crate) message: String,
+}
+
+/// The file, and which parts of it were given up.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Node,
+    /// Nodes that are not looked at any more.
+    hidden: HashSet<usize>,
+    /// Those of them that were wrong.
+    wrong: HashSet<usize>,
+}
+
+impl Tree {
+    /// Reads the text; keys that stand twice are reported, and the first is kept.
+    pub(crate) fn read(text: &str, faults: &mut Vec<Fault>) -> Result<Self, Fault> {
+        let root = Reader { parser: Parser::new_from_str(text), next_id: 0, faults }.file()?;
+        Ok(Self { root, hidden: HashSet::new(), wrong: HashSet::new() })
+    }
+
+    /// Leaves a node out from now on, because something else has read it.
+    pub(crate) fn hide(&mut self, id: usize) {
+        self.hidden.insert(id);
+    }
+
+    /// Leaves a node out from now on, because it is wrong.
+    pub(crate) fn give_up(&mut self, id: usize) {
+        self.hidden.insert(id);
+        self.wrong.insert(id);
+    }
+
+    pub(crate) fn is_hidden(&self, node: &Node) -> bool {
+        self.hidden.contains(&node.id)
+    }
+
+    /// The way to a node by its id.
+    pub(crate) fn path_to(&self, id: usize) -> Path {
+        self.root.path_to(id).unwrap_or_default()
+    }
+
+    /// Where a path leads. Indices count what was read, and come back as the file counts them.
+    /// Where a key is absent, the position is that of what should have it.
+    pub(crate) fn locate(&self, path: &Path) -> (Path, Position, Option<&Node>) {
+        self.follow(path, |node| !self.is_hidden(node))
+    }
+
+    /// The same, where indices already count as the file does.
+    pub(crate) fn locate_as_written(&self, path: &Path) -> (Path, Position, Option<&Node>) {
+        self.follow(path, |_| true)
+    }
+
+    fn follow(
+        &self,
+        path: &Path,
+        counts: impl Fn(&Node) -> bool,
+    ) -> (Path, Position, Option<&Node>) {
+        let mut found = Path::default();
+        let mut at = Some(&self.root);
+        let mut position = self.root.position;
+        for step in &path.0 {
+            let mut shown = step.clone();
+            at = match step {
+                Step::Key(key) => at.and_then(|node| node.entry(key)).map(|entry| {
+                    position = entry.key_position;
+                    &entry.value
+                }),
+                Step::Index(index) => {
+                    let list = match at.map(|node| &node.value) {
+                        Some(Value::List(nodes)) => nodes.as_slice(),
+                        _ => &[],
+                    };
+                    let mut live = list.iter().enumerate().filter(|(_, node)| counts(node));
+                    live.nth(*index).map(|(n, node)| {
+                        shown = Step::Index(n);
+                        position = node.position;
+                        node
+                    })
+                }
+            };
+            found.0.push(shown);
+        }
+        (found, position, at)
+    }
+
+    /// Whether something at or below the path was wrong, so that what was read there is not what
+    /// was meant.
+    pub(crate) fn is_damaged(&self, path: &Path) -> bool {
+        fn any(node: &Node, wrong: &HashSet<usize>) -> bool {
+            wrong.contains(&node.id) || node.children().any(|(_, child)| any(child, wrong))
+        }
+        !self.wrong.is_empty() && self.locate(path).2.is_some_and(|node| any(node, &self.wrong))
+    }
+
+    /// A message about what is at the path.
+    pub(crate) fn fault(&self, path: &Path, message: String) -> Fault {
+        let (path, position, _) = self.locate(path);
+        Fault { position, path, message }
+    }
+
+    /// The same, where indices already count as the file does.
+    pub(crate) fn fault_as_written(&self, path: &Path, message: String) -> Fault {
+        let (path, position, _) = self.locate_as_written(path);
+        Fault { position, path, message }
+    }
+}
+
+struct Reader<'a, 'f> {
+    parser: Parser<'a, StrInput<'a>>,
+    next_id: usize,
+    faults: &'f mut Vec<Fault>,
+}
+
+fn unreadable(error: &ScanError) -> Fault {
+    let message = format!("this is not YAML: {}", error.info());
+    Fault { position: (*error.marker()).into(), path: Path::default(), message }
+}
+
+impl<'a> Reader<'a, '_> {
+    fn next(&mut self) -> Result<(Event<'a>, Span), Fault> {
+        match self.parser.next_event() {
+            Some(Ok(event)) => Ok(event),
+            Some(Err(error)) => Err(unreadable(&error)),
+            None => Ok((Event::StreamEnd, Span::default())),
+        }
+    }
+
+    fn file(mut self) -> Result<Node, Fault> {
+        let fault = |span: Span, message: &str| Fault {
+            position: span.start.into(),
+            path: Path::default(),
+            message: message.to_owned(),
+        };
+        let mut root = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamEnd => break,
+                Event::DocumentStart(_) if root.is_some() => {
+                    return Err(fault(
+                        span,
+                        "a second `---` begins here; expected one YAML document",
+                    ));
+                }
+                Event::Nothing
+                | Event::StreamStart
+                | Event::DocumentStart(_)
+                | Event::DocumentEnd => {}
+                Event::Alias(_)
+                | Event::Scalar(..)
+                | Event::SequenceStart(..)
+                | Event::SequenceEnd
+                | Event::MappingStart(..)
+                | Event::MappingEnd => root = Some(self.node(event, span, &Path::default())?),
+            }
+        }
+        root.ok_or_else(|| Fault {
+            position: Position { line: 1, column: 1 },
+            path: Path::default(),
+            message: "the file is empty; expected `gateway` and `documents`".to_owned(),
+        })
+    }
+
+    fn node(&mut self, event: Event<'a>, span: Span, path: &Path) -> Result<Node, Fault> {
+        let position = Position::from(span.start);
+        let id = self.next_id;
+        self.next_id += 1;
+        let refused =
+            |message: &str| Fault { position, path: path.clone(), message: message.to_owned() };
+        const TAG: &str = "a tag (`!...`) stands here; expected a plain value";
+        const ANCHOR: &str = "an anchor or alias stands here; write the value out in each place";
+        let value = match event {
+            Event::Scalar(_, _, _, Some(_))
+            | Event::SequenceStart(_, Some(_))
+            | Event::MappingStart(_, Some(_)) => return Err(refused(TAG)),
+            Event::Alias(_) => return Err(refused(ANCHOR)),
+            Event::Scalar(_, _, anchor, _)
+            | Event::SequenceStart(anchor, _)
+            | Event::MappingStart(anchor, _)
+                if anchor != 0 =>
+            {
+                return Err(refused(ANCHOR));
+            }
+            Event::Scalar(text, ScalarStyle::Plain, ..) => plain(&text),
+            Event::Scalar(text, ..) => Value::Text(text.into_owned()),
+            Event::SequenceStart(..) => self.list(path)?,
+            Event::MappingStart(..) => self.map(path)?,
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd
+            | Event::SequenceEnd
+            | Event::MappingEnd => return Err(refused("a value is missing here")),
+        };
+        Ok(Node { id, position, value })
+    }
+
+    fn list(&mut self, path: &Path) -> Result<Value, Fault> {
+        let mut nodes = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            if matches!(event, Event::SequenceEnd) {
+                return Ok(Value::List(nodes));
+            }
+            let inner = path.child(nodes.len());
+            nodes.push(self.node(event, span, &inner)?);
+        }
+    }
+
+    fn map(&mut self, path: &Path) -> Result<Value, Fault> {
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            let key_position = Position::from(span.start);
+            let key = match event {
+                Event::MappingEnd => return Ok(Value::Map(entries)),
+                Event::Scalar(text, _, 0, None) => text.into_owned(),
+                _ => {
+                    let message = "a key is not plain text; expected `name: value`".to_owned();
+                    return Err(Fault { position: key_position, path: path.clone(), message });
+                }
+            };
+            let inner = path.child(key.as_str());
+            let (event, span) = self.next()?;
+            let value = self.node(event, span, &inner)?;
+            match entries.iter().find(|entry| entry.key == key) {
+                Some(first) => self.faults.push(Fault {
+                    position: key_position,
+                    message: format!(
+                        "`{key}` stands twice, first in line {}; expected it once",
+                        first.key_position.line
+                    ),
+                    path: inner,
+                }),
+                None => entries.push(Entry { key, key_position, value }),
+            }
+        }
+    }
+}
+
+/// What an unquoted word means, by the core schema of YAML 1.2.
+fn plain(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" => return Value::Bool(true),
+        "false" | "False" | "FALSE" => return Value::Bool(false),
+        _ => {}
+    }
+    let radix = |digits: &str, radix| u64::from_str_radix(digits, radix).ok();
+    let unsigned = match text.get(..2) {
+        Some("0x") => radix(&text[2..], 16),
+        Some("0o") => radix(&text[2..], 8),
+        _ => text.parse().ok(),
+    };
+    if let Some(number) = unsigned {
+        return Value::Unsigned(number);
+    }
+    if let Ok(number) = text.parse() {
+        return Value::Signed(number);
+    }
+    // `inf` and `nan` are numbers to Rust and words to YAML.
+    let looks_like_a_number =
+        text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    match text.parse() {
+        Ok(number) if looks_like_a_number => Value::Float(number),
+        _ => Value::Text(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+gateway:
+  name: gw
+  list:
+    - a
+    - { b: 1, c: [2, 3] }
+documents: []
+";
+
+    #[test]
+    fn every_path_has_a_line_and_a_column() {
+        let tree = Tree::read(TEXT, &mut Vec::new()).unwrap();
+        for (path, line, column, shown) in [
+            (at!["gateway"], 1, 1, "gateway"),
+            (at!["gateway", "name"], 2, 3, "gateway.name"),
+            (at!["gateway", "list"], 3, 3, "gateway.list"),
+            (at!["gateway", "list", 0], 4, 7, "gateway.list[0]"),
+            (at!["gateway", "list", 1, "c"], 5, 15, "gateway.list[1].c"),
+            (at!["gateway", "list", 1, "c", 1], 5, 22, "gateway.list[1].c[1]"),
+            (at!["gateway", "list", 1, "d"], 5, 7, "gateway.list[1].d"), // absent
+            (at!["documents"], 6, 1, "documents"),
+        ] {
+            let (found, position, _) = tree.locate(&path);
+            assert_eq!(position, Position { line, column }, "{path}");
+            assert_eq!(found.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn every_node_is_found_by_its_id() {
+        fn all(node: &Node, tree: &Tree) {
+            let path = tree.path_to(node.id);
+            assert_eq!(tree.locate(&path).2.map(|found| found.id), Some(node.id), "{path}");
+            node.children().for_each(|(_, child)| all(child, tree));
+        }
+        let tree = Tree::read(TEXT, &mut Vec::new()).unwrap();
+        all(&tree.root, &tree);
+    }
+
+    #[test]
+    fn what_was_given_up_is_skipped_and_keeps_its_index() {
+        let mut tree = Tree::read("list: [a, b, c]", &mut Vec::new()).unwrap();
+        let b = tree.locate(&at!["list", 1]).2.unwrap().id;
+        assert!(!tree.is_damaged(&at!["list"]));
+        tree.give_up(b);
+        let (path, position, _) = tree.locate(&at!["list", 1]);
+        assert_eq!((path.to_string().as_str(), position.column), ("list[2]", 14));
+        assert!(tree.is_damaged(&at!["list"]));
+        assert!(!tree.is_damaged(&at!["list", 0]));
+    }
+
+    #[test]
+    fn unquoted_words_mean_what_yaml_says() {
+        for (text, expected) in [
+            ("12", "Unsigned(12)"),
+            ("012", "Unsigned(12)"),
+            ("0x10", "Unsigned(16)"),
+            ("-3", "Signed(-3)"),
+            ("1.5", "Float(1.5)"),
+            ("1e3", "Float(1000.0)"),
+            ("yes", "Text(\"yes\")"),
+            ("inf", "Text(\"inf\")"),
+            ("300s", "Text(\"300s\")"),
+            ("10.0.0.1", "Text(\"10.0.0.1\")"),
+            ("~", "Null"),
+            ("true", "Bool(true)"),
+        ] {
+            assert_eq!(format!("{:?}", plain(text)), expected, "{text}");
+        }
+    }
+}
