@@ -66,6 +66,24 @@ fn a_killed_lab_leaves_nothing_either() -> Result<()> {
 }
 
 #[test]
+fn whoever_starts_removes_what_the_dead_left_and_nothing_of_the_living() -> Result<()> {
+    lab::require!(Need::Lab);
+    // One past the largest number that a process can have, and our own.
+    let (dead, living) = ("sl4194305-0-left".to_owned(), Site::new()?);
+    let kept = Netns::new(&living, "kept")?;
+    let ip = |verb| Command::new("ip").args(["netns", verb, &dead]).status();
+    ensure!(ip("add")?.success());
+    let mut other = Command::new(env!("CARGO_BIN_EXE_sluice-lab"));
+    let status = other.args(["one-armed", "--", "true"]).stdout(Stdio::null()).status()?;
+    let removed = left(&dead).is_empty();
+    if !removed {
+        ip("del")?;
+    }
+    ensure!(status.success() && removed && kept.path().exists());
+    Ok(())
+}
+
+#[test]
 fn labs_side_by_side_have_names_of_their_own() -> Result<()> {
     lab::require!(Need::Lab);
     let [one, two] = [Site::new()?, Site::new()?];

@@ -79,6 +79,31 @@ fn reaches(from: &Netns, server: Ipv4Addr, outside: Ipv4Addr, who: &str) -> Resu
 }
 
 #[test]
+fn both_ends_of_a_link_poll_and_only_with_offloads_leave_work_to_the_device() -> Result<()> {
+    lab::require!(Need::Lab);
+    let lab = Lab::three_legged()?;
+    for (offloads, left) in [(Offloads::Off, "off"), (Offloads::On, "on")] {
+        lab.set_offloads(offloads)?;
+        for end in &lab.link(&lab.gateway, "eth-eu").ends {
+            let features = end.netns.run("ethtool", &["-k", &end.name])?;
+            for (feature, expected) in [
+                ("generic-receive-offload", "on"), // what makes it poll
+                ("tx-checksumming", left),
+                ("tcp-segmentation-offload", left),
+                ("generic-segmentation-offload", left),
+                ("tx-vlan-offload", "off"),
+                ("rx-vlan-offload", "off"),
+            ] {
+                let line = format!("{feature}: {expected}");
+                let is = features.lines().any(|have| have.trim() == line);
+                ensure!(is, "{offloads:?} {}: not {line} in {features}", end.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn transit_servers_reach_nodes_and_nobody_outside_reaches_pods() -> Result<()> {
     lab::require!(Need::Lab, Need::Nftables, Need::Tool("ping"));
     for shape in [Shape::ThreeLegged, Shape::OneArmed] {
