@@ -232,7 +232,7 @@ fn open() -> Result<(TokioSocket, Dialogue), NetlinkError> {
 
 /// Waits until the kernel has finished the change of which a message just came: it tells first
 /// that a link is down and takes the routes away afterwards, in the same section of its lock.
-/// A single link is read under that lock, dumps are not.
+/// A single link is read under that lock, a dump of routes need not be.
 fn barrier(dialogue: &mut Dialogue) -> Result<(), NetlinkError> {
     let mut loopback = [0; 16];
     loopback[4..8].copy_from_slice(&1i32.to_ne_bytes());

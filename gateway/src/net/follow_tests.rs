@@ -256,7 +256,9 @@ fn lost_messages_are_made_up_for() {
                 })
                 .collect();
             std::fs::write(&file, lines).unwrap();
+            ip("address add 10.8.0.9/24 dev left");
             ip(&format!("-batch {}", file.display()));
+            ip("address delete 10.8.0.9/24 dev left");
             ip("address add 10.8.0.2/24 dev left");
             let (mut told, mut resynced) = (false, false);
             while !resynced {
@@ -269,11 +271,22 @@ fn lost_messages_are_made_up_for() {
                 .await;
             }
             assert!(told, "what was lost comes before the end of the resync");
+            // All that was still queued has been heard once this one has.
+            ip("address add 10.8.0.3/24 dev left");
+            let last = event(&mut listener, |event| match event {
+                NetworkEvent::AddressAdded(added) => {
+                    (added.address == parsed("10.8.0.3")).then_some(())
+                }
+                _ => None,
+            });
+            last.await;
             let state = follower.state();
             let many: ipnet::IpNet = "10.1.0.0/16".parse().unwrap();
             let read = state.neighbours.keys().filter(|(_, address)| many.contains(address));
             assert_eq!(read.count(), 40_000);
-            assert!(state.addresses.contains_key(&(left, parsed("10.8.0.2"), 24)));
+            let there = |address| state.addresses.contains_key(&(left, parsed(address), 24));
+            assert!(there("10.8.0.2"));
+            assert!(!there("10.8.0.9"), "an old message does not outlive the reading");
         });
     });
 }
