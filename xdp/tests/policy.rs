@@ -323,3 +323,69 @@ fn each_class_lasts_its_time_and_not_longer() {
         assert_eq!(lab.sessions(), 0, "{class:?} one tick later");
     }
 }
+
+#[test]
+fn egress_lets_nothing_out_that_must_not_and_leaves_the_machine_s_own_alone() {
+    use xdp::{memory::MemoryFrame, pipeline::Egress};
+    let lab = scene("permit any -> any all").build();
+    for (ifindex, sent, expected) in [
+        (5, udp("100.64.0.7:1", SERVER), Egress::Drop(Reason::Leak)),
+        (4, udp("100.64.0.7:1", SERVER), Egress::Drop(Reason::Leak)),
+        (5, udp("100.127.255.255:1", SERVER), Egress::Drop(Reason::Leak)),
+        (5, udp("100.128.0.0:1", SERVER), Egress::Untouched),
+        (5, udp("203.0.113.1:1", SERVER), Egress::Untouched),
+        (2, udp("100.64.255.1:1", "100.64.0.7:1"), Egress::Untouched),
+        (2, udp("100.64.255.1:1", "224.0.0.251:5353"), Egress::Untouched),
+        (4, udp("100.64.255.1:1", "224.0.0.251:5353"), Egress::Drop(Reason::Leak)),
+        (2, udp("100.64.255.1:1", SERVER), Egress::Drop(Reason::Leak)),
+    ] {
+        let mut frame = MemoryFrame::new(sent.frame());
+        let got = lab.gateway.process_egress(ifindex, &mut frame, None, lab.now);
+        assert_eq!(got, expected, "{ifindex} {sent:?}");
+        assert_eq!(frame.bytes, sent.frame());
+    }
+    lab.assert_books();
+}
+
+#[test]
+fn what_only_the_kernel_can_route_is_translated_when_it_leaves() {
+    use xdp::{memory::MemoryFrame, pipeline::Egress};
+    let mut lab = scene("permit red -> any all").and("neighbour 203.0.113.254 on 5 unresolved").build();
+    let sent = tcp(POD, SERVER, SYN);
+    let output = lab.send(2, &sent.clone().frame());
+    let Fate::Punt(number) = output.fate else { panic!("{:?}", output.fate) };
+    assert_eq!(output.frame.bytes, sent.clone().frame(), "untouched");
+    // The kernel takes one off the TTL and writes its own Ethernet header.
+    let mut frame = MemoryFrame::new(sent.clone().ttl(63).sender(mac_of(5)).frame());
+    assert_eq!(
+        lab.gateway.process_egress(5, &mut frame, Some(number), lab.now),
+        Egress::Translated
+    );
+    assert_sound(&frame.bytes);
+    let seen = see(&frame.bytes);
+    assert_eq!((seen.from.as_str(), seen.ttl, seen.from_mac), ("203.0.113.7:40000", 63, mac_of(5)));
+    // The answer needs no neighbour.
+    let (egress, back) = lab.forward(5, &answer_to(&frame.bytes, SYN | ACK).frame());
+    assert_eq!((egress, see(&back).to.as_str()), (2, POD));
+    // Once the neighbour is known, packets take the short way again.
+    lab.gateway.tables.set_neighbour(5, v4("203.0.113.254"), Some([2, 7, 7, 7, 7, 7]));
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    assert_eq!(see(&out).to_mac, [2, 7, 7, 7, 7, 7]);
+    // A punted packet whose session is gone stays here.
+    lab.pass_seconds(8_000);
+    let mut late = MemoryFrame::new(sent.frame());
+    let gone = lab.gateway.process_egress(5, &mut late, Some(number), lab.now);
+    assert_eq!(gone, Egress::Drop(Reason::NoSession));
+    lab.sweep();
+    lab.assert_books();
+}
+
+#[test]
+fn a_next_hop_that_moves_is_followed() {
+    let mut lab = scene("permit red -> any all").build();
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    lab.gateway.tables.set_neighbour(5, v4("203.0.113.254"), Some([2, 7, 7, 7, 7, 7]));
+    lab.pass_seconds(2);
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    assert_eq!(see(&out).to_mac, [2, 7, 7, 7, 7, 7]);
+}

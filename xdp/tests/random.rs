@@ -64,7 +64,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     let whole = (built, prop::option::of(0u16..4)).prop_map(|(build, vlan)| match vlan {
         Some(vlan) => build.vlan(vlan).frame(),
         None => build.frame(),
-    });
+    }).boxed();
     let error = (
         whole.clone(),
         end(),
@@ -226,7 +226,7 @@ fn run(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_leaks_and_everything_is_counted(

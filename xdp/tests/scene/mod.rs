@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use xdp::{
     address::V4,
     memory::{Gateway, Memory, MemoryFrame, Output, Policy, Prefix, RouteEntry, Sizes, rule_set},
-    packet::{TCP, UDP},
+    packet::{ICMP, TCP, UDP},
     pipeline::{Fate, Hook},
     policy::class_index,
     table,
@@ -34,7 +34,7 @@ use xdp_abi::{
         LinkInfo, PORT_PREFIXES, PortInfo, ROUTABLE, port,
     },
     policy::{
-        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, IdentityRef, LOG_END, LOG_START, PoolAddress,
+        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_TABLE, IdentityRef, LOG_END, LOG_START, PoolAddress,
         Rule, Snat, SnatBits,
     },
     reason::Reason,
@@ -373,21 +373,24 @@ impl Scene {
         policy.monitors = bits_where(&|r| r.rule.monitor != 0);
         policy.rules = self.rules.iter().map(|line| line.rule).collect();
 
-        // Classes: ports that the same rules admit. The plainest way is one per distinct set.
-        let mut classes: Vec<Vec<u32>> = Vec::new();
-        for index in 0..policy.classes.len() {
-            let bits: Vec<u32> = (0u32..)
-                .zip(&self.rules)
-                .filter(|(_, rule)| admits(&rule.service, index as u32))
-                .map(|(bit, _)| bit)
-                .collect();
-            let class = classes.iter().position(|known| *known == bits).unwrap_or_else(|| {
-                classes.push(bits);
-                classes.len() - 1
-            });
-            policy.classes[index] = class as u16;
+        // Classes: ports that the same rules admit; the rules of a place as a mask.
+        assert!(self.rules.len() <= 64);
+        let mut masks = vec![0u64; policy.classes.len()];
+        for (bit, line) in self.rules.iter().enumerate() {
+            for mask in &mut masks[admitted(&line.service)] {
+                *mask |= 1 << bit;
+            }
         }
-        policy.class_rules = classes.iter().map(|bits| rule_set(bits)).collect();
+        let mut classes: Vec<u64> = Vec::new();
+        for (index, mask) in masks.into_iter().enumerate() {
+            let known = classes.iter().position(|known| *known == mask);
+            policy.classes[index] = known.unwrap_or_else(|| {
+                classes.push(mask);
+                classes.len() - 1
+            }) as u16;
+        }
+        let bits_of = |mask: u64| (0..64).filter(|bit| mask >> bit & 1 != 0).collect::<Vec<u32>>();
+        policy.class_rules = classes.iter().map(|mask| rule_set(&bits_of(*mask))).collect();
 
         for line in &self.snats {
             let lendable = memory.add_lendable(line.ports.iter().map(|(f, l)| *f..=*l));
@@ -428,20 +431,18 @@ fn action(word: &str) -> u8 {
     }
 }
 
-/// Whether `tcp/443`, `udp/1-100`, `tcp`, `icmp`, `all` admits a place in the class table.
-fn admits(service: &str, index: u32) -> bool {
+/// The places in the class table that `tcp/443`, `udp/1-100`, `tcp`, `icmp`, `all` admits.
+fn admitted(service: &str) -> std::ops::Range<usize> {
     let (protocol, ports) = service.split_once('/').unwrap_or((service, "0-65535"));
     let (first, last) = range(ports);
-    let protocol = match protocol {
-        "all" => return true,
-        "tcp" => TCP,
-        "udp" => UDP,
-        "icmp" => return index == class_index(1, [0; 2]),
+    let place = |protocol, port: u16| class_index(protocol, port.to_be_bytes()) as usize;
+    match protocol {
+        "all" => 0..CLASS_TABLE as usize,
+        "tcp" => place(TCP, first)..place(TCP, last) + 1,
+        "udp" => place(UDP, first)..place(UDP, last) + 1,
+        "icmp" => place(ICMP, 0)..place(ICMP, 0) + 1,
         other => panic!("service {other}"),
-    };
-    let start = class_index(protocol, first.to_be_bytes());
-    let end = class_index(protocol, last.to_be_bytes());
-    (start..=end).contains(&index)
+    }
 }
 
 /// A gateway and its clock.
