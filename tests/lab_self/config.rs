@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use api::document::Document;
 use lab::{Config, Hook, Lab, Need, Offloads, Shape};
 use serde_json::{Value, json};
 
@@ -20,6 +21,10 @@ fn it_names_only_what_the_gateway_has() -> Result<()> {
             lab.gateway.run("ip", &["link", "show", "dev", interface])?;
         }
         let documents = config["documents"].as_array().context("documents")?;
+        for document in documents {
+            serde_json::from_value::<Document>(document.clone())
+                .with_context(|| format!("not as the product has it: {document}"))?;
+        }
         let names = |kind: &str| -> Vec<&str> {
             let of_kind = documents.iter().filter(|document| document["kind"] == kind);
             of_kind.filter_map(|document| document["name"].as_str()).collect()
