@@ -6,7 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -109,12 +109,19 @@ impl Client {
         ClientError::Answer { path: self.socket.clone(), what: what.to_string() }
     }
 
-    fn connect(&self, path: &Path) -> Result<UnixStream, ClientError> {
-        UnixStream::connect(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ClientError::Missing(path.to_owned()),
-            io::ErrorKind::PermissionDenied => ClientError::Forbidden(path.to_owned()),
-            io::ErrorKind::ConnectionRefused => ClientError::Refused(path.to_owned()),
-            _ => self.io(source),
+    fn connect(&self) -> Result<UnixStream, ClientError> {
+        let path = self.socket.clone();
+        UnixStream::connect(&self.socket).map_err(|source| {
+            let kind = source.kind();
+            if kind == io::ErrorKind::NotFound {
+                ClientError::Missing(path)
+            } else if kind == io::ErrorKind::PermissionDenied {
+                ClientError::Forbidden(path)
+            } else if kind == io::ErrorKind::ConnectionRefused {
+                ClientError::Refused(path)
+            } else {
+                ClientError::Io { path, source }
+            }
         })
     }
 
@@ -125,7 +132,7 @@ impl Client {
         request: Option<&[u8]>,
         patience: Option<Duration>,
     ) -> Result<Body<BufReader<UnixStream>>, ClientError> {
-        let mut stream = self.connect(&self.socket)?;
+        let mut stream = self.connect()?;
         stream.set_read_timeout(patience).map_err(|source| self.io(source))?;
         stream.set_write_timeout(patience).map_err(|source| self.io(source))?;
         let body = request.unwrap_or_default();
@@ -291,6 +298,7 @@ impl<R: BufRead> Body<R> {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+    use std::path::Path;
     use std::thread;
 
     /// A directory that goes away with the test.

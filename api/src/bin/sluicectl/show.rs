@@ -1,0 +1,470 @@
+//! Answers as tables.
+
+use api::explain::Explanation;
+use api::policy::{Identities, Rules, Snat, SnatPolicyStatus};
+use api::session::{ClearResponse, ObjectRef, Party, Session, Sessions};
+use api::status::{Amount, Maps, Programs, Stats, Status};
+use serde::Serialize;
+
+use crate::table::{Table, list, or_dash, span};
+
+/// What can be shown to a person, in lines of at most `width` characters where that is possible.
+pub(crate) trait Show {
+    fn show(&self, width: usize) -> String;
+}
+
+/// The word that an enumeration has in JSON.
+fn word(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Tables one below the other, each under a title; empty ones are left out.
+fn sections(width: usize, tables: &[(&str, Table)]) -> String {
+    let shown = tables.iter().filter(|(_, table)| !table.is_empty());
+    let texts: Vec<String> =
+        shown.map(|(title, table)| format!("{title}\n{}", table.render(width))).collect();
+    texts.join("\n")
+}
+
+impl Show for Status {
+    fn show(&self, width: usize) -> String {
+        let health = if self.healthy { "healthy" } else { "not healthy" };
+        let mut text = format!(
+            "{} {}: {health}, up {}, generation {}, {}\n",
+            self.name,
+            self.version,
+            span(self.uptime),
+            self.generation,
+            count(self.sessions)
+        );
+        for problem in &self.problems {
+            text.push_str(&format!("problem: {problem}\n"));
+        }
+        let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"]);
+        for attachment in &self.attachments {
+            table.row([
+                attachment.number.to_string(),
+                attachment.name.clone(),
+                attachment.kind.clone(),
+                attachment.domain.clone(),
+                attachment.interface.clone(),
+                or_dash(attachment.vlan),
+                or_dash(attachment.hook.as_ref()),
+            ]);
+        }
+        if !table.is_empty() {
+            text.push_str(&table.render(width));
+        }
+        text
+    }
+}
+
+/// The endpoint, else the groups.
+fn who(party: &Party) -> String {
+    party.endpoint.clone().unwrap_or_else(|| list(&party.groups))
+}
+
+fn outside(session: &Session) -> String {
+    if session.outside == session.inside {
+        return "-".to_owned();
+    }
+    if session.outside.source == session.inside.source {
+        return format!("to {}", session.outside.destination);
+    }
+    session.outside.source.to_string()
+}
+
+/// So many sessions.
+fn count(sessions: u64) -> String {
+    format!("{sessions} {}", if sessions == 1 { "session" } else { "sessions" })
+}
+
+impl Show for Sessions {
+    fn show(&self, width: usize) -> String {
+        let mut table = Table::new([
+            "PROTO",
+            "SOURCE",
+            "DESTINATION",
+            "OUTSIDE",
+            "FROM",
+            "TO",
+            "RULE",
+            "PHASE",
+            "PACKETS",
+            "BYTES",
+            "IDLE",
+            "EXPIRES",
+        ]);
+        for session in &self.sessions {
+            let Session { inside, original, reply, .. } = session;
+            table.row([
+                session.protocol.to_string(),
+                inside.source.to_string(),
+                inside.destination.to_string(),
+                outside(session),
+                who(&session.source),
+                who(&session.destination),
+                session.rule.as_ref().map_or("(default)".to_owned(), ObjectRef::to_string),
+                session.phase.as_str().to_owned(),
+                format!("{}/{}", original.packets, reply.packets),
+                format!("{}/{}", original.bytes, reply.bytes),
+                span(session.idle),
+                span(session.expires_in),
+            ]);
+        }
+        let shown = self.sessions.len() as u64;
+        let mut text = if table.is_empty() { String::new() } else { table.render(width) };
+        if shown == self.matched {
+            text.push_str(&format!("{}\n", count(shown)));
+        } else {
+            text.push_str(&format!("{shown} of {} sessions; --limit shows more\n", self.matched));
+        }
+        text
+    }
+}
+
+impl Show for ClearResponse {
+    fn show(&self, _width: usize) -> String {
+        format!("{} ended\n", count(self.cleared))
+    }
+}
+
+impl Show for Identities {
+    fn show(&self, width: usize) -> String {
+        let mut table = Table::new(["ID", "GROUPS", "HOSTS", "PREFIXES", "AMONG THEM"]);
+        for identity in &self.identities {
+            let members: Vec<String> = identity
+                .members
+                .iter()
+                .map(|member| match &member.endpoint {
+                    Some(endpoint) => format!("{}:{} {endpoint}", member.domain, member.address),
+                    None => format!("{}:{}", member.domain, member.address),
+                })
+                .collect();
+            table.row([
+                format!("{:08x}", identity.id),
+                list(&identity.groups),
+                identity.hosts.to_string(),
+                identity.prefixes.to_string(),
+                list(&members),
+            ]);
+        }
+        table.render(width)
+    }
+}
+
+impl Show for Rules {
+    fn show(&self, width: usize) -> String {
+        let mut table = Table::new([
+            "PRIORITY", "RULE", "ACTION", "FROM", "TO", "PROTO", "PORTS", "MODE", "HITS", "BYTES",
+        ]);
+        for rule in &self.rules {
+            table.row([
+                rule.priority.to_string(),
+                rule.name.clone(),
+                word(rule.action),
+                list(&rule.sources),
+                list(&rule.destinations),
+                rule.protocol.to_string(),
+                list(&rule.ports),
+                word(rule.enforcement),
+                rule.hits.to_string(),
+                rule.bytes.to_string(),
+            ]);
+        }
+        let default = &self.default_action;
+        let any = || "any".to_owned();
+        table.row([
+            "-".to_owned(),
+            "(default)".to_owned(),
+            word(default.action),
+            any(),
+            any(),
+            any(),
+            "-".to_owned(),
+            "enforce".to_owned(),
+            default.hits.to_string(),
+            default.bytes.to_string(),
+        ]);
+        table.render(width)
+    }
+}
+
+fn way_out(policy: &SnatPolicyStatus) -> String {
+    match (&policy.connection, &policy.interface) {
+        (Some(connection), _) => connection.clone(),
+        (None, Some(interface)) => format!("interface {interface}"),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+/// A part of a whole in percent, rounded down: only what is full says 100%.
+fn percent(used: u64, size: u64) -> String {
+    match (used * 100).checked_div(size) {
+        Some(percent) => format!("{percent}%"),
+        None => "-".to_owned(),
+    }
+}
+
+impl Show for Snat {
+    fn show(&self, width: usize) -> String {
+        let mut policies = Table::new([
+            "ORDER",
+            "POLICY",
+            "FROM",
+            "TO",
+            "PROTO",
+            "LEAVES BY",
+            "LENDS",
+            "SESSIONS",
+        ]);
+        for policy in &self.policies {
+            let lends = if policy.no_nat { "nothing".to_owned() } else { list(&policy.snat_ips) };
+            policies.row([
+                policy.order.to_string(),
+                policy.name.clone(),
+                policy.source.clone().unwrap_or_else(|| "any".to_owned()),
+                policy.destination.clone().unwrap_or_else(|| "any".to_owned()),
+                policy.protocol.to_string(),
+                way_out(policy),
+                lends,
+                policy.sessions.to_string(),
+            ]);
+        }
+        let mut pools = Table::new(["ADDRESS", "POLICY", "PORTS", "SHARED", "SESSIONS"]);
+        for pool in &self.pools {
+            pools.row([
+                pool.address.to_string(),
+                pool.policy.clone(),
+                pool.lendable.to_string(),
+                if pool.shared_with_host { "with host" } else { "-" }.to_owned(),
+                pool.sessions.to_string(),
+            ]);
+        }
+        let mut fill = Table::new(["OUTSIDE", "DESTINATION", "PROTO", "USED", "PORTS", "FILL"]);
+        for pair in &self.fill {
+            fill.row([
+                pair.outside.to_string(),
+                pair.destination.to_string(),
+                pair.protocol.to_string(),
+                pair.used.to_string(),
+                pair.lendable.to_string(),
+                percent(pair.used.into(), pair.lendable.into()),
+            ]);
+        }
+        sections(width, &[("policies", policies), ("addresses", pools), ("fullest", fill)])
+    }
+}
+
+impl Show for Stats {
+    fn show(&self, width: usize) -> String {
+        let mut packets = Table::new(["PACKETS", "COUNT", "BYTES"]);
+        let mut amount = |name: &str, Amount { packets: count, bytes }: Amount| {
+            packets.row([name.to_owned(), count.to_string(), bytes.to_string()]);
+        };
+        amount("received", self.received);
+        amount("forwarded, original", self.forwarded_original);
+        amount("forwarded, reply", self.forwarded_reply);
+        amount("passed to the host", self.passed);
+        amount("punted", self.punted);
+        amount("translated late", self.translated_late);
+        let mut counts = Table::new(["EVENTS", "COUNT"]);
+        for (name, count) in [
+            ("generation", u64::from(self.generation)),
+            ("answered", self.answered),
+            ("sessions begun", self.sessions_begun),
+            ("sessions ended", self.sessions_ended),
+            ("judged again", self.judged_again),
+            ("events lost", self.events_lost),
+            ("events suppressed", self.events_suppressed),
+            ("leaks stopped", self.leaks_stopped),
+        ] {
+            counts.row([name.to_owned(), count.to_string()]);
+        }
+        let mut drops = Table::new(["REASON", "DIRECTION", "PACKETS"]);
+        for drop in &self.drops {
+            let direction = drop.direction.as_str().to_owned();
+            drops.row([drop.reason.clone(), direction, drop.packets.to_string()]);
+        }
+        let mut tables = Table::new(["TABLE", "USED", "SIZE", "FILL"]);
+        for table in &self.tables {
+            tables.row([
+                table.name.clone(),
+                table.used.to_string(),
+                table.size.to_string(),
+                percent(table.used, table.size),
+            ]);
+        }
+        sections(
+            width,
+            &[("traffic", packets), ("totals", counts), ("dropped", drops), ("tables", tables)],
+        )
+    }
+}
+
+impl Show for Programs {
+    fn show(&self, width: usize) -> String {
+        let mut table = Table::new(["ID", "NAME", "HOOK", "INTERFACE", "TAG", "BYTES", "MEMORY"]);
+        for program in &self.programs {
+            table.row([
+                program.id.to_string(),
+                program.name.clone(),
+                or_dash(program.hook.as_ref()),
+                or_dash(program.interface.as_ref()),
+                program.tag.clone(),
+                program.bytes.to_string(),
+                program.memory.to_string(),
+            ]);
+        }
+        table.render(width)
+    }
+}
+
+impl Show for Maps {
+    fn show(&self, width: usize) -> String {
+        let mut table =
+            Table::new(["ID", "NAME", "TYPE", "KEY", "VALUE", "ENTRIES", "SIZE", "MEMORY", "PIN"]);
+        for map in &self.maps {
+            table.row([
+                map.id.to_string(),
+                map.name.clone(),
+                map.kind.clone(),
+                map.key_size.to_string(),
+                map.value_size.to_string(),
+                or_dash(map.entries),
+                map.max_entries.to_string(),
+                map.memory.to_string(),
+                or_dash(map.pin.as_ref()),
+            ]);
+        }
+        table.render(width)
+    }
+}
+
+impl Show for Explanation {
+    fn show(&self, width: usize) -> String {
+        let mut table = Table::new(["", "STAGE", "FOUND"]);
+        for step in &self.steps {
+            let mark = if step.decisive { ">" } else { "" };
+            table.row([mark.to_owned(), step.stage.clone(), step.text.clone()]);
+        }
+        let mut text = table.render(width);
+        text.push_str(&format!("outcome: {}", self.outcome.as_str()));
+        if let Some(reason) = &self.reason {
+            text.push_str(&format!(", {reason}"));
+        }
+        if let Some(rule) = &self.rule {
+            text.push_str(&format!(", rule {rule}"));
+        }
+        text.push_str(&format!(" (generation {})\n", self.generation));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::explain::{Outcome, Step};
+    use api::status::{Direction, Drops, TableFill};
+
+    fn sessions() -> Sessions {
+        let session = serde_json::json!({
+            "id": "0000000000000001", "protocol": "tcp",
+            "inside": { "source": "100.64.1.10:40000", "destination": "192.0.2.7:443" },
+            "outside": { "source": "10.10.0.17:50000", "destination": "192.0.2.7:443" },
+            "domain": "prod-eu", "destination_domain": "fabric",
+            "ingress": "pods", "egress": "transit",
+            "source": { "endpoint": "checkout/api", "groups": ["payments"], "identity": 1 },
+            "destination": { "endpoint": null, "groups": ["s3", "public-internet"], "identity": 2 },
+            "rule": { "id": 1, "name": "payments-to-s3" }, "would_match": null,
+            "snat_policy": null, "mark": null, "phase": "tcp_established",
+            "original": { "packets": 10, "bytes": 1000, "tcp_flags": 2 },
+            "reply": { "packets": 9, "bytes": 90000, "tcp_flags": 18 },
+            "age": 61, "idle": 1, "expires_in": 7439, "generation": 3
+        });
+        Sessions { sessions: vec![serde_json::from_value(session).unwrap()], matched: 1 }
+    }
+
+    #[test]
+    fn a_session_is_a_line() {
+        let mut sessions = sessions();
+        let text = sessions.show(usize::MAX);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
+            "tcp 100.64.1.10:40000 192.0.2.7:443 10.10.0.17:50000 checkout/api s3, public-internet \
+             payments-to-s3 tcp_established 10/9 1000/90000 1s 2h3m"
+        );
+        assert_eq!(lines[2], "1 session");
+        assert!(sessions.show(120).lines().all(|line| line.chars().count() <= 120));
+        sessions.matched = 2;
+        assert!(sessions.show(120).ends_with("1 of 2 sessions; --limit shows more\n"));
+    }
+
+    #[test]
+    fn what_is_not_translated_shows_no_outside() {
+        let mut session = sessions().sessions.remove(0);
+        session.outside = session.inside;
+        assert_eq!(outside(&session), "-");
+        session.outside.destination = "10.0.0.1:80".parse().unwrap();
+        assert_eq!(outside(&session), "to 10.0.0.1:80");
+    }
+
+    #[test]
+    fn an_explanation_marks_the_step_that_decided() {
+        let step = |stage: &str, text: &str, decisive| Step {
+            stage: stage.into(),
+            text: text.into(),
+            decisive,
+        };
+        let explanation = Explanation {
+            outcome: Outcome::Drop,
+            reason: Some("rule_denied".into()),
+            rule: Some(ObjectRef { id: 1, name: Some("no-ssh".into()) }),
+            generation: 4,
+            steps: vec![
+                step("source", "it is checkout/api", false),
+                step("rule", "no-ssh matches", true),
+            ],
+        };
+        assert_eq!(
+            explanation.show(usize::MAX),
+            "   STAGE   FOUND\n   source  it is checkout/api\n>  rule    no-ssh matches\n\
+             outcome: drop, rule_denied, rule no-ssh (generation 4)\n"
+        );
+    }
+
+    #[test]
+    fn counters_come_in_sections_and_empty_ones_are_left_out() {
+        let amount = Amount { packets: 1, bytes: 60 };
+        let mut stats = Stats {
+            generation: 1,
+            received: amount,
+            forwarded_original: amount,
+            forwarded_reply: amount,
+            passed: amount,
+            punted: amount,
+            translated_late: amount,
+            answered: 0,
+            sessions_begun: 0,
+            sessions_ended: 0,
+            judged_again: 0,
+            events_lost: 0,
+            events_suppressed: 0,
+            leaks_stopped: 0,
+            drops: vec![],
+            tables: vec![TableFill { name: "sessions".into(), used: 1, size: 3 }],
+        };
+        let text = stats.show(80);
+        assert!(!text.contains("REASON"), "{text}");
+        assert!(text.ends_with("sessions  1     3     33%\n"), "{text}");
+        let reason = "no_route".to_owned();
+        stats.drops = vec![Drops { reason, direction: Direction::Outbound, packets: 5 }];
+        assert!(stats.show(80).contains("no_route  outbound   5\n"), "{}", stats.show(80));
+    }
+}

@@ -1,0 +1,175 @@
+//! `sluicectl` as its users meet it: exit codes, what goes where, and what the gateway is asked.
+#![cfg(feature = "cli")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::thread::{self, JoinHandle};
+
+/// A directory for one test, gone with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("sluicectl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("sluice.sock")
+    }
+
+    /// Runs `sluicectl` against the directory's socket.
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_sluicectl"))
+            .arg("--socket")
+            .arg(self.socket())
+            .args(arguments)
+            .env_remove("COLUMNS")
+            .output()
+            .unwrap()
+    }
+
+    /// A gateway that answers one request; what it was asked is what the thread returns.
+    fn gateway(&self, status: &str, body: &str) -> JoinHandle<String> {
+        std::fs::remove_file(self.socket()).ok();
+        let listener = UnixListener::bind(self.socket()).unwrap();
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(&stream);
+            let mut request = String::new();
+            let mut length = 0;
+            while !request.ends_with("\r\n\r\n") {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(value) = line.strip_prefix("Content-Length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+                request.push_str(&line);
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
+            request.lines().next().unwrap().to_owned() + " " + std::str::from_utf8(&body).unwrap()
+        })
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
+    let directory = Directory::new("usage");
+    for (arguments, expected) in [
+        (&["sessions", "sorce=10.0.0.1"][..], "`sorce` is not a key; use src, dst"),
+        (&["sessions", "clear"], "required arguments were not provided"),
+        (&["sessions", "clear", ""], "say --all if that is meant"),
+        (&["capture", "port=http"], "expected a number from 0 to 65535"),
+        (&["capture", "--count", "0"], "0 is not in 1.."),
+        (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:1/tcp"], "is not DOMAIN:IP"),
+        (&["-o", "yaml", "rules"], "possible values: table, json"),
+    ] {
+        let output = directory.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(expected), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn without_a_gateway_one_sentence_says_so() {
+    let directory = Directory::new("absent");
+    let output = directory.run(&["rules"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("sluicectl: there is no socket "), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_refusal_is_exit_code_one_with_the_words_of_the_gateway() {
+    let directory = Directory::new("refused");
+    let body = r#"{"title":"not now","status":503,"detail":"no policy was published yet"}"#;
+    let gateway = directory.gateway("503 Service Unavailable", body);
+    let output = directory.run(&["stats"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stderr),
+        "sluicectl: the gateway refused: no policy was published yet\n"
+    );
+    assert_eq!(gateway.join().unwrap(), "GET /v1/stats HTTP/1.1 ");
+}
+
+#[test]
+fn the_gateway_is_asked_with_the_filter_of_the_command_line() {
+    let directory = Directory::new("asked");
+    for (arguments, answer, asked, printed) in [
+        (
+            &["sessions", "src=10.0.0.0/8", "proto=6"][..],
+            r#"{"sessions":[],"matched":0}"#,
+            "GET /v1/sessions?filter=src%3D10.0.0.0%2F8%20proto%3Dtcp&limit=1000 HTTP/1.1 ",
+            "0 sessions\n",
+        ),
+        (
+            &["sessions", "clear", "rule=a"],
+            r#"{"cleared":1}"#,
+            r#"POST /v1/sessions/clear HTTP/1.1 {"filter":"rule=a"}"#,
+            "1 session ended\n",
+        ),
+        (
+            &["sessions", "clear", "--all", "-o", "json"],
+            r#"{"cleared":7}"#,
+            r#"POST /v1/sessions/clear HTTP/1.1 {"filter":""}"#,
+            "{\n  \"cleared\": 7\n}\n",
+        ),
+        (
+            &["explain", "--from", "prod-eu:100.64.1.10", "--to", "192.0.2.7/icmp"],
+            r#"{"outcome":"local","reason":null,"rule":null,"generation":2,"steps":[]}"#,
+            "POST /v1/explain HTTP/1.1 {\"domain\":\"prod-eu\",\"source\":\"100.64.1.10\",\
+             \"destination\":\"192.0.2.7\",\"protocol\":\"icmp\"}",
+            "STAGE  FOUND\noutcome: local (generation 2)\n",
+        ),
+    ] {
+        let gateway = directory.gateway("200 OK", answer);
+        let output = directory.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        assert_eq!(gateway.join().unwrap(), asked);
+        assert_eq!(text(&output.stdout), printed, "{arguments:?}");
+    }
+}
+
+#[test]
+fn captured_packets_go_into_a_file_until_there_are_enough() {
+    const FRAME: &str = r#"{"time":1700000000000000000,"interface":"eth0","stage":"before","verdict":"dropped","reason":"no_route","rule":null,"session":null,"length":60,"bytes":"00ff"}"#;
+    let directory = Directory::new("capture");
+    let file = directory.0.join("packets.pcapng");
+    let body = format!("{FRAME}\n{FRAME}\n\n{FRAME}\n");
+    let gateway = directory.gateway("200 OK", &body);
+    let name = file.to_str().unwrap();
+    let output = directory.run(&["capture", "port=53", "-w", name, "--count", "2"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stderr).starts_with("2 packets written to "), "{output:?}");
+    assert_eq!(gateway.join().unwrap(), "GET /v1/capture?filter=port%3D53&count=2 HTTP/1.1 ");
+    let bytes = std::fs::read(&file).unwrap();
+    assert_eq!(bytes[..4], [0x0a, 0x0d, 0x0d, 0x0a], "the section header of pcapng");
+    let comment = b"before verdict=dropped reason=no_route";
+    assert_eq!(bytes.windows(comment.len()).filter(|window| window == comment).count(), 2);
+
+    // A refusal leaves a file alone that was there before.
+    let refusal = r#"{"title":"capture is busy","status":409}"#;
+    let gateway = directory.gateway("409 Conflict", refusal);
+    assert_eq!(directory.run(&["capture", "-w", name]).status.code(), Some(1));
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    gateway.join().unwrap();
+}
