@@ -223,7 +223,7 @@ impl Checks<'_> {
             }
             for (index, prefix) in prefixes(attachment).iter().enumerate() {
                 let key = (&attachment.interface, attachment.vlan, *prefix);
-                let first: &Attachment = *seen.entry(key).or_insert(attachment);
+                let first: &Attachment = seen.entry(key).or_insert(attachment);
                 // A spoke's routes are its sources unless stated, and those were compared before.
                 let is_known = field == "routes" && [first, attachment].iter().all(follows_sources);
                 if std::ptr::eq(first, attachment) || is_known {

@@ -113,7 +113,16 @@ fn name(found: Unexpected<'_>) -> String {
         Unexpected::Unit => "empty".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a mapping".to_owned(),
-        other => other.to_string(),
+        Unexpected::Char(_)
+        | Unexpected::Bytes(_)
+        | Unexpected::Option
+        | Unexpected::NewtypeStruct
+        | Unexpected::Enum
+        | Unexpected::UnitVariant
+        | Unexpected::NewtypeVariant
+        | Unexpected::TupleVariant
+        | Unexpected::StructVariant
+        | Unexpected::Other(_) => found.to_string(),
     }
 }
 
@@ -256,15 +265,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let result = match &self.node.value {
-            Value::Text(text) => {
-                let word: StrDeserializer<'_, Error> = text.as_str().into_deserializer();
-                visitor.visit_enum(word)
-            }
-            other => Err(Error::new(Wrong::Value {
-                found: name(unexpected(other)),
-                expected: choice(variants),
-            })),
+        let result = if let Value::Text(text) = &self.node.value {
+            let word: StrDeserializer<'_, Error> = text.as_str().into_deserializer();
+            visitor.visit_enum(word)
+        } else {
+            let found = name(unexpected(&self.node.value));
+            Err(Error::new(Wrong::Value { found, expected: choice(variants) }))
         };
         result.map_err(|error| error.at(self.node))
     }

@@ -61,24 +61,21 @@ fn read_one(tree: &mut Tree, n: usize, faults: &mut Vec<Fault>) -> Option<Docume
             (at.child("kind"), format!("`kind` is `{kind}`; expected {kinds}{hint}"))
         }
         Some(_) => (at.child("kind"), format!("`kind` is no text; expected {kinds}")),
-        None => match &node.value {
-            Value::Map(entries) => {
+        None => {
+            if let Value::Map(entries) = &node.value {
                 let close = entries.iter().find(|e| !suggestion(&e.key, ["kind"]).is_empty());
                 match close {
                     Some(entry) => {
-                        let message =
-                            format!("unknown field `{}`; did you mean `kind`?", entry.key);
-                        (at.child(entry.key.as_str()), message)
+                        let key = entry.key.as_str();
+                        (at.child(key), format!("unknown field `{key}`; did you mean `kind`?"))
                     }
                     None => (at.child("kind"), format!("`kind` is missing; expected {kinds}")),
                 }
+            } else {
+                let field = at.field();
+                (at, format!("`{field}` is no mapping; expected kind, name and spec"))
             }
-            _ => {
-                let message =
-                    format!("`{}` is no mapping; expected kind, name and spec", at.field());
-                (at, message)
-            }
-        },
+        }
     };
     faults.push(tree.fault_as_written(&path, message));
     tree.give_up(id);
@@ -159,9 +156,9 @@ impl DocumentChecks<'_> {
             let Document::SnatPolicy(policy) = document else { return None };
             Some((at!["documents", n, "spec", "order"], policy.spec.order))
         }));
-        let is_in_force = |document: &&Document| match document {
-            Document::Rule(rule) => rule.spec.enforcement != Enforcement::Disabled,
-            _ => false,
+        let is_in_force = |document: &&Document| {
+            matches!(document, Document::Rule(rule)
+                if rule.spec.enforcement != Enforcement::Disabled)
         };
         let rules = documents.iter().filter(is_in_force).count();
         if let Some(room) = self.gateway.map(|gateway| gateway.tables.rules as usize)

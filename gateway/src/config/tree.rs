@@ -117,18 +117,14 @@ pub(crate) struct Entry {
 impl Node {
     /// The entry of this key, if it is a map that has one.
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
-        match &self.value {
-            Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
-            _ => None,
-        }
+        let Value::Map(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == key)
     }
 
     /// The text under this key.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
-        match &self.entry(key)?.value.value {
-            Value::Text(text) => Some(text),
-            _ => None,
-        }
+        let Value::Text(text) = &self.entry(key)?.value.value else { return None };
+        Some(text)
     }
 
     /// The elements under this key; none if it is absent or no list.
@@ -147,7 +143,12 @@ impl Node {
             Value::Map(entries) => {
                 Box::new(entries.iter().map(|entry| (Step::Key(entry.key.clone()), &entry.value)))
             }
-            _ => Box::new(std::iter::empty()),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Signed(_)
+            | Value::Unsigned(_)
+            | Value::Float(_)
+            | Value::Text(_) => Box::new(std::iter::empty()),
         }
     }
 
@@ -390,14 +391,14 @@ impl<'a> Reader<'a, '_> {
         loop {
             let (event, span) = self.next()?;
             let key_position = Position::from(span.start);
-            let key = match event {
-                Event::MappingEnd => return Ok(Value::Map(entries)),
-                Event::Scalar(text, _, 0, None) => text.into_owned(),
-                _ => {
-                    let message = "a key is not plain text; expected `name: value`".to_owned();
-                    return Err(Fault { position: key_position, path: path.clone(), message });
-                }
+            if matches!(event, Event::MappingEnd) {
+                return Ok(Value::Map(entries));
+            }
+            let Event::Scalar(key, _, 0, None) = event else {
+                let message = "a key is not plain text; expected `name: value`".to_owned();
+                return Err(Fault { position: key_position, path: path.clone(), message });
             };
+            let key = key.into_owned();
             let inner = path.child(key.as_str());
             let (event, span) = self.next()?;
             let value = self.node(event, span, &inner)?;
