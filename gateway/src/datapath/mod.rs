@@ -1,5 +1,10 @@
 //! The kernel side of the gateway, as user space holds it: the loaded object, its maps, what
 //! is attached where.
 
+pub mod attach;
+pub mod clock;
 pub mod memory;
 pub mod object;
+pub mod places;
+pub mod publish;
+pub mod tables;

@@ -14,6 +14,9 @@ use xdp_abi::{
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-xdp"));
 
+/// The ring of events: about 30,000 of them, should the daemon be busy for a moment.
+const EVENT_BYTES: u32 = 4 << 20;
+
 /// How much the tables hold. Fixed while they exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -73,6 +76,7 @@ impl Sizes {
             (names::NEXT_HOPS, self.next_hops),
             (names::NEXT_HOP_INDEX, self.next_hops),
             (names::FREE_NEXT_HOPS, self.next_hops),
+            (names::EVENTS, EVENT_BYTES),
         ]
     }
 }
@@ -167,6 +171,11 @@ impl Object {
         }
         self.stages.push(stages);
         Ok(())
+    }
+
+    /// The arrays of tail-call targets: the kernel empties one when nobody holds it.
+    pub fn take_stages(&mut self) -> Vec<ProgramArray<MapData>> {
+        std::mem::take(&mut self.stages)
     }
 
     /// A program that is attached or run.

@@ -30,3 +30,25 @@ pub mod word;
 
 /// The version of every layout in this crate.
 pub const ABI_VERSION: u32 = 1;
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($type:ty),* $(,)?) => {
+            $(
+                // SAFETY: plain integers without padding, which the derived `IntoBytes` proves;
+                // any bytes are a value, which `FromBytes` proves.
+                unsafe impl aya::Pod for $type {}
+            )*
+        };
+    }
+    pod!(
+        crate::forward::LinkInfo,
+        crate::forward::NextHopKey,
+        crate::forward::PortAddress4,
+        crate::policy::HostKey4,
+        crate::policy::IdentityRef,
+        crate::policy::PrefixKey4,
+        crate::port::PairKey4,
+    );
+}

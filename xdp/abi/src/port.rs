@@ -4,7 +4,7 @@ use crate::word::Word;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Words of ports.
-pub const PORT_WORDS: usize = 1024;
+pub const PORT_WORDS: usize = if cfg!(loom) { 64 } else { 1024 };
 /// Words that summarise them.
 pub const PORT_SUMMARY: usize = PORT_WORDS / 64;
 

@@ -74,11 +74,19 @@ mod body {
 
 #[cfg(loom)]
 mod body {
-    use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
-    /// A shared 64-bit word, as the model checker sees it.
+    /// A shared 64-bit word, as the model checker sees it. The kernel's value-returning atomics
+    /// order everything around them; in the language's model that takes fences.
     #[derive(Debug, Default)]
     pub struct Word(AtomicU64);
+
+    fn fenced<V>(operation: impl FnOnce() -> V) -> V {
+        fence(Ordering::SeqCst);
+        let value = operation();
+        fence(Ordering::SeqCst);
+        value
+    }
 
     #[allow(missing_docs, reason = "the same interface as the word above")]
     impl Word {
@@ -92,22 +100,24 @@ mod body {
             self.0.store(value, Ordering::Release);
         }
         pub fn replace(&self, old: u64, new: u64) -> bool {
-            self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            fenced(|| {
+                self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            })
         }
         pub fn swap(&self, value: u64) -> u64 {
-            self.0.swap(value, Ordering::SeqCst)
+            fenced(|| self.0.swap(value, Ordering::SeqCst))
         }
         pub fn add(&self, value: u64) {
             self.0.fetch_add(value, Ordering::Relaxed);
         }
         pub fn fetch_add(&self, value: u64) -> u64 {
-            self.0.fetch_add(value, Ordering::SeqCst)
+            fenced(|| self.0.fetch_add(value, Ordering::SeqCst))
         }
         pub fn fetch_or(&self, bits: u64) -> u64 {
-            self.0.fetch_or(bits, Ordering::SeqCst)
+            fenced(|| self.0.fetch_or(bits, Ordering::SeqCst))
         }
         pub fn fetch_and(&self, bits: u64) -> u64 {
-            self.0.fetch_and(bits, Ordering::SeqCst)
+            fenced(|| self.0.fetch_and(bits, Ordering::SeqCst))
         }
     }
 }

@@ -1,0 +1,303 @@
+//! Where packets come from and where they go: attachments, as the configuration names them and
+//! the kernel numbers them.
+//!
+//! [`Places::of`] is a pure function of the configuration and of what the kernel says of its
+//! links and addresses; [`Places::write`] brings the tables to that.
+
+use super::{
+    publish::WaysOut,
+    tables::{Datapath, lock, prefix_key},
+};
+use crate::{
+    config::{AttachmentKind, Config, convert},
+    net::{Link, NetworkState},
+};
+use aya::maps::{LpmTrie, MapData, MapError};
+use ipnet::Ipv4Net;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    sync::Mutex,
+};
+use xdp_abi::forward::{
+    ATTACHED, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT, LINK_UP,
+    LinkInfo, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
+};
+
+/// Which hook serves an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// XDP, in the driver.
+    Xdp,
+    /// TC.
+    Tc,
+}
+
+/// What the configuration means on this machine at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Attachments by number; the first has number one.
+    pub attachments: Vec<Attachment>,
+    /// Their names.
+    pub names: Vec<String>,
+    /// Interfaces that need programs.
+    pub interfaces: BTreeMap<u32, (String, Served)>,
+    /// How ways out are numbered in SNAT policies.
+    pub ways_out: WaysOut,
+    /// The machine's own addresses.
+    pub locals: BTreeSet<Ipv4Addr>,
+    /// What is wrong: an interface that is missing, for one. Its attachments have no packets.
+    pub faults: Vec<String>,
+    sources: BTreeMap<(u32, Ipv4Net), u16>,
+    routes: BTreeMap<(u32, Ipv4Net), u16>,
+    carries: BTreeMap<(u32, Ipv4Net), u16>,
+    links: BTreeMap<u32, LinkInfo>,
+    ports: BTreeMap<u32, PortInfo>,
+}
+
+impl Places {
+    /// Reads the configuration against the kernel's picture. `served` says which hook an
+    /// interface gets.
+    pub fn of(
+        config: &Config,
+        network: &NetworkState,
+        served: &BTreeMap<String, Served>,
+    ) -> Self {
+        let domains = convert::domains(&config.gateway);
+        let by_name: HashMap<&str, &Link> =
+            network.links.values().map(|link| (link.name.as_str(), link)).collect();
+        let mut places = Self::default();
+        for (index, stated) in config.gateway.attachments.iter().enumerate() {
+            let number = (index + 1) as u16;
+            let classes = places.ways_out.interfaces.len() as u16 + 1;
+            let interface_class =
+                *places.ways_out.interfaces.entry(stated.interface.clone()).or_insert(classes);
+            let connection_class = if stated.kind == AttachmentKind::Connection {
+                places.ways_out.connections.insert(stated.name.clone(), number);
+                number
+            } else {
+                0
+            };
+            let domain = domains.get(stated.domain.as_str()).map_or(0, |domain| domain.0);
+            let mut attachment = Attachment {
+                domain,
+                kind: match stated.kind {
+                    AttachmentKind::Spoke => KIND_SPOKE,
+                    AttachmentKind::Connection => KIND_CONNECTION,
+                    AttachmentKind::Internet => KIND_INTERNET,
+                },
+                flags: if domain == 0 { ROUTABLE } else { 0 },
+                interface_class,
+                connection_class,
+                ..Attachment::default()
+            };
+            places.names.push(stated.name.clone());
+            let tag = stated.vlan.map_or(0, |vlan| vlan.get());
+            match find(&by_name, network, &stated.interface, tag) {
+                Ok((parent, routed)) => {
+                    attachment.flags |= ATTACHED;
+                    attachment.ifindex = routed.ifindex;
+                    attachment.address = first_address(network, routed.ifindex);
+                    let hook = served.get(&stated.interface).copied().unwrap_or(Served::Tc);
+                    places.interfaces.insert(parent.ifindex, (parent.name.clone(), hook));
+                    places.link(parent, routed, tag, hook);
+                    let place = port(parent.ifindex, tag);
+                    for source in &stated.sources {
+                        places.sources.insert((place, source.net()), number);
+                    }
+                    for route in stated.routes() {
+                        places.routes.insert((place, route.net()), number);
+                    }
+                    for carried in &stated.carries {
+                        places.carries.insert((u32::from(number), carried.net()), number);
+                    }
+                }
+                Err(fault) => places.faults.push(format!("attachment `{}`: {fault}", stated.name)),
+            }
+            places.attachments.push(attachment);
+        }
+        places.locals = network
+            .addresses
+            .values()
+            .filter_map(|address| match address.address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        places.glances();
+        places
+    }
+
+    fn link(&mut self, parent: &Link, routed: &Link, vlan: u16, hook: Served) {
+        let up = parent.up() && routed.up();
+        let info = LinkInfo {
+            parent: parent.ifindex,
+            vlan,
+            mtu: u16::try_from(routed.mtu).unwrap_or(u16::MAX),
+            mac: routed.mac.unwrap_or_default(),
+            flags: if up { LINK_UP } else { 0 }
+                | if hook == Served::Xdp { LINK_REDIRECT } else { 0 },
+        };
+        self.links.insert(routed.ifindex, info);
+    }
+
+    /// The few prefixes by which an untagged port's packets find their domain at a glance.
+    fn glances(&mut self) {
+        let mut by_interface: BTreeMap<u32, Vec<(Ipv4Net, u16)>> = BTreeMap::new();
+        for ((place, prefix), number) in &self.sources {
+            if place & 0xfff == 0 {
+                let domain = self.attachments[usize::from(*number) - 1].domain;
+                by_interface.entry(place >> 12).or_default().push((*prefix, domain));
+            }
+        }
+        for (ifindex, mut prefixes) in by_interface {
+            prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+            if prefixes.len() > PORT_PREFIXES {
+                continue;
+            }
+            let mut info =
+                PortInfo { ifindex, prefixes_used: prefixes.len() as u32, ..PortInfo::default() };
+            for (place, (prefix, domain)) in prefixes.into_iter().enumerate() {
+                let word = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
+                info.prefixes[place] = [word(prefix.network()), word(prefix.netmask())];
+                info.domains[place] = domain;
+            }
+            // Two interfaces with one place: the second takes the longer way.
+            self.ports.entry(ifindex & (PORTS - 1)).or_insert(info);
+        }
+    }
+
+    /// Brings the tables from `before` to this.
+    pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
+        prefixes(&datapath.sources, &self.sources, &before.sources)?;
+        prefixes(&datapath.routes, &self.routes, &before.routes)?;
+        prefixes(&datapath.carries, &self.carries, &before.carries)?;
+        {
+            let mut links = lock(&datapath.links);
+            for (ifindex, info) in &self.links {
+                links.insert(ifindex, *info, 0)?;
+            }
+            for ifindex in before.links.keys().filter(|ifindex| !self.links.contains_key(ifindex)) {
+                let _ = links.remove(ifindex);
+            }
+        }
+        {
+            let mut locals = lock(&datapath.locals);
+            for address in &self.locals {
+                locals.insert(address.octets(), 1, 0)?;
+            }
+            for address in before.locals.difference(&self.locals) {
+                let _ = locals.remove(&address.octets());
+            }
+        }
+        for place in before.ports.keys().filter(|place| !self.ports.contains_key(place)) {
+            datapath.ports.set(*place, PortInfo::default());
+        }
+        for (place, info) in &self.ports {
+            datapath.ports.set(*place, *info);
+        }
+        let count = self.attachments.len().max(before.attachments.len());
+        for index in 0..count {
+            let attachment = self.attachments.get(index).copied().unwrap_or_default();
+            datapath.attachments.set(index as u32 + 1, attachment);
+        }
+        Ok(())
+    }
+
+    /// The L3 interface of an attachment.
+    pub fn routed_by(&self, number: u16) -> Option<u32> {
+        let attachment = self.attachments.get(usize::from(number).checked_sub(1)?)?;
+        (attachment.flags & ATTACHED != 0).then_some(attachment.ifindex)
+    }
+
+    /// The link behind an L3 interface.
+    pub fn link_info(&self, ifindex: u32) -> Option<&LinkInfo> {
+        self.links.get(&ifindex)
+    }
+}
+
+/// The interface that frames are on, and the one that the kernel routes by.
+fn find<'a>(
+    by_name: &HashMap<&str, &'a Link>,
+    network: &'a NetworkState,
+    interface: &str,
+    vlan: u16,
+) -> Result<(&'a Link, &'a Link), String> {
+    let Some(parent) = by_name.get(interface) else {
+        return Err(format!("there is no interface `{interface}`"));
+    };
+    if vlan == 0 {
+        return Ok((parent, parent));
+    }
+    let device = network
+        .links
+        .values()
+        .find(|link| link.link == Some(parent.ifindex) && link.vlan == Some(vlan));
+    match device {
+        Some(device) => Ok((parent, device)),
+        None => Err(format!("`{interface}` has no device for VLAN {vlan}")),
+    }
+}
+
+fn first_address(network: &NetworkState, ifindex: u32) -> [u8; 4] {
+    network
+        .addresses
+        .values()
+        .filter(|address| address.ifindex == ifindex && !address.secondary)
+        .find_map(|address| match address.address {
+            IpAddr::V4(address) => Some(address.octets()),
+            IpAddr::V6(_) => None,
+        })
+        .unwrap_or_default()
+}
+
+/// Brings a prefix map from one state to another.
+fn prefixes(
+    map: &Mutex<LpmTrie<MapData, PortAddress4, u32>>,
+    wanted: &BTreeMap<(u32, Ipv4Net), u16>,
+    before: &BTreeMap<(u32, Ipv4Net), u16>,
+) -> Result<(), MapError> {
+    let mut map = lock(map);
+    let key = |(place, prefix): &(u32, Ipv4Net)| {
+        let data = PortAddress4 { port: place.to_be_bytes(), address: prefix.network().octets() };
+        prefix_key(32, prefix.prefix_len(), data)
+    };
+    for (place, number) in wanted {
+        map.insert(&key(place), u32::from(*number), 0)?;
+    }
+    for place in before.keys().filter(|place| !wanted.contains_key(place)) {
+        let _ = map.remove(&key(place));
+    }
+    Ok(())
+}
+
+impl Datapath {
+    /// Forgets every place that an earlier daemon wrote: the tables are brought to the present
+    /// configuration from nothing.
+    pub fn clear_places(&self, keep: &Places) {
+        for map in [&self.sources, &self.routes, &self.carries] {
+            let mut map = lock(map);
+            let keys: Vec<_> = map.keys().flatten().collect();
+            for key in keys {
+                let data = key.data();
+                let place = u32::from_be_bytes(data.port);
+                let bits = (key.prefix_len() - 32) as u8;
+                let stays = Ipv4Net::new(Ipv4Addr::from(data.address), bits).is_ok_and(|prefix| {
+                    [&keep.sources, &keep.routes, &keep.carries]
+                        .iter()
+                        .any(|kept| kept.contains_key(&(place, prefix)))
+                });
+                if !stays {
+                    let _ = map.remove(&key);
+                }
+            }
+        }
+        let mut locals = lock(&self.locals);
+        let keys: Vec<_> = locals.keys().flatten().collect();
+        for key in keys {
+            if !keep.locals.contains(&Ipv4Addr::from(key)) {
+                let _ = locals.remove(&key);
+            }
+        }
+    }
+}

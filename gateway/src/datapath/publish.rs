@@ -1,0 +1,489 @@
+//! A compiled policy becomes the policy in force.
+//!
+//! The image is written into the idle half (bank) of the policy tables, and one store swaps the
+//! halves. Packets that are on their way while that happens may still read the old half, so it
+//! is left alone for [`GRACE`] before it is written again.
+
+use super::tables::{Datapath, lock, prefix_key};
+use aya::maps::{MapError, lpm_trie::Key};
+use policy_compiler::{
+    Action, BitSet, Egress, Image, ImageSnat, Log, PortRange, Protocol, SnatAction,
+};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
+use xdp_abi::{
+    config::PolicyWord,
+    policy::{
+        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_OTHER, CLASS_TCP, CLASS_UDP, HostKey4,
+        IdentityRef, LOG_END, LOG_START, POOL_ADDRESSES, PoolAddress, PrefixKey4, RULE_WORDS,
+        Rule, RuleSet, SUMMARY_WORDS, Snat, SnatBits, banked,
+    },
+    port::PORT_WORDS,
+};
+
+/// How long a half of the tables is left alone after it went out of force: far longer than any
+/// packet takes.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Why a policy could not be published; the old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A table of the kernel refused an entry.
+    #[error("the table `{table}` refuses an entry of the new policy: {source}")]
+    Table {
+        /// Which.
+        table: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// More outside addresses than there is room for.
+    #[error("the SNAT policies name {need} outside addresses; there is room for {POOL_ADDRESSES}")]
+    Pool {
+        /// How many.
+        need: usize,
+    },
+    /// More rules than there are counters.
+    #[error("{need} rules need counters; `tables.rules` is {room}")]
+    Counters {
+        /// How many.
+        need: usize,
+        /// Room.
+        room: u32,
+    },
+}
+
+/// What of an outside address may be lent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lending {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The ports that the policy states.
+    pub first: u16,
+    /// The last of them.
+    pub last: u16,
+}
+
+/// Publishes policies, one after the other.
+#[derive(Default)]
+pub struct Publisher {
+    /// What each bank holds in the hash maps.
+    written: [Written; 2],
+    swapped: Option<Instant>,
+    /// Rule id to counter; the default action has the first.
+    counters: BTreeMap<u32, u32>,
+    /// Numbers of interfaces and connections in SNAT policies.
+    lendings: BTreeMap<Lending, u32>,
+}
+
+#[derive(Default)]
+struct Written {
+    hosts: Vec<HostKey4>,
+    prefixes: Vec<Key<PrefixKey4>>,
+    outside: Vec<HostKey4>,
+}
+
+/// How ways out are numbered: see `places`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaysOut {
+    /// By interface name.
+    pub interfaces: HashMap<String, u16>,
+    /// By connection name.
+    pub connections: HashMap<String, u16>,
+}
+
+impl Publisher {
+    /// A publisher for tables that may hold a policy already, and counters that were given out.
+    pub fn new(datapath: &Datapath, counters: BTreeMap<u32, u32>) -> Self {
+        let mut written: [Written; 2] = Default::default();
+        let bank_of = |bank: u16| usize::from(bank & 1);
+        for key in lock(&datapath.hosts).keys().flatten() {
+            written[bank_of(key.bank)].hosts.push(key);
+        }
+        for key in lock(&datapath.outside).keys().flatten() {
+            written[bank_of(key.bank)].outside.push(key);
+        }
+        for key in lock(&datapath.prefixes).keys().flatten() {
+            written[bank_of(u16::from_be_bytes(key.data().bank))].prefixes.push(key);
+        }
+        Self { written, swapped: None, counters, lendings: BTreeMap::new() }
+    }
+
+    /// Which counter each rule has, to be kept for the next start.
+    pub fn counters(&self) -> &BTreeMap<u32, u32> {
+        &self.counters
+    }
+
+    /// The lendable sets in use and their places in the table.
+    pub fn lendings(&self) -> &BTreeMap<Lending, u32> {
+        &self.lendings
+    }
+
+    /// Writes an image and swaps it in. `reserved` says which ports of an address the machine
+    /// itself uses. The generation that is now in force comes back.
+    pub fn publish(
+        &mut self,
+        datapath: &Datapath,
+        image: &Image,
+        ways_out: &WaysOut,
+        reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
+    ) -> Result<u32, PublishError> {
+        let current = PolicyWord(datapath.settings().policy.load());
+        let bank = current.bank() ^ 1;
+        if let Some(swapped) = self.swapped {
+            thread::sleep(GRACE.saturating_sub(swapped.elapsed()));
+        }
+        self.number_rules(datapath, image)?;
+        let pools = self.pools(image)?;
+        self.forget(datapath, bank);
+        write_rules(datapath, image, bank, &self.counters);
+        write_identities(datapath, image, bank);
+        write_classes(datapath, image, bank);
+        for (lending, place) in &self.lendings {
+            lend(datapath, lending, *place, &reserved(lending.address));
+        }
+        for (place, (address, lendable)) in pools.addresses.iter().enumerate() {
+            let entry = PoolAddress { address: address.octets(), lendable: *lendable };
+            datapath.pools.set(banked(place as u32, bank), entry);
+        }
+        for (bit, policy) in image.snat.iter().enumerate() {
+            let entry = lower_snat(policy, pools.places[bit], ways_out);
+            datapath.snat.set(banked(bit as u32, bank), entry);
+        }
+        self.write_hosts(datapath, image, bank, &pools)?;
+        let generation = current.generation().wrapping_add(1).max(1);
+        let word = PolicyWord::new(
+            generation,
+            bank,
+            image.rules.len().div_ceil(64) as u32,
+            image.snat.len() as u32,
+            action(image.default_action.action),
+            log(image.default_action.log),
+        );
+        datapath.settings().policy.store(word.0);
+        self.swapped = Some(Instant::now());
+        Ok(generation)
+    }
+
+    /// Has every live session judged again, and its way out looked up, without a new policy.
+    pub fn judge_again(&mut self, datapath: &Datapath) {
+        let word = datapath.settings().policy.load();
+        if PolicyWord(word).generation() != 0 {
+            datapath.settings().policy.store(word.wrapping_add(1 << 32));
+        }
+    }
+
+    /// Writes the lendable sets again, after the machine's own ports or addresses changed.
+    pub fn lend_again(
+        &self,
+        datapath: &Datapath,
+        reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
+    ) {
+        for (lending, place) in &self.lendings {
+            lend(datapath, lending, *place, &reserved(lending.address));
+        }
+    }
+
+    fn number_rules(&mut self, datapath: &Datapath, image: &Image) -> Result<(), PublishError> {
+        let live: HashSet<u32> = image.rules.iter().map(|rule| rule.id.0).collect();
+        let room = datapath.sizes.rules;
+        let mut used: HashSet<u32> = self.counters.values().copied().collect();
+        for rule in &image.rules {
+            if self.counters.contains_key(&rule.id.0) {
+                continue;
+            }
+            let free = (1..room).find(|counter| !used.contains(counter)).or_else(|| {
+                // A counter of a rule that is gone: its count goes on under another name,
+                // which only a table of exactly this size can see.
+                let gone = self.counters.iter().find(|(id, _)| !live.contains(id));
+                let (id, counter) = gone.map(|(id, counter)| (*id, *counter))?;
+                self.counters.remove(&id);
+                Some(counter)
+            });
+            let Some(counter) = free else {
+                return Err(PublishError::Counters { need: image.rules.len() + 1, room });
+            };
+            used.insert(counter);
+            self.counters.insert(rule.id.0, counter);
+        }
+        Ok(())
+    }
+
+    /// The outside addresses of all policies, each with its place among the lendable sets.
+    fn pools(&mut self, image: &Image) -> Result<Pools, PublishError> {
+        let mut pools = Pools::default();
+        let mut lendings: BTreeMap<Lending, u32> = BTreeMap::new();
+        for policy in &image.snat {
+            let first = pools.addresses.len();
+            if let SnatAction::Snat { addresses, ports } = &policy.action {
+                for address in addresses {
+                    let lending =
+                        Lending { address: *address, first: *ports.start(), last: *ports.end() };
+                    // A set keeps its place, because sessions were lent by it.
+                    let place = match (lendings.get(&lending), self.lendings.get(&lending)) {
+                        (Some(place), _) | (None, Some(place)) => *place,
+                        (None, None) => {
+                            let taken: HashSet<u32> =
+                                lendings.values().chain(self.lendings.values()).copied().collect();
+                            (0..POOL_ADDRESSES)
+                                .find(|place| !taken.contains(place))
+                                .ok_or(PublishError::Pool { need: taken.len() + 1 })?
+                        }
+                    };
+                    lendings.insert(lending, place);
+                    pools.addresses.push((*address, place));
+                }
+            }
+            pools.places.push((first as u16, (pools.addresses.len() - first) as u16));
+        }
+        if pools.addresses.len() > POOL_ADDRESSES as usize {
+            return Err(PublishError::Pool { need: pools.addresses.len() });
+        }
+        self.lendings = lendings;
+        Ok(pools)
+    }
+
+    /// Removes what a bank held two policies ago.
+    fn forget(&mut self, datapath: &Datapath, bank: u32) {
+        let written = std::mem::take(&mut self.written[bank as usize]);
+        let mut hosts = lock(&datapath.hosts);
+        for key in &written.hosts {
+            // It may be gone already: then there is nothing to remove.
+            let _ = hosts.remove(key);
+        }
+        let mut outside = lock(&datapath.outside);
+        for key in &written.outside {
+            let _ = outside.remove(key);
+        }
+        let mut prefixes = lock(&datapath.prefixes);
+        for key in &written.prefixes {
+            let _ = prefixes.remove(key);
+        }
+    }
+
+    fn write_hosts(
+        &mut self,
+        datapath: &Datapath,
+        image: &Image,
+        bank: u32,
+        pools: &Pools,
+    ) -> Result<(), PublishError> {
+        let written = &mut self.written[bank as usize];
+        let reference = |index: u32| IdentityRef { index, id: image.identities[index as usize].id };
+        let mut hosts = lock(&datapath.hosts);
+        for (domain, address, index) in &image.hosts {
+            let IpAddr::V4(address) = address else { continue };
+            let key = HostKey4 { address: address.octets(), domain: domain.0, bank: bank as u16 };
+            hosts
+                .insert(key, reference(*index), 0)
+                .map_err(|source| PublishError::Table { table: "endpoints", source })?;
+            written.hosts.push(key);
+        }
+        let mut prefixes = lock(&datapath.prefixes);
+        for (domain, prefix, index) in &image.prefixes {
+            let ipnet::IpNet::V4(prefix) = prefix else { continue };
+            let key = PrefixKey4 {
+                bank: (bank as u16).to_be_bytes(),
+                domain: domain.0.to_be_bytes(),
+                address: prefix.network().octets(),
+            };
+            let key = prefix_key(32, prefix.prefix_len(), key);
+            prefixes
+                .insert(&key, reference(*index), 0)
+                .map_err(|source| PublishError::Table { table: "prefixes", source })?;
+            written.prefixes.push(key);
+        }
+        let mut outside = lock(&datapath.outside);
+        for (address, _) in &pools.addresses {
+            let key = HostKey4 { address: address.octets(), domain: 0, bank: bank as u16 };
+            outside
+                .insert(key, 1, 0)
+                .map_err(|source| PublishError::Table { table: "outside", source })?;
+            written.outside.push(key);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pools {
+    /// Address and place of its lendable set.
+    addresses: Vec<(Ipv4Addr, u32)>,
+    /// By policy: where its addresses begin, and how many there are.
+    places: Vec<(u16, u16)>,
+}
+
+fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMap<u32, u32>) {
+    let mut monitors = RuleSet { summary: [0; SUMMARY_WORDS], words: [0; RULE_WORDS] };
+    for (bit, rule) in image.rules.iter().enumerate() {
+        let entry = Rule {
+            id: rule.id.0,
+            counter: counters.get(&rule.id.0).copied().unwrap_or(0),
+            action: action(rule.action),
+            log: log(rule.log),
+            monitor: u8::from(rule.monitor),
+            mark: rule.mark.map_or(0, std::num::NonZero::get),
+            ..Rule::default()
+        };
+        datapath.rules.set(banked(bit as u32, bank), entry);
+        if rule.monitor {
+            monitors.words[bit / 64] |= 1 << (bit % 64);
+            monitors.summary[bit / 4096] |= 1 << (bit / 64 % 64);
+        }
+    }
+    datapath.monitors.set(bank, monitors);
+}
+
+fn write_identities(datapath: &Datapath, image: &Image, bank: u32) {
+    for (index, identity) in image.identities.iter().enumerate() {
+        let place = banked(index as u32, bank);
+        datapath.source_rules.set(place, rule_set(&identity.source_rules));
+        datapath.destination_rules.set(place, rule_set(&identity.destination_rules));
+        let mut bits = SnatBits::default();
+        for (to, from) in bits.source.iter_mut().zip(identity.snat_source.words()) {
+            *to = *from;
+        }
+        for (to, from) in bits.destination.iter_mut().zip(identity.snat_destination.words()) {
+            *to = *from;
+        }
+        datapath.snat_bits.set(place, bits);
+    }
+}
+
+fn write_classes(datapath: &Datapath, image: &Image, bank: u32) {
+    let classes = &image.port_classes;
+    for (class, rules) in classes.classes.iter().enumerate() {
+        datapath.class_rules.set(banked(class as u32, bank), rule_set(rules));
+    }
+    let mut table = Box::new(datapath.classes.read(bank));
+    for (base, ranges) in [(CLASS_TCP, &classes.tcp), (CLASS_UDP, &classes.udp)] {
+        for (range, class) in ranges {
+            for port in range.clone() {
+                table[base as usize + usize::from(port)] = *class;
+            }
+        }
+    }
+    table[CLASS_OTHER as usize..].copy_from_slice(&classes.other);
+    datapath.classes.set(bank, *table);
+}
+
+fn rule_set(bits: &BitSet) -> RuleSet {
+    let mut set = RuleSet { summary: [0; SUMMARY_WORDS], words: [0; RULE_WORDS] };
+    for (word, from) in bits.words().iter().enumerate() {
+        set.words[word] = *from;
+        if *from != 0 {
+            set.summary[word / 64] |= 1 << (word % 64);
+        }
+    }
+    set
+}
+
+fn lower_snat(policy: &ImageSnat, (pool, addresses): (u16, u16), ways: &WaysOut) -> Snat {
+    let ports = |range: &Option<PortRange>| match range {
+        Some(range) => [*range.start(), *range.end()],
+        None => [0, u16::MAX],
+    };
+    // A way out that this gateway does not have matches nothing: no attachment has the number.
+    let number = |map: &HashMap<String, u16>, name: &str| map.get(name).copied().unwrap_or(u16::MAX);
+    let (interface_class, connection_class) = match &policy.egress {
+        Egress::Interface(name) => (number(&ways.interfaces, name), 0),
+        Egress::Connection(name) => (0, number(&ways.connections, name)),
+    };
+    Snat {
+        id: policy.id.0,
+        protocol: match policy.protocol {
+            Protocol::Any => 256,
+            Protocol::Number(number) => u16::from(number),
+        },
+        mark: policy.mark.map_or(0, std::num::NonZero::get),
+        source_ports: ports(&policy.source_ports),
+        destination_ports: ports(&policy.destination_ports),
+        interface_class,
+        connection_class,
+        pool,
+        addresses,
+    }
+}
+
+/// Writes which ports of an address may be lent.
+fn lend(datapath: &Datapath, lending: &Lending, place: u32, reserved: &[RangeInclusive<u16>]) {
+    let Some(ports) = datapath.lendable.get(place) else { return };
+    let words = lendable_words(lending.first, lending.last, reserved);
+    for (group, summary) in ports.summary.iter().enumerate() {
+        let mut bits = 0;
+        for bit in 0..64 {
+            let word = group * 64 + bit;
+            ports.words[word].store(words[word]);
+            if words[word] != 0 {
+                bits |= 1 << bit;
+            }
+        }
+        summary.store(bits);
+    }
+}
+
+/// One bit a port that may be lent.
+fn lendable_words(first: u16, last: u16, reserved: &[RangeInclusive<u16>]) -> Vec<u64> {
+    let mut words = vec![0u64; PORT_WORDS];
+    for port in first..=last {
+        if !reserved.iter().any(|range| range.contains(&port)) {
+            words[usize::from(port) / 64] |= 1 << (port % 64);
+        }
+    }
+    words
+}
+
+const fn action(action: Action) -> u8 {
+    match action {
+        Action::Permit => ACTION_PERMIT,
+        Action::Deny => ACTION_DENY,
+        Action::Reject => ACTION_REJECT,
+    }
+}
+
+const fn log(log: Log) -> u8 {
+    match log {
+        Log::Off => 0,
+        Log::Start => LOG_START,
+        Log::End => LOG_END,
+        Log::Both => LOG_START | LOG_END,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_uses_itself_is_not_lent() {
+        let words = lendable_words(1024, 65_535, &[32_768..=60_999, 8443..=8443]);
+        let lent = |port: u16| words[usize::from(port) / 64] >> (port % 64) & 1 != 0;
+        for (port, expected) in [
+            (1023, false), // before the range
+            (1024, true),
+            (8442, true),
+            (8443, false), // a listener
+            (8444, true),
+            (32_767, true),
+            (32_768, false), // the machine's own outgoing connections
+            (60_999, false),
+            (61_000, true),
+            (65_535, true),
+        ] {
+            assert_eq!(lent(port), expected, "{port}");
+        }
+        let count: u32 = words.iter().map(|word| word.count_ones()).sum();
+        assert_eq!(count, 64_512 - 28_232 - 1);
+    }
+
+    #[test]
+    fn a_set_of_rules_says_which_of_its_words_are_not_empty() {
+        let set = rule_set(&BitSet::of(16_384, [0, 63, 64, 4096, 16_383]));
+        assert_eq!(set.words[0], 1 | 1 << 63);
+        assert_eq!(set.summary, [0b11, 1, 0, 1 << 63]);
+    }
+}

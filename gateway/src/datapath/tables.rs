@@ -1,0 +1,367 @@
+//! The tables of the datapath, by their types.
+//!
+//! Tables outlive the daemon: they are pinned, and a daemon that starts takes over what it
+//! finds there, sessions included, if the layout and the sizes are its own.
+
+use super::{
+    clock::Clock,
+    memory::Mapped,
+    object::{Object, ObjectError, Sizes},
+};
+use aya::{
+    Pod, TestRun as _,
+    maps::{
+        HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, Queue, RingBuf,
+        lpm_trie::Key,
+    },
+    programs::{ProgramError, TestRunOptions, Xdp},
+};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use xdp_abi::{
+    ABI_VERSION,
+    config::{Config, Shared},
+    control::{self, Order, SWEEP_SLOTS},
+    count::{Counters, RuleCount},
+    forward::{Attachment, LinkInfo, NextHop, NextHopKey, PortAddress4, PortInfo},
+    names,
+    policy::{CLASS_TABLE, HostKey4, IdentityRef, PoolAddress, PrefixKey4, Rule, RuleSet, Snat, SnatBits},
+    port::{PairKey4, Ports},
+    reason::Reason,
+    session::{EPOCHS, Entry4, Record},
+};
+use zerocopy::IntoBytes;
+
+/// Why the datapath could not be taken into use.
+#[derive(Debug, thiserror::Error)]
+pub enum TablesError {
+    /// The object could not be loaded.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// What is pinned was made by another version.
+    #[error(
+        "the pinned tables have layout {found}, this program has {ours}; \
+         run `sluice-gateway detach` and start again"
+    )]
+    Layout {
+        /// The pinned layout.
+        found: u64,
+        /// Ours.
+        ours: u32,
+    },
+    /// What is pinned has another size.
+    #[error(
+        "`tables.{table}` is {wanted}, but the pinned table has {found}; sizes are fixed while \
+         tables exist: set it back, or run `sluice-gateway detach` and start again"
+    )]
+    Size {
+        /// The setting.
+        table: &'static str,
+        /// What is pinned.
+        found: u32,
+        /// What is configured.
+        wanted: u32,
+    },
+    /// The kernel's clock could not be read through the datapath.
+    #[error("the kernel's clock cannot be read: {0}")]
+    Clock(ProgramError),
+    /// The kernel counts time in a way that is not known.
+    #[error("the kernel counts {0} ticks a second, which is none of the usual numbers")]
+    Rate(u64),
+}
+
+/// All tables, and the program that ends sessions.
+#[allow(missing_docs, reason = "each table is described where its name is, in `xdp_abi::names`")]
+pub struct Datapath {
+    pub sizes: Sizes,
+    pub config: Mapped<Config>,
+    pub shared: Mapped<Shared>,
+    pub epochs: Mapped<[u32; EPOCHS]>,
+    pub slots: Mapped<Entry4>,
+    pub records: Mapped<Record>,
+    pub source_rules: Mapped<RuleSet>,
+    pub destination_rules: Mapped<RuleSet>,
+    pub class_rules: Mapped<RuleSet>,
+    pub monitors: Mapped<RuleSet>,
+    pub classes: Mapped<[u16; CLASS_TABLE as usize]>,
+    pub snat_bits: Mapped<SnatBits>,
+    pub rules: Mapped<Rule>,
+    pub snat: Mapped<Snat>,
+    pub pools: Mapped<PoolAddress>,
+    pub lendable: Mapped<Ports>,
+    pub bitmaps: Mapped<Ports>,
+    pub attachments: Mapped<Attachment>,
+    pub ports: Mapped<PortInfo>,
+    pub hops: Mapped<NextHop>,
+    pub hosts: Mutex<HashMap<MapData, HostKey4, IdentityRef>>,
+    pub prefixes: Mutex<LpmTrie<MapData, PrefixKey4, IdentityRef>>,
+    pub outside: Mutex<HashMap<MapData, HostKey4, u32>>,
+    pub sources: Mutex<LpmTrie<MapData, PortAddress4, u32>>,
+    pub routes: Mutex<LpmTrie<MapData, PortAddress4, u32>>,
+    pub carries: Mutex<LpmTrie<MapData, PortAddress4, u32>>,
+    pub locals: Mutex<HashMap<MapData, [u8; 4], u32>>,
+    pub links: Mutex<HashMap<MapData, u32, LinkInfo>>,
+    pub hop_index: Mutex<HashMap<MapData, NextHopKey, u32>>,
+    pub free_hops: Mutex<Queue<MapData, u32>>,
+    pub pairs: Mutex<HashMap<MapData, PairKey4, u32>>,
+    pub free_bitmaps: Mutex<Queue<MapData, u32>>,
+    counters: PerCpuArray<MapData, [u64; COUNTER_WORDS]>,
+    rule_counts: Mutex<PerCpuArray<MapData, [u64; RULE_COUNT_WORDS]>>,
+    events: Mutex<Option<RingBuf<MapData>>>,
+    clock: Clock,
+    object: Mutex<Object>,
+    /// Whether sessions of an earlier daemon were taken over.
+    pub adopted: bool,
+    _stages: Vec<ProgramArray<MapData>>,
+}
+
+const COUNTER_WORDS: usize = size_of::<Counters>() / 8;
+const RULE_COUNT_WORDS: usize = size_of::<RuleCount>() / 8;
+
+/// Ignores that a thread died while it held the lock: every map operation is whole by itself.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Datapath {
+    /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
+    /// are there.
+    pub fn open(sizes: Sizes, pins: Option<&PathBuf>) -> Result<Self, TablesError> {
+        let mut object = Object::load(&sizes, pins)?;
+        let config: Mapped<Config> = object.map(names::CONFIG)?;
+        let shared: Mapped<Shared> = object.map(names::SHARED)?;
+        let slots: Mapped<Entry4> = object.map(names::SLOTS4)?;
+        let found = config.all()[0].abi.load();
+        let adopted = found != 0;
+        if adopted {
+            if found != u64::from(ABI_VERSION) {
+                return Err(TablesError::Layout { found, ours: ABI_VERSION });
+            }
+            let pinned = (config.all()[0].slots.load() as u32 + 1)
+                / xdp_abi::session::SLOTS_PER_SESSION;
+            if pinned != sizes.sessions {
+                return Err(TablesError::Size {
+                    table: "sessions",
+                    found: pinned,
+                    wanted: sizes.sessions,
+                });
+            }
+        }
+        let clock = read_clock(&mut object, &shared)?;
+        let hop_numbers = if adopted { 0..0 } else { 0..sizes.next_hops };
+        let bitmap_numbers = if adopted { 0..0 } else { 0..sizes.bitmaps() };
+        let record_numbers = if adopted { 0..0 } else { 0..sizes.sessions };
+        let window = sizes.window_slots();
+        let overflow = if adopted { 0..0 } else { window..window + sizes.overflow_slots() };
+        object.fill(names::FREE_RECORDS4, record_numbers)?;
+        object.fill(names::FREE_OVERFLOW4, overflow)?;
+        let free_hops = Mutex::new(object.fill(names::FREE_NEXT_HOPS, hop_numbers)?);
+        let free_bitmaps = Mutex::new(object.fill(names::FREE_BITMAPS, bitmap_numbers)?);
+        if !adopted {
+            let c = &config.all()[0];
+            c.seed.store(random_seed());
+            c.slots.store(
+                u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32,
+            );
+            c.tick_shift.store(u64::from(clock.shift()));
+            c.abi.store(u64::from(ABI_VERSION));
+        }
+        Ok(Self {
+            sizes,
+            epochs: object.map(names::EPOCHS)?,
+            records: object.map(names::RECORDS4)?,
+            source_rules: object.map(names::SOURCE_RULES)?,
+            destination_rules: object.map(names::DESTINATION_RULES)?,
+            class_rules: object.map(names::CLASS_RULES)?,
+            monitors: object.map(names::MONITORS)?,
+            classes: object.map(names::CLASSES)?,
+            snat_bits: object.map(names::SNAT_BITS)?,
+            rules: object.map(names::RULES)?,
+            snat: object.map(names::SNAT)?,
+            pools: object.map(names::POOLS)?,
+            lendable: object.map(names::LENDABLE)?,
+            bitmaps: object.map(names::BITMAPS)?,
+            attachments: object.map(names::ATTACHMENTS)?,
+            ports: object.map(names::PORTS)?,
+            hops: object.map(names::NEXT_HOPS)?,
+            hosts: Mutex::new(object.take(names::HOSTS4)?),
+            prefixes: Mutex::new(object.take(names::PREFIXES4)?),
+            outside: Mutex::new(object.take(names::OUTSIDE4)?),
+            sources: Mutex::new(object.take(names::SOURCES4)?),
+            routes: Mutex::new(object.take(names::ROUTES4)?),
+            carries: Mutex::new(object.take(names::CARRIES4)?),
+            locals: Mutex::new(object.take(names::LOCALS4)?),
+            links: Mutex::new(object.take(names::LINKS)?),
+            hop_index: Mutex::new(object.take(names::NEXT_HOP_INDEX)?),
+            pairs: Mutex::new(object.take(names::PAIRS4)?),
+            counters: object.take(names::COUNTERS)?,
+            rule_counts: Mutex::new(object.take(names::RULE_COUNTS)?),
+            events: Mutex::new(Some(object.take(names::EVENTS)?)),
+            config,
+            shared,
+            slots,
+            free_hops,
+            free_bitmaps,
+            clock,
+            adopted,
+            _stages: object.take_stages(),
+            object: Mutex::new(object),
+        })
+    }
+
+    /// The global settings.
+    pub fn settings(&self) -> &Config {
+        &self.config.all()[0]
+    }
+
+    /// The shared words.
+    pub fn shared_words(&self) -> &Shared {
+        &self.shared.all()[0]
+    }
+
+    /// The object, to attach its programs.
+    pub fn object(&self) -> MutexGuard<'_, Object> {
+        lock(&self.object)
+    }
+
+    /// The ring of events; once.
+    pub fn take_events(&self) -> Option<RingBuf<MapData>> {
+        lock(&self.events).take()
+    }
+
+    /// The datapath's clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Now, in ticks of the datapath.
+    pub fn now(&self) -> u32 {
+        self.clock.now()
+    }
+
+    /// How long a tick is.
+    pub fn tick_length(&self) -> std::time::Duration {
+        self.clock.tick_length()
+    }
+
+    /// The counters of all processors together.
+    pub fn counters(&self) -> Result<Counters, MapError> {
+        let mut sum = [0u64; COUNTER_WORDS];
+        for of_processor in self.counters.get(&0, 0)?.iter() {
+            for (total, part) in sum.iter_mut().zip(of_processor) {
+                *total += part;
+            }
+        }
+        Ok(counters_of(&sum))
+    }
+
+    /// The counters of every rule that was given one, by counter index.
+    pub fn rule_counts(&self) -> Result<Vec<RuleCount>, MapError> {
+        let counts = lock(&self.rule_counts);
+        let mut rows = Vec::with_capacity(counts.len() as usize);
+        for row in counts.iter() {
+            let mut sum = RuleCount::default();
+            for [hits, bytes] in row?.iter() {
+                sum.hits += hits;
+                sum.bytes += bytes;
+            }
+            rows.push(sum);
+        }
+        Ok(rows)
+    }
+
+    /// Ends a session, whatever it does, if it is still the one that is meant.
+    pub fn clear(&self, record: u32, incarnation: u32, cause: u8) -> Result<(), ProgramError> {
+        let order = Order {
+            what: control::END,
+            record,
+            incarnation,
+            cause: u32::from(cause),
+            ..Order::default()
+        };
+        run(&mut self.object(), &order, 1)
+    }
+
+    /// Looks at `slots` slots for sessions whose time is over, from where the last call ended.
+    pub fn sweep(&self, slots: u32) -> Result<(), ProgramError> {
+        let order = Order { what: control::SWEEP, ..Order::default() };
+        run(&mut self.object(), &order, slots.div_ceil(SWEEP_SLOTS).max(1))
+    }
+
+    /// Every slot that the table has.
+    pub fn all_slots(&self) -> u32 {
+        self.sizes.window_slots() + self.sizes.overflow_slots()
+    }
+}
+
+fn read_clock(object: &mut Object, shared: &Mapped<Shared>) -> Result<Clock, TablesError> {
+    let order = Order { what: control::CLOCK, ..Order::default() };
+    let mut read = || -> Result<(u64, u64), TablesError> {
+        run(object, &order, 1).map_err(TablesError::Clock)?;
+        let words = &shared.all()[0];
+        Ok((words.jiffies.load(), words.nanoseconds.load()))
+    };
+    let first = read()?;
+    // Long enough that one jiffy more or less does not change the answer.
+    std::thread::sleep(std::time::Duration::from_millis(120));
+    let second = read()?;
+    Clock::measured(first, second).map_err(TablesError::Rate)
+}
+
+/// Has the kernel carry out an order.
+fn run(object: &mut Object, order: &Order, repeat: u32) -> Result<(), ProgramError> {
+    let program: &mut Xdp = object.xdp(names::CONTROL).map_err(|_| ProgramError::NotLoaded)?;
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(order.as_bytes());
+    options.repeat = repeat;
+    program.test_run(options)?;
+    Ok(())
+}
+
+fn random_seed() -> u64 {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is as long as it is said to be.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    assert_eq!(got, 8, "the kernel gives eight random bytes at once");
+    u64::from_ne_bytes(bytes)
+}
+
+/// The words of the counters' element, in the order of its fields.
+fn counters_of(words: &[u64; COUNTER_WORDS]) -> Counters {
+    let mut next = words.iter().copied();
+    let mut word = || next.next().unwrap_or_default();
+    let mut amount = || xdp_abi::count::Amount { packets: word(), bytes: word() };
+    let received = amount();
+    let forwarded = [amount(), amount()];
+    let passed = amount();
+    let punted = amount();
+    let translated_late = amount();
+    let mut counters = Counters {
+        received,
+        forwarded,
+        passed,
+        punted,
+        translated_late,
+        answered: word(),
+        sessions_begun: word(),
+        sessions_ended: word(),
+        judged_again: word(),
+        events_lost: word(),
+        events_suppressed: word(),
+        leaks_stopped: word(),
+        drops: [[0; Reason::COUNT]; 3],
+    };
+    for by_reason in &mut counters.drops {
+        for count in by_reason {
+            *count = word();
+        }
+    }
+    counters
+}
+
+/// A key of a prefix map whose first `fixed` bits must match whole.
+pub fn prefix_key<K: Pod>(fixed: u32, bits: u8, key: K) -> Key<K> {
+    Key::new(fixed + u32::from(bits), key)
+}
