@@ -187,6 +187,7 @@ fn what_is_no_yaml_says_where_it_ends() {
             "an anchor or alias stands here; write the value out in each place",
         ),
         ("gateway: !x {}\n", 1, "a tag (`!...`) stands here; expected a plain value"),
+        ("[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]", 1, "this is nested too deep; no field is so deep"),
         ("[a]: 1\n", 1, "a key is not plain text; expected `name: value`"),
     ] {
         let errors = Config::parse(text, "f.yaml").unwrap_err();
@@ -363,4 +364,25 @@ fn what_was_stated_reaches_the_compiler() {
         panic!("{:?}", policy.snat[0]);
     };
     assert_eq!((addresses.len(), ports), (9, &(1024..=65535)));
+}
+
+proptest::proptest! {
+    /// Whatever stands in a file, every message has a place in it.
+    #[test]
+    fn a_damaged_file_is_refused_in_words(
+        at in 0..GOOD.len(),
+        length in 0..40usize,
+        put in "[a-z0-9:{}\\[\\],&*!#'\" \n-]{0,6}",
+    ) {
+        let end = (at + length).min(GOOD.len());
+        let text = format!("{}{put}{}", &GOOD[..at], &GOOD[end..]);
+        if let Err(errors) = Config::parse(&text, "f.yaml") {
+            proptest::prop_assert!(!errors.is_empty());
+            for error in errors {
+                let lines = text.lines().count().max(1);
+                proptest::prop_assert!((1..=lines + 1).contains(&error.line), "{error}");
+                proptest::prop_assert!(error.column >= 1 && !error.message.is_empty(), "{error}");
+            }
+        }
+    }
 }

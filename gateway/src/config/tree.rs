@@ -12,6 +12,9 @@ use std::fmt;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
+/// No field is half as deep. What is deeper is a mistake, or meant to exhaust the stack.
+const DEPTH: usize = 16;
+
 /// A place in the file; both count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
@@ -345,6 +348,9 @@ impl<'a> Reader<'a, '_> {
         self.next_id += 1;
         let refused =
             |message: &str| Fault { position, path: path.clone(), message: message.to_owned() };
+        if path.0.len() > DEPTH {
+            return Err(refused("this is nested too deep; no field is so deep"));
+        }
         const TAG: &str = "a tag (`!...`) stands here; expected a plain value";
         const ANCHOR: &str = "an anchor or alias stands here; write the value out in each place";
         let value = match event {
