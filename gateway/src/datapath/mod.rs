@@ -3,8 +3,10 @@
 
 pub mod attach;
 pub mod clock;
+pub mod hops;
 pub mod memory;
 pub mod object;
 pub mod places;
 pub mod publish;
+pub mod settings;
 pub mod tables;

@@ -1,0 +1,477 @@
+//! The gateway without its surroundings: a configuration and the kernel's picture of the
+//! network become tables and attached programs, and follow both when they change.
+//!
+//! No sockets, no tasks: the daemon drives it, benches and tests use it as it is.
+
+use crate::{
+    config::{Config, Hook, convert},
+    datapath::{
+        attach::{AttachError, Attached},
+        hops,
+        object::Sizes,
+        places::{Places, Served},
+        publish::{PublishError, Publisher},
+        settings,
+        tables::{Datapath, TablesError},
+    },
+    net::{self, NetworkEvent, NetworkState, Sysctl, guard},
+};
+use aya::maps::MapError;
+use policy_compiler::{CompileError, Diagnostic, Image};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+};
+use xdp::{address::V4, decide::epoch_slot};
+use xdp_abi::control::{MARK, MARK_MASK};
+
+/// Why the gateway could not be brought to a configuration. What was in force stays.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The tables.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    /// A program.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The policy.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// Publishing it.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A table refused an entry.
+    #[error("a table of places refuses an entry: {0}")]
+    Places(#[from] MapError),
+    /// An interface of the configuration is missing.
+    #[error("{}", .0.join("; "))]
+    Faults(Vec<String>),
+    /// The last guard could not be put up.
+    #[error("the last guard cannot be put up: {0}")]
+    Guard(#[from] guard::GuardError),
+    /// Sizes of tables are fixed while they exist.
+    #[error(
+        "`tables.{0}` was changed; sizes are fixed while the tables exist: set it back, or run \
+         `sluice-gateway detach` and start again"
+    )]
+    Resize(&'static str),
+    /// The pins' place was changed.
+    #[error("`{0}` was changed; it takes effect with a restart")]
+    Restart(&'static str),
+    /// The pin directory.
+    #[error("the directory {path} for pins cannot be made: {source}; is bpffs mounted?")]
+    Pins {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A policy with all that it was made of.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The image in force.
+    pub image: Arc<Image>,
+    /// Who there is.
+    pub inventory: Arc<smartgroups::Inventory>,
+    /// What the compiler has to say.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The gateway.
+pub struct Engine {
+    /// The tables.
+    pub datapath: Arc<Datapath>,
+    config: Arc<Config>,
+    places: Places,
+    publisher: Publisher,
+    attached: Attached,
+    compiled: Compiled,
+    managed: BTreeSet<(u32, IpAddr)>,
+    pins: PathBuf,
+    reserved: Reserved,
+}
+
+/// What of each address the machine itself uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Reserved {
+    locals: BTreeSet<Ipv4Addr>,
+    ephemeral: Option<(u16, u16)>,
+    listeners: Vec<(Option<Ipv4Addr>, u16)>,
+}
+
+impl Reserved {
+    /// Reads it from the kernel. What cannot be read counts as the usual range: too little is
+    /// lent rather than a port of the machine.
+    fn now(locals: &BTreeSet<Ipv4Addr>) -> Self {
+        let ephemeral = Sysctl::of_kernel().ephemeral_range().unwrap_or((32_768, 60_999));
+        let mut listeners: Vec<_> = net::listening_ports()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|listener| (listener.address, listener.port))
+            .collect();
+        listeners.sort_unstable();
+        listeners.dedup();
+        Self { locals: locals.clone(), ephemeral: Some(ephemeral), listeners }
+    }
+
+    /// The ports of an address that NAT must leave alone.
+    fn of(&self, address: Ipv4Addr) -> Vec<RangeInclusive<u16>> {
+        if !self.locals.contains(&address) {
+            return Vec::new();
+        }
+        let ephemeral = self.ephemeral.map(|(first, last)| first..=last);
+        let listening = self
+            .listeners
+            .iter()
+            .filter(|(at, _)| at.is_none_or(|at| at == address))
+            .map(|(_, port)| *port..=*port);
+        ephemeral.into_iter().chain(listening).collect()
+    }
+}
+
+/// Compiles the documents of a configuration.
+pub fn compile(config: &Config) -> Result<Compiled, CompileError> {
+    let inputs = convert::inputs(&config.gateway, &config.documents);
+    let policy = convert::policy(&config.documents);
+    let (image, diagnostics) = policy_compiler::compile(
+        &policy_compiler::Inputs {
+            inventory: &inputs.inventory,
+            groups: &inputs.groups,
+            rules: &policy.rules,
+            snat: &policy.snat,
+            default_action: policy.default_action,
+            domains: &inputs.domains,
+        },
+        &convert::capacity(&config.gateway.tables),
+    )?;
+    Ok(Compiled {
+        image: Arc::new(image),
+        inventory: Arc::new(inputs.inventory),
+        diagnostics,
+    })
+}
+
+fn sizes(config: &Config) -> Sizes {
+    let tables = &config.gateway.tables;
+    Sizes {
+        sessions: tables.sessions,
+        hosts: tables.endpoints,
+        prefixes: tables.prefixes,
+        identities: tables.identities,
+        rules: tables.rules,
+        port_classes: tables.port_classes,
+        next_hops: tables.next_hops,
+    }
+}
+
+impl Engine {
+    /// Brings up the datapath for a configuration. Guards first, programs last: packets are
+    /// served from the first moment under a whole policy.
+    pub fn start(
+        config: Arc<Config>,
+        network: &NetworkState,
+        counters: BTreeMap<u32, u32>,
+    ) -> Result<Self, EngineError> {
+        let compiled = compile(&config)?;
+        let served = choose_hooks(&config, network);
+        let places = Places::of(&config, network, &served);
+        if !places.faults.is_empty() {
+            return Err(EngineError::Faults(places.faults));
+        }
+        let pins = config.gateway.pin_path.clone();
+        std::fs::create_dir_all(&pins)
+            .map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
+        guard::install(&guard_spec(&config))?;
+        let datapath = Datapath::open(sizes(&config), Some(&pins))?;
+        settings::write(&datapath, &config);
+        datapath.clear_places(&places);
+        places.write(&datapath, &Places::default())?;
+        let mut publisher = Publisher::new(&datapath, counters);
+        let reserved = Reserved::now(&places.locals);
+        publisher.publish(&datapath, &compiled.image, &places.ways_out, &|address| {
+            reserved.of(address)
+        })?;
+        hops::relink(&datapath, &places);
+        let mut attached = Attached::default();
+        attached.bring(&datapath, &places.interfaces, &pins)?;
+        Ok(Self {
+            datapath: Arc::new(datapath),
+            config,
+            places,
+            publisher,
+            attached,
+            compiled,
+            managed: BTreeSet::new(),
+            pins,
+            reserved,
+        })
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The policy in force.
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// The places as they are.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// The publisher, for what it knows of counters and lendable ports.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// How many hooks are served.
+    pub fn hooks(&self) -> usize {
+        self.attached.count()
+    }
+
+    /// Brings the gateway to another configuration, or leaves it as it is and says why.
+    pub fn reload(
+        &mut self,
+        config: Arc<Config>,
+        network: &NetworkState,
+    ) -> Result<u32, EngineError> {
+        self.refuse_fixed(&config)?;
+        let compiled = compile(&config)?;
+        let served = choose_hooks(&config, network);
+        let places = Places::of(&config, network, &served);
+        if !places.faults.is_empty() {
+            return Err(EngineError::Faults(places.faults));
+        }
+        guard::install(&guard_spec(&config))?;
+        settings::write(&self.datapath, &config);
+        self.take_places(places)?;
+        let reserved = &self.reserved;
+        let generation = self.publisher.publish(
+            &self.datapath,
+            &compiled.image,
+            &self.places.ways_out,
+            &|address| reserved.of(address),
+        )?;
+        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
+        self.compiled = compiled;
+        self.config = config;
+        Ok(generation)
+    }
+
+    fn refuse_fixed(&self, config: &Config) -> Result<(), EngineError> {
+        let (old, new) = (&self.config.gateway.tables, &config.gateway.tables);
+        for (name, old, new) in [
+            ("sessions", old.sessions, new.sessions),
+            ("endpoints", old.endpoints, new.endpoints),
+            ("prefixes", old.prefixes, new.prefixes),
+            ("identities", old.identities, new.identities),
+            ("rules", old.rules, new.rules),
+            ("port_classes", old.port_classes, new.port_classes),
+            ("next_hops", old.next_hops, new.next_hops),
+        ] {
+            if old != new {
+                return Err(EngineError::Resize(name));
+            }
+        }
+        for (name, same) in [
+            ("pin_path", self.config.gateway.pin_path == config.gateway.pin_path),
+            ("socket", self.config.gateway.socket == config.gateway.socket),
+            ("state_dir", self.config.gateway.state_dir == config.gateway.state_dir),
+        ] {
+            if !same {
+                return Err(EngineError::Restart(name));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
+        places.write(&self.datapath, &self.places)?;
+        self.places = places;
+        self.reserve();
+        Ok(())
+    }
+
+    /// Looks again at what the machine uses itself; says whether that changed what is lent.
+    pub fn reserve(&mut self) -> bool {
+        let reserved = Reserved::now(&self.places.locals);
+        if reserved == self.reserved {
+            return false;
+        }
+        self.reserved = reserved;
+        let reserved = &self.reserved;
+        self.publisher.lend_again(&self.datapath, &|address| reserved.of(address));
+        true
+    }
+
+    /// The ports of an outside address that NAT leaves to the machine.
+    pub fn reserved(&self, address: Ipv4Addr) -> Vec<RangeInclusive<u16>> {
+        self.reserved.of(address)
+    }
+
+    /// The network changed: places, next hops and programs follow.
+    pub fn follow(
+        &mut self,
+        event: &NetworkEvent,
+        network: &NetworkState,
+    ) -> Result<(), EngineError> {
+        match event {
+            NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } => {
+                hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
+                return Ok(());
+            }
+            NetworkEvent::NeighbourChanged { .. } => return Ok(()),
+            NetworkEvent::LinkChanged { ifindex, new: None, .. } => {
+                self.attached.forget(*ifindex, &self.pins);
+                self.managed.retain(|(at, _)| at != ifindex);
+            }
+            NetworkEvent::LinkChanged { ifindex, .. } => {
+                // A managed neighbour is forgotten by the kernel when its link goes down.
+                self.managed.retain(|(at, _)| at != ifindex);
+            }
+            NetworkEvent::RouteChanged { .. } => {
+                // Way out and translation belong together: every flow is looked at again.
+                self.publisher.judge_again(&self.datapath);
+                return Ok(());
+            }
+            NetworkEvent::AddressAdded(_)
+            | NetworkEvent::AddressRemoved(_)
+            | NetworkEvent::Resynced => {}
+        }
+        let served = choose_hooks(&self.config, network);
+        let places = Places::of(&self.config, network, &served);
+        if places != self.places {
+            self.take_places(places)?;
+        }
+        hops::relink(&self.datapath, &self.places);
+        hops::forget(&self.datapath, network);
+        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
+        Ok(())
+    }
+
+    /// Has the kernel keep the next hops in use resolved, also when this process is gone.
+    pub fn keep_neighbours(&mut self) {
+        for neighbour in hops::gateways(&self.datapath, &self.places) {
+            if !self.managed.contains(&neighbour)
+                && net::manage_neighbour(neighbour.0, neighbour.1).is_ok()
+            {
+                self.managed.insert(neighbour);
+            }
+        }
+    }
+
+    /// Puts the last guard back if somebody took it away; says whether it stood.
+    pub fn check_guard(&self) -> Result<bool, EngineError> {
+        let spec = guard_spec(&self.config);
+        let stood = guard::read()?.is_some_and(|state| state.holds(&spec));
+        if !stood {
+            guard::install(&spec)?;
+        }
+        Ok(stood)
+    }
+
+    /// One address has another identity: only its flows are judged again.
+    pub fn touch(&self, domain: u16, address: Ipv4Addr) {
+        let slot = epoch_slot(domain, V4(address.octets()));
+        let epochs = self.datapath.epochs.as_ptr(0).cast::<u32>();
+        // SAFETY: `epoch_slot` gives a slot of the array; this process is its only writer.
+        unsafe {
+            let epoch = epochs.add(slot as usize);
+            epoch.write_volatile(epoch.read_volatile().wrapping_add(1));
+        }
+    }
+}
+
+/// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
+pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
+    let pins = &config.gateway.pin_path;
+    let links = crate::datapath::attach::pinned_links(pins);
+    let mut detached = Detached { links: links.len(), ..Detached::default() };
+    for link in links {
+        let _ = std::fs::remove_file(link);
+    }
+    for name in xdp_abi::names::ALL {
+        if std::fs::remove_file(pins.join(name)).is_ok() {
+            detached.maps += 1;
+        }
+    }
+    let _ = std::fs::remove_dir(pins);
+    if guard_too {
+        detached.guard = guard::remove()?;
+    }
+    Ok(detached)
+}
+
+/// What `detach` took out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// Links of programs.
+    pub links: usize,
+    /// Pinned maps.
+    pub maps: usize,
+    /// Whether the last guard was there and is gone.
+    pub guard: bool,
+}
+
+/// The last guard for a configuration.
+fn guard_spec(config: &Config) -> guard::GuardSpec {
+    let domains = convert::domains(&config.gateway);
+    let mut interfaces: BTreeMap<String, Vec<ipnet::Ipv4Net>> = BTreeMap::new();
+    let is_routable = |attachment: &crate::config::Attachment| {
+        domains.get(attachment.domain.as_str()).is_none_or(|domain| domain.0 == 0)
+    };
+    let device = |attachment: &crate::config::Attachment| match attachment.vlan {
+        Some(vlan) => format!("{}.{}", attachment.interface, vlan.get()),
+        None => attachment.interface.clone(),
+    };
+    // An interface that also leads to pods carries their addresses towards them.
+    let towards_pods: BTreeSet<String> = config
+        .gateway
+        .attachments
+        .iter()
+        .filter(|attachment| !is_routable(attachment))
+        .map(device)
+        .collect();
+    for attachment in config.gateway.attachments.iter().filter(|a| is_routable(a)) {
+        let device = device(attachment);
+        if towards_pods.contains(&device) {
+            continue;
+        }
+        let carried = attachment.carries.iter().map(|prefix| prefix.net());
+        interfaces.entry(device).or_default().extend(carried);
+    }
+    guard::GuardSpec {
+        non_routable: config.gateway.non_routable.iter().map(|prefix| prefix.net()).collect(),
+        interfaces,
+        exempt: Some(guard::ExemptMark { value: MARK, mask: MARK_MASK }),
+    }
+}
+
+/// Which hook serves each interface.
+fn choose_hooks(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
+    let mut served = BTreeMap::new();
+    for attachment in &config.gateway.attachments {
+        let hook = match attachment.hook {
+            Hook::Xdp => Served::Xdp,
+            Hook::Tc => Served::Tc,
+            Hook::Auto => {
+                let link = network.links.values().find(|link| link.name == attachment.interface);
+                let facts = link.and_then(|link| net::hardware_facts(link).ok());
+                match facts.and_then(|facts| facts.xdp) {
+                    Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
+                    Some(_) | None => Served::Tc,
+                }
+            }
+        };
+        served.insert(attachment.interface.clone(), hook);
+    }
+    served
+}
