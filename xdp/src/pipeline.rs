@@ -519,13 +519,17 @@ fn late<T: Tables<A = V4>>(
     Some(rewrite)
 }
 
-/// Whether a non-routable source would leave where it must not. A unicast destination on no
-/// attachment counts as one that must not see it.
+/// Whether a non-routable source would leave where it must not. A destination on no attachment
+/// counts as one that must not see it, but for multicast on a link that its sources belong to:
+/// that is the machine's own.
 #[inline(always)]
 fn may_leak<T: Tables<A = V4>>(tables: &T, place: u32, source: V4, destination: V4) -> bool {
-    let Some(number) = tables.attachment_towards(place, destination) else {
-        return destination.0[0] < 224;
+    let number = match tables.attachment_towards(place, destination) {
+        Some(number) => Some(number),
+        None if destination.0[0] >= 224 => tables.attachment_of(place, source),
+        None => None,
     };
+    let Some(number) = number else { return true };
     match attached(tables, number) {
         Some(attachment) => attachment.flags & ROUTABLE != 0 && !tables.carries(number, source),
         None => true,

@@ -350,7 +350,8 @@ fn egress_lets_nothing_out_that_must_not_and_leaves_the_machine_s_own_alone() {
 #[test]
 fn what_only_the_kernel_can_route_is_translated_when_it_leaves() {
     use xdp::{memory::MemoryFrame, pipeline::Egress};
-    let mut lab = scene("permit red -> any all").and("neighbour 203.0.113.254 on 5 unresolved").build();
+    let mut lab =
+        scene("permit red -> any all").and("neighbour 203.0.113.254 on 5 unresolved").build();
     let sent = tcp(POD, SERVER, SYN);
     let output = lab.send(2, &sent.clone().frame());
     let Fate::Punt(number) = output.fate else { panic!("{:?}", output.fate) };

@@ -61,10 +61,12 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
             if fragment { build.may_fragment() } else { build }
         },
     );
-    let whole = (built, prop::option::of(0u16..4)).prop_map(|(build, vlan)| match vlan {
-        Some(vlan) => build.vlan(vlan).frame(),
-        None => build.frame(),
-    }).boxed();
+    let whole = (built, prop::option::of(0u16..4))
+        .prop_map(|(build, vlan)| match vlan {
+            Some(vlan) => build.vlan(vlan).frame(),
+            None => build.frame(),
+        })
+        .boxed();
     let error = (
         whole.clone(),
         end(),

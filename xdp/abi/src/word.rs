@@ -100,9 +100,7 @@ mod body {
             self.0.store(value, Ordering::Release);
         }
         pub fn replace(&self, old: u64, new: u64) -> bool {
-            fenced(|| {
-                self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            })
+            fenced(|| self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok())
         }
         pub fn swap(&self, value: u64) -> u64 {
             fenced(|| self.0.swap(value, Ordering::SeqCst))

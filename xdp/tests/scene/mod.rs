@@ -34,8 +34,8 @@ use xdp_abi::{
         LinkInfo, PORT_PREFIXES, PortInfo, ROUTABLE, port,
     },
     policy::{
-        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_TABLE, IdentityRef, LOG_END, LOG_START, PoolAddress,
-        Rule, Snat, SnatBits,
+        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_TABLE, IdentityRef, LOG_END, LOG_START,
+        PoolAddress, Rule, Snat, SnatBits,
     },
     reason::Reason,
     session::{Class, State},
