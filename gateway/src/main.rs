@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gateway::config::Config;
+use gateway::{
+    config::Config,
+    daemon::{self, StartError},
+    engine,
+};
+use tracing_subscriber::EnvFilter;
 
 /// Firewall and SNAT gateway for Kubernetes networks.
 #[derive(Parser)]
@@ -22,6 +27,21 @@ enum Command {
         #[arg(long, default_value = "/etc/sluice/sluice.yaml")]
         config: PathBuf,
     },
+    /// Runs the gateway until a signal ends it; traffic goes on afterwards.
+    Run {
+        /// The file; it is read again on SIGHUP and when it changes.
+        #[arg(long, default_value = "/etc/sluice/sluice.yaml")]
+        config: PathBuf,
+    },
+    /// Takes programs and tables out; the last guard stays, so that nothing leaks.
+    Detach {
+        /// The file that says where they are.
+        #[arg(long, default_value = "/etc/sluice/sluice.yaml")]
+        config: PathBuf,
+        /// Takes the last guard out as well: the machine routes pod traffic as it is.
+        #[arg(long)]
+        remove_guard: bool,
+    },
     /// Prints the version.
     Version,
 }
@@ -32,9 +52,73 @@ const UNUSABLE: u8 = 2;
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Check { config } => check(&config),
+        Command::Run { config } => run(config),
+        Command::Detach { config, remove_guard } => detach(&config, remove_guard),
         Command::Version => {
             println!("sluice-gateway {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Exit code for a daemon that could not start or go on.
+const FAILED: u8 = 1;
+
+fn run(path: PathBuf) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_env_filter(
+            EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .init();
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("sluice-gateway: the runtime cannot start: {error}");
+                return ExitCode::from(FAILED);
+            }
+        };
+    match runtime.block_on(daemon::run(path)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refused @ (StartError::Config(_) | StartError::Read { .. })) => {
+            eprintln!("{refused}");
+            ExitCode::from(UNUSABLE)
+        }
+        Err(failed) => {
+            eprintln!("sluice-gateway: {failed}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn detach(path: &Path, remove_guard: bool) -> ExitCode {
+    let config = match daemon::read_config(path) {
+        Ok(config) => config,
+        Err(refused) => {
+            eprintln!("{refused}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    match engine::detach(&config, remove_guard) {
+        Ok(gone) => {
+            println!("detached: {} links, {} tables", gone.links, gone.maps);
+            println!(
+                "{}",
+                match (remove_guard, gone.guard) {
+                    (true, true) => "the last guard is removed",
+                    (true, false) => "there was no last guard",
+                    (false, _) =>
+                        "the last guard stays: no non-routable source leaves (--remove-guard removes it)",
+                }
+            );
+            ExitCode::SUCCESS
+        }
+        Err(failed) => {
+            eprintln!("sluice-gateway: {failed}");
+            ExitCode::from(FAILED)
         }
     }
 }

@@ -39,8 +39,8 @@ pub fn moved(
         }
         let named = hop.is(HOP_REFRESH) && hop.gateway() == ip.octets();
         // A way back was learnt from a packet: it knows the neighbour by its old address only.
-        let learnt = !hop.is(HOP_REFRESH)
-            && old.is_some_and(|old| Hop::mac(hop.destination) == old);
+        let learnt =
+            !hop.is(HOP_REFRESH) && old.is_some_and(|old| Hop::mac(hop.destination) == old);
         match new {
             Some(mac) if named || learnt => {
                 entry.words[0].store(Hop::mac_word(mac, hop.vlan()));
@@ -100,11 +100,8 @@ pub fn gateways(datapath: &Datapath, places: &Places) -> Vec<(u32, IpAddr)> {
 /// same number does not inherit them. Their numbers stay with the sessions that use them.
 pub fn forget(datapath: &Datapath, network: &NetworkState) {
     let mut index = lock(&datapath.hop_index);
-    let gone: Vec<_> = index
-        .keys()
-        .flatten()
-        .filter(|key| !network.links.contains_key(&key.ifindex))
-        .collect();
+    let gone: Vec<_> =
+        index.keys().flatten().filter(|key| !network.links.contains_key(&key.ifindex)).collect();
     for key in gone {
         let _ = index.remove(&key);
     }

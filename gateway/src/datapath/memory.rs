@@ -5,7 +5,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd},
-    ptr::NonNull,
+    ptr::{self, NonNull},
     slice,
 };
 
@@ -67,20 +67,14 @@ impl<T> Mapped<T> {
 impl<T: Copy> Mapped<T> {
     /// Writes a plain element. The caller is the only writer of this map, and whoever reads it
     /// is told of it by something that is published afterwards.
-    pub fn set(&self, index: u32, value: T) {
-        assert!((index as usize) < self.elements, "element {index} of {}", self.elements);
-        // SAFETY: in bounds by the line above; volatile, because the kernel reads it.
-        unsafe { self.start.as_ptr().add(index as usize).write_volatile(value) }
+    pub fn set(&self, index: u32, value: &T) {
+        // SAFETY: the pointer is to an element, and `value` is not in this mapping. Not
+        // volatile: an element may be far too big for one access, and what reads it is told
+        // by a later atomic store.
+        unsafe { ptr::copy_nonoverlapping(value, self.as_ptr(index), 1) }
     }
 
-    /// Reads a plain element.
-    pub fn read(&self, index: u32) -> T {
-        assert!((index as usize) < self.elements, "element {index} of {}", self.elements);
-        // SAFETY: in bounds by the line above.
-        unsafe { self.start.as_ptr().add(index as usize).read_volatile() }
-    }
-
-    /// A pointer to an element that is too big to be copied about; the same rules as for `set`.
+    /// A pointer to an element; the same rules as for `set`.
     pub fn as_ptr(&self, index: u32) -> *mut T {
         assert!((index as usize) < self.elements, "element {index} of {}", self.elements);
         // SAFETY: in bounds by the line above.

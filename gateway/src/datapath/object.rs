@@ -138,7 +138,9 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let stages = |programs: &[(&'static str, u32)]| programs.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let stages = |programs: &[(&'static str, u32)]| {
+            programs.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+        };
         let xdp = [names::XDP_INGRESS, names::CONTROL];
         for name in xdp.into_iter().chain(stages(&names::XDP_STAGE_PROGRAMS)) {
             let program: &mut Xdp = program(&mut ebpf, name)?;

@@ -58,11 +58,7 @@ pub struct Places {
 impl Places {
     /// Reads the configuration against the kernel's picture. `served` says which hook an
     /// interface gets.
-    pub fn of(
-        config: &Config,
-        network: &NetworkState,
-        served: &BTreeMap<String, Served>,
-    ) -> Self {
+    pub fn of(config: &Config, network: &NetworkState, served: &BTreeMap<String, Served>) -> Self {
         let domains = convert::domains(&config.gateway);
         let by_name: HashMap<&str, &Link> =
             network.links.values().map(|link| (link.name.as_str(), link)).collect();
@@ -191,15 +187,15 @@ impl Places {
             }
         }
         for place in before.ports.keys().filter(|place| !self.ports.contains_key(place)) {
-            datapath.ports.set(*place, PortInfo::default());
+            datapath.ports.set(*place, &PortInfo::default());
         }
         for (place, info) in &self.ports {
-            datapath.ports.set(*place, *info);
+            datapath.ports.set(*place, info);
         }
         let count = self.attachments.len().max(before.attachments.len());
         for index in 0..count {
             let attachment = self.attachments.get(index).copied().unwrap_or_default();
-            datapath.attachments.set(index as u32 + 1, attachment);
+            datapath.attachments.set(index as u32 + 1, &attachment);
         }
         Ok(())
     }

@@ -19,9 +19,9 @@ use std::{
 use xdp_abi::{
     config::PolicyWord,
     policy::{
-        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_OTHER, CLASS_TCP, CLASS_UDP, HostKey4,
-        IdentityRef, LOG_END, LOG_START, POOL_ADDRESSES, PoolAddress, PrefixKey4, RULE_WORDS,
-        Rule, RuleSet, SUMMARY_WORDS, Snat, SnatBits, banked,
+        ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_OTHER, CLASS_TABLE, CLASS_TCP, CLASS_UDP,
+        HostKey4, IdentityRef, LOG_END, LOG_START, POOL_ADDRESSES, PoolAddress, PrefixKey4,
+        RULE_WORDS, Rule, RuleSet, SUMMARY_WORDS, Snat, SnatBits, banked,
     },
     port::PORT_WORDS,
 };
@@ -148,11 +148,11 @@ impl Publisher {
         }
         for (place, (address, lendable)) in pools.addresses.iter().enumerate() {
             let entry = PoolAddress { address: address.octets(), lendable: *lendable };
-            datapath.pools.set(banked(place as u32, bank), entry);
+            datapath.pools.set(banked(place as u32, bank), &entry);
         }
         for (bit, policy) in image.snat.iter().enumerate() {
             let entry = lower_snat(policy, pools.places[bit], ways_out);
-            datapath.snat.set(banked(bit as u32, bank), entry);
+            datapath.snat.set(banked(bit as u32, bank), &entry);
         }
         self.write_hosts(datapath, image, bank, &pools)?;
         let generation = current.generation().wrapping_add(1).max(1);
@@ -329,20 +329,20 @@ fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMa
             mark: rule.mark.map_or(0, std::num::NonZero::get),
             ..Rule::default()
         };
-        datapath.rules.set(banked(bit as u32, bank), entry);
+        datapath.rules.set(banked(bit as u32, bank), &entry);
         if rule.monitor {
             monitors.words[bit / 64] |= 1 << (bit % 64);
             monitors.summary[bit / 4096] |= 1 << (bit / 64 % 64);
         }
     }
-    datapath.monitors.set(bank, monitors);
+    datapath.monitors.set(bank, &monitors);
 }
 
 fn write_identities(datapath: &Datapath, image: &Image, bank: u32) {
     for (index, identity) in image.identities.iter().enumerate() {
         let place = banked(index as u32, bank);
-        datapath.source_rules.set(place, rule_set(&identity.source_rules));
-        datapath.destination_rules.set(place, rule_set(&identity.destination_rules));
+        datapath.source_rules.set(place, &rule_set(&identity.source_rules));
+        datapath.destination_rules.set(place, &rule_set(&identity.destination_rules));
         let mut bits = SnatBits::default();
         for (to, from) in bits.source.iter_mut().zip(identity.snat_source.words()) {
             *to = *from;
@@ -350,16 +350,17 @@ fn write_identities(datapath: &Datapath, image: &Image, bank: u32) {
         for (to, from) in bits.destination.iter_mut().zip(identity.snat_destination.words()) {
             *to = *from;
         }
-        datapath.snat_bits.set(place, bits);
+        datapath.snat_bits.set(place, &bits);
     }
 }
 
 fn write_classes(datapath: &Datapath, image: &Image, bank: u32) {
     let classes = &image.port_classes;
     for (class, rules) in classes.classes.iter().enumerate() {
-        datapath.class_rules.set(banked(class as u32, bank), rule_set(rules));
+        datapath.class_rules.set(banked(class as u32, bank), &rule_set(rules));
     }
-    let mut table = Box::new(datapath.classes.read(bank));
+    let mut table: Box<[u16; CLASS_TABLE as usize]> =
+        vec![0; CLASS_TABLE as usize].try_into().expect("the vector has this length");
     for (base, ranges) in [(CLASS_TCP, &classes.tcp), (CLASS_UDP, &classes.udp)] {
         for (range, class) in ranges {
             for port in range.clone() {
@@ -368,7 +369,7 @@ fn write_classes(datapath: &Datapath, image: &Image, bank: u32) {
         }
     }
     table[CLASS_OTHER as usize..].copy_from_slice(&classes.other);
-    datapath.classes.set(bank, *table);
+    datapath.classes.set(bank, &table);
 }
 
 fn rule_set(bits: &BitSet) -> RuleSet {
@@ -388,7 +389,8 @@ fn lower_snat(policy: &ImageSnat, (pool, addresses): (u16, u16), ways: &WaysOut)
         None => [0, u16::MAX],
     };
     // A way out that this gateway does not have matches nothing: no attachment has the number.
-    let number = |map: &HashMap<String, u16>, name: &str| map.get(name).copied().unwrap_or(u16::MAX);
+    let number =
+        |map: &HashMap<String, u16>, name: &str| map.get(name).copied().unwrap_or(u16::MAX);
     let (interface_class, connection_class) = match &policy.egress {
         Egress::Interface(name) => (number(&ways.interfaces, name), 0),
         Egress::Connection(name) => (0, number(&ways.connections, name)),

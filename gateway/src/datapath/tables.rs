@@ -27,7 +27,9 @@ use xdp_abi::{
     count::{Counters, RuleCount},
     forward::{Attachment, LinkInfo, NextHop, NextHopKey, PortAddress4, PortInfo},
     names,
-    policy::{CLASS_TABLE, HostKey4, IdentityRef, PoolAddress, PrefixKey4, Rule, RuleSet, Snat, SnatBits},
+    policy::{
+        CLASS_TABLE, HostKey4, IdentityRef, PoolAddress, PrefixKey4, Rule, RuleSet, Snat, SnatBits,
+    },
     port::{PairKey4, Ports},
     reason::Reason,
     session::{EPOCHS, Entry4, Record},
@@ -139,8 +141,8 @@ impl Datapath {
             if found != u64::from(ABI_VERSION) {
                 return Err(TablesError::Layout { found, ours: ABI_VERSION });
             }
-            let pinned = (config.all()[0].slots.load() as u32 + 1)
-                / xdp_abi::session::SLOTS_PER_SESSION;
+            let pinned =
+                (config.all()[0].slots.load() as u32 + 1) / xdp_abi::session::SLOTS_PER_SESSION;
             if pinned != sizes.sessions {
                 return Err(TablesError::Size {
                     table: "sessions",
@@ -162,9 +164,7 @@ impl Datapath {
         if !adopted {
             let c = &config.all()[0];
             c.seed.store(random_seed());
-            c.slots.store(
-                u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32,
-            );
+            c.slots.store(u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32);
             c.tick_shift.store(u64::from(clock.shift()));
             c.abi.store(u64::from(ABI_VERSION));
         }

@@ -1,0 +1,278 @@
+//! `sluice-gateway run`: the engine with its surroundings.
+//!
+//! One loop owns the engine; everything that happens (a changed file, a signal, a change of the
+//! network, the passing of time) comes to it as a message, so that two changes never meet.
+
+use crate::{
+    config::Config,
+    datapath::tables::Datapath,
+    engine::{Engine, EngineError},
+    net::{Follower, NetworkEvent},
+};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+use xdp_abi::config::PolicyWord;
+
+/// How often expired sessions are looked for. Every slot is looked at once in
+/// [`SWEEP_ROUNDS`] rounds.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+const SWEEP_ROUNDS: u32 = 8;
+/// How long one round may take when very many sessions expire at once.
+const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
+/// How often guard, neighbours and the machine's own ports are looked at.
+const UPKEEP_EVERY: Duration = Duration::from_secs(2);
+/// How often the file is looked at.
+const FILE_EVERY: Duration = Duration::from_millis(500);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is wrong.
+    #[error("{}", .0.join("\n"))]
+    Config(Vec<String>),
+    /// The privileges are missing.
+    #[error("sluice-gateway needs {0}; run it as root or by its systemd unit")]
+    Privilege(&'static str),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The network cannot be followed.
+    #[error("the kernel's network tables cannot be read: {0}")]
+    Network(#[from] crate::net::NetlinkError),
+    /// A server or a file.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Reads and checks a configuration.
+pub fn read_config(path: &Path) -> Result<Config, StartError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| StartError::Read { path: path.to_owned(), source })?;
+    Config::parse(&text, &path.display().to_string())
+        .map_err(|errors| StartError::Config(errors.iter().map(ToString::to_string).collect()))
+}
+
+/// Runs until a signal ends it. Programs, tables and the guard stay: traffic goes on.
+pub async fn run(path: PathBuf) -> Result<(), StartError> {
+    let config = Arc::new(read_config(&path)?);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    privileges()?;
+    let (follower, changes) = Follower::start(1024).await?;
+    let counters = read_counters(&config.gateway.state_dir);
+    let engine = {
+        let network = follower.state().clone();
+        let config = Arc::clone(&config);
+        tokio::task::spawn_blocking(move || Engine::start(config, &network, counters))
+            .await
+            .expect("the engine does not panic while it starts")?
+    };
+    info!(
+        adopted = engine.datapath.adopted,
+        hooks = engine.hooks(),
+        generation = generation(&engine.datapath),
+        "datapath up"
+    );
+    let outcome = Loop { engine, follower, path }.run(changes).await;
+    info!("stopped; traffic goes on under the last policy");
+    outcome
+}
+
+fn generation(datapath: &Datapath) -> u32 {
+    PolicyWord(datapath.settings().policy.load()).generation()
+}
+
+struct Loop {
+    engine: Engine,
+    follower: Follower,
+    path: PathBuf,
+}
+
+impl Loop {
+    async fn run(mut self, mut changes: mpsc::Receiver<NetworkEvent>) -> Result<(), StartError> {
+        let signals = |kind: SignalKind| {
+            signal(kind).map_err(|source| StartError::Io { what: "signals".into(), source })
+        };
+        let mut hang_up = signals(SignalKind::hangup())?;
+        let mut terminate = signals(SignalKind::terminate())?;
+        let mut interrupt = signals(SignalKind::interrupt())?;
+        let mut sweep = ticker(SWEEP_EVERY);
+        let mut upkeep = ticker(UPKEEP_EVERY);
+        let mut file = ticker(FILE_EVERY);
+        let mut seen = stamp(&self.path);
+        self.upkeep();
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(change) => self.network_changed(&change),
+                    None => warn!("the kernel's network tables are no longer followed"),
+                },
+                _ = hang_up.recv() => {
+                    seen = stamp(&self.path);
+                    self.reload();
+                }
+                _ = file.tick() => {
+                    let now = stamp(&self.path);
+                    if now != seen {
+                        seen = now;
+                        self.reload();
+                    }
+                }
+                _ = sweep.tick() => self.sweep(),
+                _ = upkeep.tick() => self.upkeep(),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        save_counters(&self.engine);
+        Ok(())
+    }
+
+    /// Reads the file again; a bad one changes nothing.
+    fn reload(&mut self) {
+        let config = match read_config(&self.path) {
+            Ok(config) => Arc::new(config),
+            Err(refused) => {
+                error!("{refused}");
+                error!("the file is refused; the configuration in force stays");
+                return;
+            }
+        };
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        let begun = Instant::now();
+        let network = self.follower.state().clone();
+        match self.engine.reload(config, &network) {
+            Ok(generation) => {
+                info!(generation, took = ?begun.elapsed(), "policy published");
+            }
+            Err(refused) => {
+                error!("{refused}");
+                error!("the configuration in force stays");
+            }
+        }
+        save_counters(&self.engine);
+    }
+
+    fn network_changed(&mut self, change: &NetworkEvent) {
+        let network = self.follower.state().clone();
+        if let Err(failed) = self.engine.follow(change, &network) {
+            error!("{failed}");
+        }
+    }
+
+    fn upkeep(&mut self) {
+        self.engine.keep_neighbours();
+        if self.engine.reserve() {
+            info!("ports of the machine itself changed; what may be lent follows");
+        }
+        match self.engine.check_guard() {
+            Ok(stood) => {
+                if !stood {
+                    warn!("the last guard was gone; it stands again");
+                }
+            }
+            Err(failed) => {
+                error!("{failed}");
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let datapath = &self.engine.datapath;
+        let share = datapath.all_slots() / SWEEP_ROUNDS;
+        let cursor = || datapath.shared_words().sweep_cursor.load();
+        let (from, begun) = (cursor(), Instant::now());
+        // A run looks at fewer slots where sessions end, so it is repeated until the share of
+        // this round is done.
+        while cursor().wrapping_sub(from) < u64::from(share) && begun.elapsed() < SWEEP_AT_MOST {
+            if let Err(failed) = datapath.sweep(share) {
+                error!("the table cannot be swept: {failed}");
+                return;
+            }
+        }
+    }
+}
+
+fn ticker(every: Duration) -> tokio::time::Interval {
+    let mut ticker = interval(every);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// What changes when a file does.
+fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len(), meta.ino()))
+}
+
+/// Refuses early and in one sentence what would fail late and in a kernel's words.
+fn privileges() -> Result<(), StartError> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    for (bit, name) in [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF"), (38, "CAP_PERFMON")] {
+        if effective >> bit & 1 == 0 {
+            return Err(StartError::Privilege(name));
+        }
+    }
+    Ok(())
+}
+
+fn counters_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("rule-counters.json")
+}
+
+/// Which counter each rule had when a daemon last ran. Without the file counts start anew under
+/// the right names: nothing else depends on it.
+fn read_counters(state_dir: &Path) -> BTreeMap<u32, u32> {
+    let Ok(text) = fs::read_to_string(counters_file(state_dir)) else { return BTreeMap::new() };
+    serde_json::from_str(&text).unwrap_or_else(|error| {
+        warn!(%error, "the record of rule counters cannot be read; rules are numbered anew");
+        BTreeMap::new()
+    })
+}
+
+fn save_counters(engine: &Engine) {
+    let state_dir = &engine.config().gateway.state_dir;
+    let file = counters_file(state_dir);
+    let text = serde_json::to_string(engine.publisher().counters()).unwrap_or_default();
+    let temporary = file.with_extension("new");
+    let saved = fs::create_dir_all(state_dir)
+        .and_then(|()| fs::write(&temporary, text))
+        .and_then(|()| fs::rename(&temporary, &file));
+    if let Err(error) = saved {
+        warn!(%error, file = %file.display(), "the record of rule counters cannot be written");
+    }
+}
+
