@@ -1,6 +1,7 @@
 //! The daemon on the gateway VM, as a library: its parts are also what tests and benches use.
 
 pub mod config;
+pub mod daemon;
 pub mod datapath;
 pub mod engine;
 pub mod net;
