@@ -1,0 +1,96 @@
+//! Records go in, lines come out.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::counts::{Counts, add};
+use crate::outbox::{ENOUGH, Outbox};
+use crate::{FlowRecord, json};
+
+/// Takes lines. What goes wrong is counted and never stops whoever calls.
+pub trait Sink: Send {
+    /// Takes a line with its end; it may wait here for a while.
+    fn line(&mut self, line: &[u8], counts: &Counts);
+    /// Writes whatever waits. Called about once a second.
+    fn flush(&mut self, counts: &Counts);
+    /// Writes what can be written, and drops the rest: there is no later.
+    fn close(&mut self, counts: &Counts);
+}
+
+/// Standard output, or anything else that bytes can be written to.
+#[derive(Debug)]
+pub struct StreamSink<W> {
+    to: W,
+    outbox: Outbox,
+}
+
+impl<W: Write + Send> StreamSink<W> {
+    /// Writes to `to`.
+    pub fn new(to: W) -> Self {
+        Self { to, outbox: Outbox::default() }
+    }
+}
+
+impl<W: Write + Send> Sink for StreamSink<W> {
+    fn line(&mut self, line: &[u8], counts: &Counts) {
+        self.outbox.push(line, counts);
+        if self.outbox.waiting() >= ENOUGH {
+            self.flush(counts);
+        }
+    }
+
+    fn flush(&mut self, counts: &Counts) {
+        let sent = self.outbox.send(&mut self.to, counts).and_then(|()| self.to.flush());
+        if sent.is_err() {
+            add(&counts.errors, 1);
+        }
+    }
+
+    fn close(&mut self, counts: &Counts) {
+        self.flush(counts);
+        self.outbox.abandon(counts);
+    }
+}
+
+/// Encodes records and hands them to a sink.
+pub struct Exporter {
+    sink: Box<dyn Sink>,
+    counts: Arc<Counts>,
+    line: Vec<u8>,
+}
+
+impl Exporter {
+    /// An exporter into `sink`.
+    pub fn new(sink: Box<dyn Sink>) -> Self {
+        Self { sink, counts: Arc::default(), line: Vec::new() }
+    }
+
+    /// The counters, for whoever shows them.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Takes a record.
+    pub fn export(&mut self, record: &FlowRecord) {
+        add(&self.counts.generated, 1);
+        self.line.clear();
+        match json::append(&mut self.line, record) {
+            Ok(()) => self.sink.line(&self.line, &self.counts),
+            Err(_) => {
+                add(&self.counts.errors, 1);
+                add(&self.counts.dropped, 1);
+            }
+        }
+    }
+
+    /// Writes whatever waits.
+    pub fn flush(&mut self) {
+        self.sink.flush(&self.counts);
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.sink.close(&self.counts);
+    }
+}

@@ -1,0 +1,159 @@
+//! A file that is put aside when it has grown.
+//!
+//! `flows.jsonl` becomes `flows.jsonl.1`, that one `.2`, and so on to `.keep`, the oldest of which
+//! goes. Files change names between two lines and never within one, and only once all lines meant
+//! for the old file are in it. What cannot be renamed goes on growing: an operator loses disk
+//! space before records. A file that somebody else moved away is made anew.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::Sink;
+use crate::counts::{Counts, add};
+use crate::outbox::{ENOUGH, Outbox};
+
+/// When a file is put aside, and how many are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// A file does not grow beyond this many bytes, unless one line does.
+    pub bytes: u64,
+    /// Files beside the current one.
+    pub keep: u32,
+}
+
+/// Lines into a file.
+#[derive(Debug)]
+pub struct FileSink {
+    path: PathBuf,
+    rotation: Rotation,
+    open: Option<Open>,
+    outbox: Outbox,
+    /// Something went wrong since the last flush: lines wait for the next one, instead of one
+    /// failure a line.
+    failing: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    size: u64,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Open {
+    fn new(path: &Path) -> io::Result<Self> {
+        let mut file =
+            OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(path)?;
+        let metadata = file.metadata()?;
+        let mut size = metadata.len();
+        // A crash or a full disk may have left half a line: it stays one line.
+        if size > 0 {
+            let mut last = [0];
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+                size += 1;
+            }
+        }
+        Ok(Self { file, size, identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    fn is_still_at(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+    }
+}
+
+/// Counts what went out, so that the size need not be asked for.
+struct Measured<'a>(&'a mut Open);
+
+impl Write for Measured<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.0.file.write(bytes)?;
+        self.0.size += length as u64;
+        Ok(length)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.file.flush()
+    }
+}
+
+impl FileSink {
+    /// Opens or makes the file; its directory must exist.
+    ///
+    /// # Errors
+    /// The file cannot be opened. Later failures are counted instead.
+    pub fn open(path: impl Into<PathBuf>, rotation: Rotation) -> io::Result<Self> {
+        let path = path.into();
+        let open = Some(Open::new(&path)?);
+        Ok(Self { path, rotation, open, outbox: Outbox::default(), failing: false })
+    }
+
+    fn send(&mut self, counts: &Counts) -> io::Result<()> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            closed => closed.insert(Open::new(&self.path)?),
+        };
+        self.outbox.send(&mut Measured(open), counts)
+    }
+
+    /// Everything meant for the file is in it: it may change its name.
+    fn rotate(&mut self) -> io::Result<()> {
+        let name = |number: u32| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        if self.rotation.keep == 0 {
+            fs::remove_file(&self.path)?;
+        } else {
+            for number in (1..self.rotation.keep).rev() {
+                match fs::rename(name(number), name(number + 1)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            fs::rename(&self.path, name(1))?;
+        }
+        self.open = None;
+        self.open = Some(Open::new(&self.path)?);
+        Ok(())
+    }
+}
+
+impl Sink for FileSink {
+    fn line(&mut self, line: &[u8], counts: &Counts) {
+        let size = self.open.as_ref().map_or(0, |open| open.size);
+        let waiting = self.outbox.waiting() as u64;
+        let full = size + waiting > 0 && size + waiting + line.len() as u64 > self.rotation.bytes;
+        if !self.failing && (full || waiting >= ENOUGH as u64) {
+            let written = self.send(counts);
+            let done = if full { written.and_then(|()| self.rotate()) } else { written };
+            if done.is_err() {
+                add(&counts.errors, 1);
+                self.failing = true;
+            } else if full {
+                add(&counts.rotations, 1);
+            }
+        }
+        self.outbox.push(line, counts);
+    }
+
+    fn flush(&mut self, counts: &Counts) {
+        self.failing = false;
+        if self.send(counts).is_err() {
+            add(&counts.errors, 1);
+            self.failing = true;
+        } else if self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path)) {
+            self.open = None;
+        }
+    }
+
+    fn close(&mut self, counts: &Counts) {
+        self.flush(counts);
+        self.outbox.abandon(counts);
+    }
+}
