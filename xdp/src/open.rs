@@ -148,7 +148,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         };
         plan.forward = match table::claim(tables, &V4::pack(&self.packet.key)) {
             Claim::Taken(index) => index,
-            refused => {
+            refused @ (Claim::Exists | Claim::Contended | Claim::NoRoom) => {
                 tables.give_record(plan.record);
                 return Code::drop(not_claimed(refused));
             }
@@ -158,7 +158,9 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         } else {
             match table::claim(tables, &V4::pack(&plan.reply_key)) {
                 Claim::Taken(index) => Ok(index),
-                refused => Err(not_claimed(refused)),
+                refused @ (Claim::Exists | Claim::Contended | Claim::NoRoom) => {
+                    Err(not_claimed(refused))
+                }
             }
         };
         match claimed {

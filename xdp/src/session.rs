@@ -178,7 +178,7 @@ pub fn end<T: Tables>(tables: &T, number: u32, ending: Ending, now: u32) -> Ende
             && !has_rested(config, fm, rm, now)
             && !ending.is_replacement()
             // Its own sender opens the same tuple again.
-            && !(ending.is_unconditional() && ending.cause() == event::ENDED_REOPENED);
+            && (!ending.is_unconditional() || ending.cause() != event::ENDED_REOPENED);
         if rests {
             let resting = |meta: Meta| meta.with_class(Class::Resting).with_tick(now);
             table::thaw(tables, reply, resting(rm));

@@ -137,7 +137,7 @@ pub fn lend<T: Tables>(
             mark_if_hot(tables, reply, lendable);
             Ok(index)
         }
-        refused => {
+        refused @ (Claim::NoRoom | Claim::Exists | Claim::Contended) => {
             // A port that is marked and not lent would be lost. If somebody else has it, it
             // only becomes unknown.
             give_back_port(tables, reply);

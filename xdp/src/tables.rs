@@ -214,7 +214,7 @@ pub fn admit(bucket: &Word, limit: u32, now: u32) -> Option<u32> {
     let (new, answer) = if old >> 40 != second {
         (second << 40 | 1, Some(held as u32))
     } else if (old & 0xffff) < limit as u64 {
-        (second << 40 | held << 16 | (old & 0xffff) + 1, Some(0))
+        (second << 40 | held << 16 | ((old & 0xffff) + 1), Some(0))
     } else {
         let held = if held == 0xff_ffff { held } else { held + 1 };
         (second << 40 | held << 16 | old & 0xffff, None)

@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn each_course_of_a_connection_ages_by_the_right_timer() {
         let open = [(OUT, SYN), (BACK, SYN | ACK)];
-        let table: [(&str, &[(bool, u8)], Class); 10] = [
+        type Course<'a> = (&'a str, &'a [(bool, u8)], Class);
+        let table: [Course<'_>; 10] = [
             ("first segment", &[(OUT, SYN)], Class::TcpOpening),
             ("SYN again", &[(OUT, SYN), (OUT, SYN)], Class::TcpOpening),
             ("both have sent SYN", &open, Class::TcpEstablished),

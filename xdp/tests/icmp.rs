@@ -1,4 +1,5 @@
 //! ICMP errors about sessions, and errors that the gateway itself sends.
+#![allow(clippy::wildcard_enum_match_arm, reason = "anything else fails the test")]
 
 mod scene;
 

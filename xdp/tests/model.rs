@@ -148,6 +148,11 @@ impl Tiny {
         table::publish(self, reply, Class::Udp, now);
     }
 
+    /// Where the first session's forward entry stood: the home of its key.
+    fn first_forward(&self) -> u32 {
+        table::home(self, &V4::pack(&key(1)))
+    }
+
     /// Opens a session as `open` does.
     fn open(&self, key: &Key<V4>, number: u32, now: u32) -> bool {
         let Claim::Taken(forward) = table::claim(self, &V4::pack(key)) else { return false };
@@ -452,22 +457,36 @@ fn an_ender_that_comes_late_takes_nothing_of_the_next_session() {
         assert!(t.open(&key(1), 0, 1));
         let late = {
             let t = t.clone();
-            thread::spawn(move || end(&*t, 0, Ending::EXPIRE, 2 + TIMEOUT))
+            thread::spawn(move || end(&*t, 0, Ending::EXPIRE, 3 + 2 * TIMEOUT))
         };
-        // Meanwhile the record serves another session, whose halves stand the other way round.
+        // Meanwhile the record serves a session with the same forward slot; where the old reply
+        // stood is another's half. All are old enough for the late one, so it may end any
+        // session of that record, but whole, and no other.
         let mine = end(&*t, 0, Ending::EXPIRE, 2 + TIMEOUT);
         if mine == Ended::Gone {
             assert_eq!(t.take_record(), Some(0));
-            let Claim::Taken(reply) = table::claim(&*t, &V4::pack(&back(&key(2)))) else {
-                panic!()
+            let claim = |key: &Key<V4>| match table::claim(&*t, &V4::pack(key)) {
+                Claim::Taken(index) => index,
+                refused @ (Claim::Exists | Claim::Contended | Claim::NoRoom) => {
+                    panic!("{key:?}: {refused:?}")
+                }
             };
-            let Claim::Taken(forward) = table::claim(&*t, &V4::pack(&key(2))) else { panic!() };
-            t.fill(forward, reply, 0, &key(2), 2 + TIMEOUT, false);
+            // Homes differ by key: take the old forward slot for the session of the record.
+            let (a, b) = (claim(&key(2)), claim(&key(3)));
+            let (a_back, b_back) = (claim(&back(&key(2))), claim(&back(&key(3))));
+            let old = t.first_forward();
+            let (ours, theirs) = if a == old { (2, 3) } else { (3, 2) };
+            let slots = |n| if n == 2 { (a, a_back) } else { (b, b_back) };
+            t.fill(slots(theirs).0, slots(theirs).1, 1, &key(theirs), 2, false);
+            t.fill(slots(ours).0, slots(ours).1, 0, &key(ours), 2, false);
         }
         let theirs = late.join().unwrap();
-        assert!(!(mine == Ended::Gone && theirs == Ended::Gone));
+        assert_eq!(t.count(&key(1)) + t.count(&back(&key(1))), 0);
         if mine == Ended::Gone {
-            assert_eq!((t.count(&key(2)), t.count(&back(&key(2)))), (1, 1));
+            let halves = |n| (t.count(&key(n)), t.count(&back(&key(n))));
+            let mut both = [halves(2), halves(3)];
+            both.sort_unstable();
+            assert_eq!(both, [if theirs == Ended::Gone { (0, 0) } else { (1, 1) }, (1, 1)]);
         }
     });
 }

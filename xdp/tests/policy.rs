@@ -1,4 +1,5 @@
 //! Who may talk to whom, and what becomes of live flows when that changes.
+#![allow(clippy::wildcard_enum_match_arm, reason = "anything else fails the test")]
 
 mod scene;
 

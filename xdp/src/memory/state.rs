@@ -230,7 +230,7 @@ impl Memory {
 
     fn fails(&self) -> bool {
         let one_in = self.fail_one_in.load(Relaxed);
-        one_in != 0 && self.next_random() % one_in as u64 == 0
+        one_in != 0 && self.next_random().is_multiple_of(one_in as u64)
     }
 
     fn unless_it_fails<V>(&self, value: impl FnOnce() -> Option<V>) -> Option<V> {

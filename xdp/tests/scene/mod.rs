@@ -76,6 +76,9 @@ struct RuleLine {
     rule: Rule,
 }
 
+/// Name, what it is, sources, routes, carried prefixes, interface.
+type AttachLine = (String, Attachment, Vec<Prefix>, Vec<Prefix>, Vec<Prefix>, u32);
+
 #[derive(Clone, Default)]
 struct SnatLine {
     from: String,
@@ -89,7 +92,7 @@ struct SnatLine {
 #[derive(Clone, Default)]
 pub struct Scene {
     links: Vec<(u32, LinkInfo)>,
-    attachments: Vec<(String, Attachment, Vec<Prefix>, Vec<Prefix>, Vec<Prefix>, u32)>,
+    attachments: Vec<AttachLine>,
     routes: Vec<RouteEntry>,
     neighbours: Vec<(u32, V4, Option<[u8; 6]>)>,
     locals: Vec<V4>,
