@@ -156,15 +156,13 @@ fn xdp_finish(md: *mut xdp_md, kernel: &Kernel, work: &Work) -> u32 {
 #[inline(always)]
 fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
     pipeline::count(kernel.counters(), done, length as u64);
-    if done.code.is(Code::FORWARD) {
-        if done.hop.ifindex() == xdp_ifindex(md) {
-            return xdp_action::XDP_TX;
-        }
+    if done.code.is(Code::FORWARD) || done.code.is_answered() {
+        // Also back out of the same interface: veth loses what `XDP_TX` sends to a peer without
+        // a program of its own (it never wakes the peer up), and redirect does not.
+        let forward = done.code.is(Code::FORWARD);
+        let ifindex = if forward { done.hop.ifindex() } else { xdp_ifindex(md) };
         // SAFETY: the helper has no preconditions.
-        return unsafe { bpf_redirect(done.hop.ifindex(), 0) as u32 };
-    }
-    if done.code.is_answered() {
-        return xdp_action::XDP_TX;
+        return unsafe { bpf_redirect(ifindex, 0) as u32 };
     }
     let passes = done.code.is(Code::PASS)
         || done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_some();
