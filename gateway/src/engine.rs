@@ -149,11 +149,7 @@ pub fn compile(config: &Config) -> Result<Compiled, CompileError> {
         },
         &convert::capacity(&config.gateway.tables),
     )?;
-    Ok(Compiled {
-        image: Arc::new(image),
-        inventory: Arc::new(inputs.inventory),
-        diagnostics,
-    })
+    Ok(Compiled { image: Arc::new(image), inventory: Arc::new(inputs.inventory), diagnostics })
 }
 
 fn sizes(config: &Config) -> Sizes {
@@ -432,25 +428,23 @@ fn guard_spec(config: &Config) -> guard::GuardSpec {
         Some(vlan) => format!("{}.{}", attachment.interface, vlan.get()),
         None => attachment.interface.clone(),
     };
-    // An interface that also leads to pods carries their addresses towards them.
-    let towards_pods: BTreeSet<String> = config
-        .gateway
-        .attachments
-        .iter()
-        .filter(|attachment| !is_routable(attachment))
-        .map(device)
-        .collect();
     for attachment in config.gateway.attachments.iter().filter(|a| is_routable(a)) {
-        let device = device(attachment);
-        if towards_pods.contains(&device) {
-            continue;
-        }
         let carried = attachment.carries.iter().map(|prefix| prefix.net());
-        interfaces.entry(device).or_default().extend(carried);
+        interfaces.entry(device(attachment)).or_default().extend(carried);
+    }
+    // An interface that also leads to pods: among them their addresses are what they are.
+    let mut towards: BTreeMap<String, Vec<ipnet::Ipv4Net>> = BTreeMap::new();
+    for attachment in config.gateway.attachments.iter().filter(|a| !is_routable(a)) {
+        let device = device(attachment);
+        if interfaces.contains_key(&device) {
+            let routes = attachment.routes().iter().map(|prefix| prefix.net());
+            towards.entry(device).or_default().extend(routes);
+        }
     }
     guard::GuardSpec {
         non_routable: config.gateway.non_routable.iter().map(|prefix| prefix.net()).collect(),
         interfaces,
+        towards,
         exempt: Some(guard::ExemptMark { value: MARK, mask: MARK_MASK }),
     }
 }

@@ -42,8 +42,25 @@ pub(super) const COUNTER_OBJECT: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
 /// The register in which everything else happens.
 const REGISTER: u32 = libc::NFT_REG_1 as u32;
-/// Where the source address is in an IPv4 header.
-const SOURCE_OFFSET: u32 = 12;
+/// Which address of an IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Destination,
+}
+
+impl Side {
+    const ALL: [Self; 2] = [Self::Source, Self::Destination];
+
+    /// Where the address is in the header.
+    fn offset(self) -> u32 {
+        match self {
+            Self::Source => 12,
+            Self::Destination => 16,
+        }
+    }
+}
+
 const NETWORK_HEADER: u32 = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
 const EQUAL: u32 = libc::NFT_CMP_EQ as u32;
 
@@ -117,8 +134,8 @@ impl Traffic {
 pub(super) enum Expression {
     /// Loads what is known of the packet.
     Load(Meta),
-    /// Loads the four bytes of the IPv4 source.
-    LoadSource,
+    /// Loads the four bytes of an IPv4 address.
+    LoadAddress(Side),
     /// Keeps the bits of the mask.
     Mask([u8; 4]),
     /// Ends the rule unless the register begins with these bytes.
@@ -137,7 +154,7 @@ impl Expression {
     fn name(&self) -> &str {
         match self {
             Self::Load(_) => "meta",
-            Self::LoadSource => "payload",
+            Self::LoadAddress(_) => "payload",
             Self::Mask(_) => "bitwise",
             Self::Equals(_) => "cmp",
             Self::Count(_) => "counter",
@@ -163,10 +180,10 @@ impl Expression {
                 let data = number(data, NFTA_META_KEY, meta.key());
                 number(data, NFTA_META_DREG, REGISTER)
             }
-            Self::LoadSource => {
+            Self::LoadAddress(side) => {
                 let data = number(data, NFTA_PAYLOAD_DREG, REGISTER);
                 let data = number(data, NFTA_PAYLOAD_BASE, NETWORK_HEADER);
-                let data = number(data, NFTA_PAYLOAD_OFFSET, SOURCE_OFFSET);
+                let data = number(data, NFTA_PAYLOAD_OFFSET, side.offset());
                 number(data, NFTA_PAYLOAD_LEN, 4)
             }
             Self::Mask(mask) => {
@@ -225,9 +242,12 @@ impl Expression {
             "payload" => {
                 is(NFTA_PAYLOAD_DREG, REGISTER)?;
                 is(NFTA_PAYLOAD_BASE, NETWORK_HEADER)?;
-                is(NFTA_PAYLOAD_OFFSET, SOURCE_OFFSET)?;
                 is(NFTA_PAYLOAD_LEN, 4)?;
-                Some(Self::LoadSource)
+                let offset = number(NFTA_PAYLOAD_OFFSET)?;
+                Side::ALL
+                    .into_iter()
+                    .find(|side| side.offset() == offset)
+                    .map(Self::LoadAddress)
             }
             "bitwise" => {
                 is(NFTA_BITWISE_SREG, REGISTER)?;
@@ -289,7 +309,8 @@ mod tests {
     fn any_expression() -> impl Strategy<Value = Expression> {
         prop_oneof![
             proptest::sample::select(&Meta::ALL[..]).prop_map(Expression::Load),
-            Just(Expression::LoadSource),
+            Just(Expression::LoadAddress(Side::Source)),
+            Just(Expression::LoadAddress(Side::Destination)),
             any::<[u8; 4]>().prop_map(Expression::Mask),
             proptest::collection::vec(any::<u8>(), 0..17).prop_map(Expression::Equals),
             (any::<u64>(), any::<u64>())

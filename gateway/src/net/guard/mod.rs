@@ -26,7 +26,7 @@ use ipnet::Ipv4Net;
 use super::dialogue::{Dialogue, Family, NetlinkError};
 use super::wire::{self, Request, network_u32};
 pub use expression::Traffic;
-use expression::{COUNTER_OBJECT, Expression, Meta, Verdict, find};
+use expression::{COUNTER_OBJECT, Expression, Meta, Side, Verdict, find};
 
 /// The name of the table, in the family `inet`.
 pub const TABLE: &str = "sluice_guard";
@@ -79,6 +79,9 @@ pub struct GuardSpec {
     pub non_routable: Vec<Ipv4Net>,
     /// The routable interfaces by name, each with the non-routable prefixes that it carries.
     pub interfaces: BTreeMap<String, Vec<Ipv4Net>>,
+    /// Interfaces that lead to pods as well: destinations behind them that see pod addresses as
+    /// they are, because they are pods of the same network.
+    pub towards: BTreeMap<String, Vec<Ipv4Net>>,
     /// Packets with this mark pass: the program at the interface is about to translate them.
     pub exempt: Option<ExemptMark>,
 }
@@ -254,13 +257,18 @@ fn rules(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
         ]
     });
     let guarded = spec.interfaces.iter().flat_map(|(name, carries)| {
+        let towards = spec.towards.get(name).into_iter().flatten().map(|prefix| {
+            let mut rule = with_prefix(name, Side::Destination, *prefix);
+            rule.push(Expression::Decide(Verdict::Accept));
+            rule
+        });
         let carried = carries.iter().map(|prefix| {
-            let mut rule = from_prefix(name, *prefix);
+            let mut rule = with_prefix(name, Side::Source, *prefix);
             rule.push(Expression::Decide(Verdict::Accept));
             rule
         });
         let kept_back = spec.non_routable.iter().map(|prefix| {
-            let mut rule = from_prefix(name, *prefix);
+            let mut rule = with_prefix(name, Side::Source, *prefix);
             rule.extend([
                 Expression::Count(Traffic::default()),
                 Expression::CountIn(DROPPED.into()),
@@ -268,13 +276,13 @@ fn rules(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
             ]);
             rule
         });
-        carried.chain(kept_back)
+        towards.chain(carried).chain(kept_back)
     });
     exempt.into_iter().chain(guarded)
 }
 
-/// Matches IPv4 packets from a prefix that leave by this interface.
-fn from_prefix(interface: &str, prefix: Ipv4Net) -> Rule {
+/// Matches IPv4 packets from or to a prefix that leave by this interface.
+fn with_prefix(interface: &str, side: Side, prefix: Ipv4Net) -> Rule {
     let mut name = interface.as_bytes().to_vec();
     name.resize(NAME_LENGTH, 0);
     vec![
@@ -282,7 +290,7 @@ fn from_prefix(interface: &str, prefix: Ipv4Net) -> Rule {
         Expression::Equals(name),
         Expression::Load(Meta::Family),
         Expression::Equals(vec![libc::NFPROTO_IPV4 as u8]),
-        Expression::LoadSource,
+        Expression::LoadAddress(side),
         Expression::Mask(prefix.netmask().octets()),
         Expression::Equals(prefix.network().octets().to_vec()),
     ]

@@ -23,6 +23,7 @@ fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
                 (name.to_string(), carries.iter().map(|prefix| net(prefix)).collect())
             })
             .collect(),
+        towards: BTreeMap::new(),
         exempt: Some(EXEMPT),
     }
 }
@@ -189,6 +190,20 @@ fn a_non_routable_source_leaves_only_by_an_exception() {
 }
 
 #[test]
+fn pods_behind_a_shared_interface_see_pods_as_they_are_and_nobody_else_does() {
+    as_root_in_namespace("guard towards pods", || {
+        let far = Receiver::behind_near();
+        for (towards, arrived) in [("203.0.113.0/24", 0), ("192.0.2.9/32", 1)] {
+            let mut spec = guard(&[("near", &[])]);
+            spec.towards.insert("near".into(), vec![net(towards)]);
+            install(&spec).unwrap();
+            assert!(read().unwrap().unwrap().holds(&spec), "{towards}");
+            assert_eq!(far.receives(&[("100.64.1.1", 0)]).len(), arrived, "{towards}");
+        }
+    });
+}
+
+#[test]
 fn another_interface_is_not_guarded() {
     as_root_in_namespace("guard elsewhere", || {
         let far = Receiver::behind_near();
@@ -304,6 +319,7 @@ fn a_large_guard_fits_into_one_step() {
         let spec = GuardSpec {
             non_routable: (0..8).map(|number| net(&format!("10.{number}.0.0/16"))).collect(),
             interfaces: (0..64).map(|number| (format!("eth{number}"), vec![])).collect(),
+            towards: BTreeMap::new(),
             exempt: None,
         };
         assert_eq!(install(&spec).unwrap(), Installed::Written);
