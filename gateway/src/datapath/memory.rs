@@ -4,6 +4,7 @@ use aya::maps::MapData;
 use std::{
     io,
     marker::PhantomData,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
     ptr::{self, NonNull},
     slice,
@@ -72,6 +73,16 @@ impl<T: Copy> Mapped<T> {
         // volatile: an element may be far too big for one access, and what reads it is told
         // by a later atomic store.
         unsafe { ptr::copy_nonoverlapping(value, self.as_ptr(index), 1) }
+    }
+
+    /// Reads a plain element. One that is being written may be read half old, half new.
+    pub fn read(&self, index: u32) -> T {
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: the pointer is to an element; any bytes of a plain element are a value.
+        unsafe {
+            ptr::copy_nonoverlapping(self.as_ptr(index), value.as_mut_ptr(), 1);
+            value.assume_init()
+        }
     }
 
     /// A pointer to an element; the same rules as for `set`.
