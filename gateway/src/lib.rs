@@ -4,4 +4,5 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod engine;
+pub mod flows;
 pub mod net;

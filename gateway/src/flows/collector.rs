@@ -1,0 +1,351 @@
+//! The thread that reads the ring and writes the log.
+//!
+//! A thread of its own, because a disk may be slow and nothing else may wait for it. It sleeps in
+//! `poll` until the kernel says that there is something, or for a second; in between it walks the
+//! session table in steps small enough that the ring does not fill meanwhile.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, RingBuf};
+use flow_export::{Counts, EventKind, Exporter, FileSink, Rotation, Sink, StreamSink};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{info, warn};
+use xdp::address::V4;
+use xdp::tables::Tables;
+use xdp_abi::event::{CAPTURE, Captured, Event4};
+use zerocopy::FromBytes;
+
+use super::live::Live;
+use super::record::{self, ClockBase};
+use super::session::{all_slots, room, sessions};
+use super::updates::{FLAG_EVERY, Updates};
+use super::{Directories, Directory};
+use crate::config::FlowLog;
+use crate::datapath::clock::monotonic;
+
+/// How many slots one step looks at: some milliseconds' worth.
+const STEP: u32 = 1 << 16;
+/// How often lines are written that nobody asked for.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// Why records cannot be collected.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    /// The log cannot be opened.
+    #[error("the flow log {path} cannot be opened: {source}")]
+    Open {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no thread for it.
+    #[error("the thread for flow records cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// Opens the sink that the configuration names.
+fn open(log: &FlowLog) -> Result<Box<dyn Sink>, CollectorError> {
+    if log.path.as_os_str() == "-" {
+        return Ok(Box::new(StreamSink::new(io::stdout())));
+    }
+    let rotation = Rotation { bytes: log.rotate_bytes, keep: log.keep };
+    let failed = |source| CollectorError::Open { path: log.path.display().to_string(), source };
+    if let Some(directory) = log.path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    Ok(Box::new(FileSink::open(&log.path, rotation).map_err(failed)?))
+}
+
+/// What is done with copies of packets, which come by the same ring.
+pub type OnCaptured = Box<dyn FnMut(&Captured) + Send>;
+
+/// A running collector. Dropping it writes what waits and ends the thread.
+pub struct Collector {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    counts: Arc<Counts>,
+}
+
+impl Collector {
+    /// Starts it. Without a log the ring is read all the same, for copies of packets, and so
+    /// that the kernel need not count losses of what nobody wanted.
+    ///
+    /// # Errors
+    /// The log cannot be opened, or there is no thread.
+    pub fn start<L: Live>(
+        ring: RingBuf<MapData>,
+        tables: Arc<L>,
+        directories: Arc<Directories>,
+        log: Option<&FlowLog>,
+        on_captured: OnCaptured,
+    ) -> Result<Self, CollectorError> {
+        let exporter = log.map(open).transpose()?.map(Exporter::new);
+        let counts = exporter.as_ref().map(Exporter::counts).unwrap_or_default();
+        let stop = Arc::new(AtomicBool::new(false));
+        let desk = Desk::new(&*tables, directories, exporter);
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("flow-records".to_owned())
+            .spawn(move || run(ring, &*tables, desk, on_captured, &stopped))
+            .map_err(CollectorError::Thread)?;
+        if let Some(log) = log {
+            info!(path = %log.path.display(), "flow records");
+        }
+        Ok(Self { stop, thread: Some(thread), counts })
+    }
+
+    /// The counters of the log.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("the thread for flow records died");
+        }
+    }
+}
+
+fn run<L: Live>(
+    mut ring: RingBuf<MapData>,
+    tables: &L,
+    mut desk: Desk,
+    mut on_captured: OnCaptured,
+    stop: &AtomicBool,
+) {
+    let mut flushed = Instant::now();
+    loop {
+        // Taken first: what was in the ring before the end was asked for is still written.
+        let last = stop.load(Ordering::Relaxed);
+        while let Some(item) = ring.next() {
+            if item.first() == Some(&CAPTURE) {
+                if let Ok((captured, _)) = Captured::ref_from_prefix(&item) {
+                    on_captured(captured);
+                }
+            } else if let Ok((event, _)) = Event4::read_from_prefix(&item) {
+                desk.event(&event);
+            }
+        }
+        if last {
+            break;
+        }
+        desk.look(tables, monotonic());
+        if flushed.elapsed() >= FLUSH_EVERY {
+            flushed = Instant::now();
+            desk.flush(tables.tick_length());
+        }
+        if !desk.is_walking() {
+            wait(&ring, Duration::from_millis(200));
+        }
+    }
+}
+
+/// Sleeps until there is something in the ring.
+fn wait(ring: &RingBuf<MapData>, longest: Duration) {
+    // SAFETY: the descriptor belongs to the ring, which lives longer than this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+    let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
+    // A signal or an error ends the wait early, and that is all that it may do.
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout);
+}
+
+/// What makes records, apart from where events come from.
+struct Desk {
+    directories: Arc<Directories>,
+    names: Arc<Directory>,
+    exporter: Option<Exporter>,
+    updates: Updates,
+    clock: ClockBase,
+    /// The next slot to look at, while a walk is on.
+    at: Option<u32>,
+    /// When the last walk began, nanoseconds.
+    walked: u64,
+}
+
+impl Desk {
+    fn new<L: Live>(tables: &L, directories: Arc<Directories>, exporter: Option<Exporter>) -> Self {
+        let now = tables.clock();
+        Self {
+            names: directories.current(),
+            directories,
+            exporter,
+            updates: Updates::new(room(tables), now),
+            clock: ClockBase::now(tables.tick_length()),
+            at: None,
+            walked: now,
+        }
+    }
+
+    fn names(&mut self, generation: u32) -> Arc<Directory> {
+        if self.names.generation != generation {
+            self.names = self.directories.of(generation);
+        }
+        Arc::clone(&self.names)
+    }
+
+    fn event(&mut self, event: &Event4) {
+        let names = self.names(event.generation);
+        if let Some(exporter) = &mut self.exporter
+            && let Some(record) = record::of_event(event, &names, &self.clock)
+        {
+            exporter.export(&record);
+        }
+    }
+
+    /// Goes on with a walk over the table, or begins one if it is time.
+    fn look<L: Live>(&mut self, tables: &L, now: u64) {
+        if self.exporter.is_none() {
+            return;
+        }
+        if self.at.is_none() && now.saturating_sub(self.walked) >= FLAG_EVERY.as_nanos() as u64 {
+            self.at = Some(0);
+            self.walked = now;
+        }
+        let Some(from) = self.at else { return };
+        let end = all_slots(tables);
+        let to = from.saturating_add(STEP).min(end);
+        self.at = (to < end).then_some(to);
+        self.tell(tables, from..to, now);
+    }
+
+    fn tell<T: Tables<A = V4> + Live>(
+        &mut self,
+        tables: &T,
+        slots: std::ops::Range<u32>,
+        now: u64,
+    ) {
+        for mut session in sessions(tables, slots, tables.now()) {
+            if !self.updates.due(&session, now) {
+                continue;
+            }
+            session.told.time = now;
+            let names = self.names(session.told.generation);
+            let record = record::record(EventKind::Update, &session.told, &names, &self.clock);
+            if let Some(exporter) = &mut self.exporter {
+                exporter.export(&record);
+            }
+        }
+    }
+
+    fn is_walking(&self) -> bool {
+        self.at.is_some()
+    }
+
+    fn flush(&mut self, tick: Duration) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.flush();
+        }
+        self.clock = ClockBase::now(tick);
+        // The newest names again, also where the generation did not change.
+        self.names = self.directories.of(self.names.generation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, SECOND, TWO_CLUSTERS};
+    use flow_export::{FlowRecord, json};
+    use std::sync::Mutex;
+
+    /// A log that a test can read.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Paper {
+        fn records(&self) -> Vec<FlowRecord> {
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            text.lines().map(|line| json::parse(line).unwrap()).collect()
+        }
+    }
+
+    fn desk(scene: &testing::Scene) -> (Desk, Paper) {
+        let paper = Paper::default();
+        let directories = Arc::new(Directories::new(scene.directory(1)));
+        let exporter = Exporter::new(Box::new(StreamSink::new(paper.clone())));
+        (Desk::new(&*scene.memory, directories, Some(exporter)), paper)
+    }
+
+    #[test]
+    fn a_live_session_is_told_of_in_between() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (mut desk, paper) = desk(&scene);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        for event in scene.memory.take_events() {
+            desk.event(&event);
+        }
+        let mut kinds = Vec::new();
+        for seconds in [1, 3, 1, 5, 60] {
+            scene.pass(seconds * SECOND);
+            desk.look(&*scene.memory, scene.memory.clock());
+            assert!(!desk.is_walking(), "the table is smaller than one step");
+            desk.flush(scene.memory.tick_length());
+            kinds = paper.records().iter().map(|record| record.event).collect();
+        }
+        // After 5 s the answer's flags are new; nothing happens after that.
+        assert_eq!(kinds, [EventKind::Start, EventKind::Update]);
+        let update = &paper.records()[1];
+        assert_eq!((update.original.packets, update.reply.packets), (2, 1));
+        assert_eq!(update.source.endpoint.as_deref(), Some("shop/api-1"));
+        assert_eq!(update.rule.as_ref().unwrap().name.as_deref(), Some("web"));
+        assert_eq!(update.session, paper.records()[0].session);
+        assert_eq!(update.time.since(update.start), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn every_event_is_written_and_counted() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (mut desk, paper) = desk(&scene);
+        for port in 0..20 {
+            scene.open_tcp(&format!("100.64.1.10:{}", 40_000 + port), "198.51.100.9:443");
+        }
+        scene.pass(7_441 * SECOND);
+        scene.sweep();
+        let counts = desk.exporter.as_ref().unwrap().counts();
+        for event in scene.memory.take_events() {
+            desk.event(&event);
+        }
+        drop(desk);
+        assert_eq!(paper.records().len(), 40);
+        assert_eq!((counts.read().generated, counts.read().written), (40, 40));
+    }
+
+    #[test]
+    fn names_are_those_of_the_generation_that_judged() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (mut desk, paper) = desk(&scene);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        let events = scene.memory.take_events();
+        let mut renamed = scene.directory(2);
+        renamed.gateway = Arc::from("renamed");
+        desk.directories.publish(renamed);
+        for generation in [1, 2, 1] {
+            desk.event(&Event4 { generation, ..events[0] });
+        }
+        desk.flush(scene.memory.tick_length());
+        let gateways: Vec<_> = paper.records().iter().map(|r| r.gateway.to_string()).collect();
+        assert_eq!(gateways, ["gw-test", "renamed", "gw-test"]);
+    }
+}

@@ -1,0 +1,30 @@
+//! Flow records and whatever else is read from the session table.
+//!
+//! The kernel says in a ring what began, ended and was refused; what goes on in between is seen by
+//! walking the table, which is mapped into this process. Both speak in numbers, and a
+//! [`Directory`] puts names to them: the one of the generation that judged the flow, because a
+//! rule may have been renamed before its last session ended.
+//!
+//! - [`session`]: one session out of its three places in memory, read without a lock;
+//! - [`census`]: how many there are, by policy, outside address and destination;
+//! - [`updates`]: which sessions are worth a word in between;
+//! - [`record`]: an event with names;
+//! - [`collector`]: the thread that reads the ring and writes the log;
+//! - [`live`]: the tables as they are, for reading only.
+
+pub mod census;
+pub mod collector;
+pub mod directory;
+pub mod live;
+pub mod record;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod updates;
+
+pub use census::Census;
+pub use collector::{Collector, CollectorError};
+pub use directory::{Directories, Directory};
+pub use live::{Live, Tables4};
+pub use record::ClockBase;
+pub use session::SessionView;

@@ -1,0 +1,296 @@
+//! Events become records: numbers get names, ticks become times.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use flow_export::{
+    End, EventKind, FlowRecord, Named, Protocol, SessionId, TcpFlags, Timestamp, Traffic, Tuple,
+    Verdict,
+};
+use xdp_abi::event::{self, Event4};
+use xdp_abi::policy::ACTION_REJECT;
+use xdp_abi::reason::Reason;
+
+use super::Directory;
+use crate::datapath::clock::monotonic;
+
+/// How the clocks of the datapath relate to the time of day, which may be set at any moment: so
+/// this is taken again now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockBase {
+    /// Time of day at zero of the monotonic clock, nanoseconds since 1970.
+    pub offset: u64,
+    /// How long a tick is.
+    pub tick: Duration,
+}
+
+impl ClockBase {
+    /// The relation as it is now.
+    #[must_use]
+    pub fn now(tick: Duration) -> Self {
+        let time_of_day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time_of_day = u64::try_from(time_of_day.as_nanos()).unwrap_or(u64::MAX);
+        Self { offset: time_of_day.saturating_sub(monotonic()), tick }
+    }
+
+    /// The time of day at a reading of the monotonic clock.
+    #[must_use]
+    pub const fn time(&self, monotonic: u64) -> Timestamp {
+        Timestamp(self.offset.saturating_add(monotonic))
+    }
+}
+
+/// The record of an event; `None` if it is none that this program knows.
+#[must_use]
+pub fn of_event(event: &Event4, names: &Directory, clock: &ClockBase) -> Option<FlowRecord> {
+    let kind = match event.kind {
+        event::START => EventKind::Start,
+        event::END => EventKind::End,
+        event::DENY => EventKind::Deny,
+        _ => return None,
+    };
+    Some(record(kind, event, names, clock))
+}
+
+/// The record of a flow at the moment `event.time`, with `event.last_seen` in ticks before it.
+#[must_use]
+pub fn record(kind: EventKind, event: &Event4, names: &Directory, clock: &ClockBase) -> FlowRecord {
+    // A refused packet is a flow that ends where it begins.
+    let began = if event.began == 0 { event.time } else { event.began };
+    let ticks = u32::try_from(event.last_seen).unwrap_or(u32::MAX);
+    let idle = u64::try_from((clock.tick * ticks).as_nanos()).unwrap_or(u64::MAX);
+    // Ticks are coarse: nothing was seen before the first packet.
+    let last_seen = event.time.saturating_sub(idle).max(began);
+    let inside = tuple(event);
+    let outside = Tuple {
+        source_address: address(event.outside),
+        source_port: u16::from_be_bytes(event.outside_port),
+        destination_address: address(event.outside_destination),
+        destination_port: u16::from_be_bytes(event.outside_destination_port),
+    };
+    let rule = |id: u32| (id != 0).then(|| Named { id, name: names.rule(id) });
+    FlowRecord {
+        time: clock.time(event.time),
+        gateway: Arc::clone(&names.gateway),
+        event: kind,
+        session: (event.session != 0).then_some(SessionId(event.session)),
+        verdict: verdict(kind, event),
+        reason: reason(kind, event),
+        protocol: Protocol(event.protocol),
+        source: end(names, event.domain, event.source, inside.source_port, event.source_identity),
+        destination: end(
+            names,
+            event.destination_domain,
+            event.destination,
+            inside.destination_port,
+            event.destination_identity,
+        ),
+        translated: (outside != inside).then_some(outside),
+        rule: rule(event.rule),
+        would_match: rule(event.would_match),
+        snat_policy: (event.snat_policy != 0)
+            .then(|| Named { id: event.snat_policy, name: names.snat(event.snat_policy) }),
+        mark: (event.mark != 0).then_some(event.mark),
+        ingress: names.attachment(event.ingress),
+        egress: names.attachment(event.egress),
+        start: clock.time(began),
+        last_seen: clock.time(last_seen),
+        duration_ms: (last_seen - began) / 1_000_000,
+        original: traffic(event, 0),
+        reply: traffic(event, 1),
+        suppressed: event.suppressed,
+        generation: event.generation,
+    }
+}
+
+fn address(bytes: [u8; 4]) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(bytes))
+}
+
+fn tuple(event: &Event4) -> Tuple {
+    Tuple {
+        source_address: address(event.source),
+        source_port: u16::from_be_bytes(event.source_port),
+        destination_address: address(event.destination),
+        destination_port: u16::from_be_bytes(event.destination_port),
+    }
+}
+
+fn end(names: &Directory, domain: u16, bytes: [u8; 4], port: u16, identity: u32) -> End {
+    let shared = |text: &String| Arc::from(text.as_str());
+    let owner = names.owner(domain, Ipv4Addr::from(bytes));
+    End {
+        address: address(bytes),
+        port,
+        domain: names.domain(domain),
+        endpoint: owner.map(|owner| shared(&owner.name)),
+        cluster: owner.and_then(|owner| owner.cluster.as_ref().map(shared)),
+        namespace: owner.and_then(|owner| owner.namespace.as_ref().map(shared)),
+        service: owner.and_then(|owner| owner.service.as_ref().map(shared)),
+        groups: names.groups(identity),
+        identity,
+    }
+}
+
+fn traffic(event: &Event4, direction: usize) -> Traffic {
+    let is_tcp = Protocol(event.protocol) == Protocol::TCP;
+    Traffic {
+        packets: event.packets[direction],
+        bytes: event.bytes[direction],
+        tcp_flags: is_tcp.then_some(TcpFlags(event.tcp_flags[direction])),
+    }
+}
+
+/// What was done, which may be a refusal although a rule permits: every port may be lent.
+fn verdict(kind: EventKind, event: &Event4) -> Verdict {
+    match kind {
+        EventKind::Start | EventKind::Update | EventKind::End => Verdict::Permit,
+        EventKind::Deny if event.action == u32::from(ACTION_REJECT) => Verdict::Reject,
+        EventKind::Deny => Verdict::Deny,
+    }
+}
+
+fn reason(kind: EventKind, event: &Event4) -> Option<Arc<str>> {
+    match kind {
+        EventKind::Start | EventKind::Update => None,
+        EventKind::End => cause(event.reason).map(Arc::from),
+        EventKind::Deny => Reason::from_number(event.reason).map(|reason| Arc::from(reason.name())),
+    }
+}
+
+/// How a session ended, in a word.
+const fn cause(number: u8) -> Option<&'static str> {
+    Some(match number {
+        event::ENDED_IDLE => "idle",
+        event::ENDED_CLOSED => "closed",
+        event::ENDED_RESET => "reset",
+        event::ENDED_REVOKED => "revoked",
+        event::ENDED_WITHDRAWN => "withdrawn",
+        event::ENDED_CLEARED => "cleared",
+        event::ENDED_REOPENED => "reopened",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, SECOND, TWO_CLUSTERS};
+
+    const CLOCK: ClockBase =
+        ClockBase { offset: 1_767_225_600_000_000_000, tick: Duration::from_nanos(62_500_000) };
+
+    fn records(scene: &testing::Scene) -> Vec<FlowRecord> {
+        let names = scene.directory(1);
+        let events = scene.memory.take_events();
+        events.iter().map(|event| of_event(event, &names, &CLOCK).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_session_is_told_from_its_beginning_to_its_end() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        scene.pass(7_441 * SECOND);
+        scene.sweep();
+        let [start, end] = &records(&scene)[..] else { panic!("a start and an end") };
+        assert_eq!((start.event, end.event), (EventKind::Start, EventKind::End));
+        assert_eq!(start.session, end.session);
+        assert_eq!(start.gateway.as_ref(), "gw-test");
+        assert_eq!(start.source.endpoint.as_deref(), Some("shop/api-1"));
+        assert_eq!(start.source.namespace.as_deref(), Some("shop"));
+        assert_eq!(start.source.domain.as_ref(), "red");
+        assert!(start.source.groups.iter().any(|group| &**group == "shop"));
+        assert_eq!(start.destination.domain.as_ref(), "fabric");
+        assert_eq!(start.rule.as_ref().unwrap().name.as_deref(), Some("web"));
+        assert_eq!(start.would_match.as_ref().unwrap().name.as_deref(), Some("watch-web"));
+        assert_eq!(start.snat_policy.as_ref().unwrap().name.as_deref(), Some("pods-out"));
+        assert_eq!(start.ingress.as_deref(), Some("red-pods"));
+        assert_eq!(start.egress.as_deref(), Some("internet"));
+        let translated = start.translated.unwrap();
+        assert_eq!(translated.source_address.to_string(), "203.0.113.1");
+        assert_eq!((start.reason.as_deref(), end.reason.as_deref()), (None, Some("idle")));
+        assert_eq!(start.start.to_string(), "2026-01-01T00:16:40.000Z");
+        assert_eq!((start.duration_ms, end.duration_ms), (0, 0), "all in one tick");
+        assert_eq!(end.time.since(end.last_seen), Duration::from_secs(7_441));
+        assert_eq!((end.original.packets, end.reply.packets), (2, 1));
+        assert_eq!(end.original.tcp_flags, Some(TcpFlags(0x12)));
+        assert_eq!(end.verdict, Verdict::Permit);
+    }
+
+    #[test]
+    fn a_refusal_says_by_what() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        for (to, rule, reason, verdict) in [
+            ("198.51.100.9:22", Some("no-ssh"), "rule_denied", Verdict::Deny),
+            ("198.51.100.9:23", Some("no-telnet"), "rule_rejected", Verdict::Reject),
+            ("198.51.100.9:25", None, "default_denied", Verdict::Deny),
+        ] {
+            scene.pass(SECOND);
+            scene.syn(1, "100.64.1.10:40000", to);
+            let [deny] = &records(&scene)[..] else { panic!("one record for {to}") };
+            assert_eq!(deny.event, EventKind::Deny);
+            assert_eq!(deny.rule.as_ref().and_then(|rule| rule.name.as_deref()), rule, "{to}");
+            assert_eq!(deny.reason.as_deref(), Some(reason));
+            assert_eq!(deny.verdict, verdict);
+            assert_eq!((deny.session, deny.translated), (None, None));
+            assert_eq!((deny.start, deny.last_seen, deny.duration_ms), (deny.time, deny.time, 0));
+            assert_eq!(deny.source.endpoint.as_deref(), Some("shop/api-1"));
+        }
+    }
+
+    #[test]
+    fn what_was_never_seen_is_not_before_the_beginning() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let names = scene.directory(1);
+        for (last_seen, expected) in [(0, 2_000), (16, 1_000), (31, 62), (32, 0), (10_000, 0)] {
+            let time = 12_000_000_000;
+            let event = Event4 {
+                kind: event::END,
+                time,
+                began: 10_000_000_000,
+                last_seen,
+                ..Event4::default()
+            };
+            let record = of_event(&event, &names, &CLOCK).unwrap();
+            assert_eq!(record.duration_ms, expected, "{last_seen} ticks");
+        }
+    }
+
+    #[test]
+    fn what_has_no_name_keeps_its_number() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let event = Event4 {
+            kind: event::END,
+            reason: 99,
+            rule: 4_000_000_000,
+            snat_policy: 4_000_000_001,
+            domain: 77,
+            ingress: 500,
+            protocol: 47,
+            ..Event4::default()
+        };
+        let record = of_event(&event, &scene.directory(1), &CLOCK).unwrap();
+        assert_eq!(record.rule, Some(Named { id: 4_000_000_000, name: None }));
+        assert_eq!(record.snat_policy, Some(Named { id: 4_000_000_001, name: None }));
+        assert_eq!(record.source.domain.as_ref(), "77");
+        assert_eq!((record.reason, record.ingress), (None, None));
+        assert_eq!(record.original.tcp_flags, None);
+    }
+
+    #[test]
+    fn events_of_other_kinds_are_no_records() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        for kind in [0, event::CAPTURE, 99] {
+            let event = Event4 { kind, ..Event4::default() };
+            assert_eq!(of_event(&event, &scene.directory(1), &CLOCK), None);
+        }
+    }
+
+    #[test]
+    fn every_cause_has_a_word_of_its_own() {
+        let words: std::collections::BTreeSet<_> = (1..=7).map(|n| cause(n).unwrap()).collect();
+        assert_eq!(words.len(), 7);
+        assert_eq!((cause(0), cause(8)), (None, None));
+    }
+}
