@@ -189,6 +189,7 @@ impl Loop {
 
     fn upkeep(&mut self) {
         self.engine.keep_neighbours();
+        self.engine.cool();
         if self.engine.reserve() {
             info!("ports of the machine itself changed; what may be lent follows");
         }
@@ -275,4 +276,3 @@ fn save_counters(engine: &Engine) {
         warn!(%error, file = %file.display(), "the record of rule counters cannot be written");
     }
 }
-

@@ -9,6 +9,7 @@ use crate::{
         attach::{AttachError, Attached},
         hops,
         object::Sizes,
+        pairs::Cooling,
         places::{Places, Served},
         publish::{PublishError, Publisher},
         settings,
@@ -26,7 +27,10 @@ use std::{
     sync::Arc,
 };
 use xdp::{address::V4, decide::epoch_slot};
-use xdp_abi::control::{MARK, MARK_MASK};
+use xdp_abi::{
+    config::PolicyWord,
+    control::{MARK, MARK_MASK},
+};
 
 /// Why the gateway could not be brought to a configuration. What was in force stays.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +98,7 @@ pub struct Engine {
     managed: BTreeSet<(u32, IpAddr)>,
     pins: PathBuf,
     reserved: Reserved,
+    cooling: Cooling,
 }
 
 /// What of each address the machine itself uses.
@@ -205,6 +210,7 @@ impl Engine {
             managed: BTreeSet::new(),
             pins,
             reserved,
+            cooling: Cooling::default(),
         })
     }
 
@@ -248,14 +254,30 @@ impl Engine {
         }
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
+        let moved = places != self.places;
         self.take_places(places)?;
-        let reserved = &self.reserved;
-        let generation = self.publisher.publish(
-            &self.datapath,
-            &compiled.image,
-            &self.places.ways_out,
-            &|address| reserved.of(address),
-        )?;
+        let amended = if moved {
+            None
+        } else {
+            self.publisher.amend(&self.datapath, &compiled.image, &self.places.ways_out)?
+        };
+        let generation = match amended {
+            Some(changed) => {
+                for (domain, address) in changed {
+                    self.touch(domain.0, address);
+                }
+                PolicyWord(self.datapath.settings().policy.load()).generation()
+            }
+            None => {
+                let reserved = &self.reserved;
+                self.publisher.publish(
+                    &self.datapath,
+                    &compiled.image,
+                    &self.places.ways_out,
+                    &|address| reserved.of(address),
+                )?
+            }
+        };
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         self.compiled = compiled;
         self.config = config;
@@ -351,6 +373,11 @@ impl Engine {
         hops::forget(&self.datapath, network);
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         Ok(())
+    }
+
+    /// Takes port bitmaps back from pairs that need them no more.
+    pub fn cool(&mut self) {
+        self.cooling.tend(&self.datapath);
     }
 
     /// Has the kernel keep the next hops in use resolved, also when this process is gone.

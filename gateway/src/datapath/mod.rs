@@ -6,6 +6,7 @@ pub mod clock;
 pub mod hops;
 pub mod memory;
 pub mod object;
+pub mod pairs;
 pub mod places;
 pub mod publish;
 pub mod settings;

@@ -4,15 +4,20 @@
 //! halves. Packets that are on their way while that happens may still read the old half, so it
 //! is left alone for [`GRACE`] before it is written again.
 
-use super::tables::{Datapath, lock, prefix_key};
+use super::{
+    pairs,
+    tables::{Datapath, lock, prefix_key},
+};
 use aya::maps::{MapError, lpm_trie::Key};
 use policy_compiler::{
-    Action, BitSet, Egress, Image, ImageSnat, Log, PortRange, Protocol, SnatAction,
+    Action, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol, SnatAction,
 };
+use smartgroups::DomainId;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -76,8 +81,21 @@ pub struct Publisher {
     swapped: Option<Instant>,
     /// Rule id to counter; the default action has the first.
     counters: BTreeMap<u32, u32>,
-    /// Numbers of interfaces and connections in SNAT policies.
+    /// The lendable sets in use and their places in the table.
     lendings: BTreeMap<Lending, u32>,
+    in_force: Option<InForce>,
+}
+
+/// The policy in force, and where its identities stand.
+struct InForce {
+    image: Arc<Image>,
+    ways_out: WaysOut,
+    bank: u32,
+    /// By index in the image: index in the tables.
+    places: Vec<u32>,
+    /// How many places are taken. One that nobody has any more is not given out again under
+    /// this policy: a session may have been judged by it.
+    taken: u32,
 }
 
 #[derive(Default)]
@@ -110,7 +128,7 @@ impl Publisher {
         for key in lock(&datapath.prefixes).keys().flatten() {
             written[bank_of(u16::from_be_bytes(key.data().bank))].prefixes.push(key);
         }
-        Self { written, swapped: None, counters, lendings: BTreeMap::new() }
+        Self { written, swapped: None, counters, lendings: BTreeMap::new(), in_force: None }
     }
 
     /// Which counter each rule has, to be kept for the next start.
@@ -128,7 +146,7 @@ impl Publisher {
     pub fn publish(
         &mut self,
         datapath: &Datapath,
-        image: &Image,
+        image: &Arc<Image>,
         ways_out: &WaysOut,
         reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
     ) -> Result<u32, PublishError> {
@@ -146,6 +164,7 @@ impl Publisher {
         for (lending, place) in &self.lendings {
             lend(datapath, lending, *place, &reserved(lending.address));
         }
+        pairs::open_all(datapath);
         for (place, (address, lendable)) in pools.addresses.iter().enumerate() {
             let entry = PoolAddress { address: address.octets(), lendable: *lendable };
             datapath.pools.set(banked(place as u32, bank), &entry);
@@ -166,7 +185,102 @@ impl Publisher {
         );
         datapath.settings().policy.store(word.0);
         self.swapped = Some(Instant::now());
+        let taken = image.identities.len() as u32;
+        self.in_force = Some(InForce {
+            image: Arc::clone(image),
+            ways_out: ways_out.clone(),
+            bank,
+            places: (0..taken).collect(),
+            taken,
+        });
         Ok(generation)
+    }
+
+    /// Brings the policy in force to an image that differs from it only in who has which
+    /// address, and says which addresses that were; the generation stays, and only the flows of
+    /// those addresses are judged again. `None`: the image differs in more, publish it whole.
+    ///
+    /// A new identity's sets are in place before an address points at it.
+    pub fn amend(
+        &mut self,
+        datapath: &Datapath,
+        image: &Arc<Image>,
+        ways_out: &WaysOut,
+    ) -> Result<Option<Vec<(DomainId, Ipv4Addr)>>, PublishError> {
+        let Some(in_force) = &self.in_force else { return Ok(None) };
+        let old = &in_force.image;
+        let same = old.rules == image.rules
+            && old.default_action == image.default_action
+            && old.snat == image.snat
+            && old.port_classes == image.port_classes
+            && in_force.ways_out == *ways_out;
+        if !same {
+            return Ok(None);
+        }
+        let Some((places, new)) = place_identities(in_force, image, datapath.sizes.identities)
+        else {
+            return Ok(None);
+        };
+        let place = |places: &[u32], index: u32| places[index as usize];
+        let by_prefix = |prefixes: &[(DomainId, ipnet::IpNet, u32)], places: &[u32]| {
+            prefixes.iter().map(|(d, p, i)| (*d, *p, place(places, *i))).collect::<Vec<_>>()
+        };
+        if by_prefix(&old.prefixes, &in_force.places) != by_prefix(&image.prefixes, &places) {
+            return Ok(None);
+        }
+        let bank = in_force.bank;
+        for index in &new {
+            let at = place(&places, *index);
+            write_identity(datapath, &image.identities[*index as usize], at, bank);
+        }
+        let hosts = |image: &Image, places: &[u32]| -> BTreeMap<(DomainId, Ipv4Addr), u32> {
+            image
+                .hosts
+                .iter()
+                .filter_map(|(domain, address, index)| match address {
+                    IpAddr::V4(address) => Some(((*domain, *address), place(places, *index))),
+                    IpAddr::V6(_) => None,
+                })
+                .collect()
+        };
+        let before = hosts(old, &in_force.places);
+        let after = hosts(image, &places);
+        let ids: HashMap<u32, u32> = places
+            .iter()
+            .zip(&image.identities)
+            .map(|(place, identity)| (*place, identity.id))
+            .collect();
+        let mut changed = Vec::new();
+        let mut table = lock(&datapath.hosts);
+        let key = |(domain, address): &(DomainId, Ipv4Addr)| HostKey4 {
+            address: address.octets(),
+            domain: domain.0,
+            bank: bank as u16,
+        };
+        for (host, index) in &after {
+            if before.get(host) == Some(index) {
+                continue;
+            }
+            let reference = IdentityRef { index: *index, id: ids[index] };
+            table
+                .insert(key(host), reference, 0)
+                .map_err(|source| PublishError::Table { table: "endpoints", source })?;
+            self.written[bank as usize].hosts.push(key(host));
+            changed.push(*host);
+        }
+        for host in before.keys().filter(|host| !after.contains_key(host)) {
+            let _ = table.remove(&key(host));
+            changed.push(*host);
+        }
+        let taken = in_force.taken + new.len() as u32;
+        self.in_force = Some(InForce {
+            image: Arc::clone(image),
+            ways_out: ways_out.clone(),
+            bank,
+            places,
+            taken,
+        });
+        Ok(Some(changed))
     }
 
     /// Has every live session judged again, and its way out looked up, without a new policy.
@@ -186,6 +300,7 @@ impl Publisher {
         for (lending, place) in &self.lendings {
             lend(datapath, lending, *place, &reserved(lending.address));
         }
+        pairs::open_all(datapath);
     }
 
     fn number_rules(&mut self, datapath: &Datapath, image: &Image) -> Result<(), PublishError> {
@@ -338,20 +453,51 @@ fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMa
     datapath.monitors.set(bank, &monitors);
 }
 
+/// Where the identities of an image stand, those that are in the tables already where they
+/// are; and which of them are new. `None`: there is no room.
+fn place_identities(in_force: &InForce, image: &Image, room: u32) -> Option<(Vec<u32>, Vec<u32>)> {
+    let old = &in_force.image.identities;
+    let mut by_id: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (index, identity) in old.iter().enumerate() {
+        by_id.entry(identity.id).or_default().push(index);
+    }
+    let mut places = Vec::with_capacity(image.identities.len());
+    let mut new = Vec::new();
+    for (index, identity) in image.identities.iter().enumerate() {
+        let known = by_id
+            .get(&identity.id)
+            .and_then(|candidates| candidates.iter().find(|at| old[**at] == *identity));
+        match known {
+            Some(at) => places.push(in_force.places[*at]),
+            None => {
+                places.push(in_force.taken + new.len() as u32);
+                new.push(index as u32);
+            }
+        }
+    }
+    // The unknown address has the first place, whatever else changes.
+    let first_stays = places.first() == Some(&0);
+    (first_stays && in_force.taken + new.len() as u32 <= room).then_some((places, new))
+}
+
 fn write_identities(datapath: &Datapath, image: &Image, bank: u32) {
     for (index, identity) in image.identities.iter().enumerate() {
-        let place = banked(index as u32, bank);
-        datapath.source_rules.set(place, &rule_set(&identity.source_rules));
-        datapath.destination_rules.set(place, &rule_set(&identity.destination_rules));
-        let mut bits = SnatBits::default();
-        for (to, from) in bits.source.iter_mut().zip(identity.snat_source.words()) {
-            *to = *from;
-        }
-        for (to, from) in bits.destination.iter_mut().zip(identity.snat_destination.words()) {
-            *to = *from;
-        }
-        datapath.snat_bits.set(place, &bits);
+        write_identity(datapath, identity, index as u32, bank);
     }
+}
+
+fn write_identity(datapath: &Datapath, identity: &Identity, index: u32, bank: u32) {
+    let place = banked(index, bank);
+    datapath.source_rules.set(place, &rule_set(&identity.source_rules));
+    datapath.destination_rules.set(place, &rule_set(&identity.destination_rules));
+    let mut bits = SnatBits::default();
+    for (to, from) in bits.source.iter_mut().zip(identity.snat_source.words()) {
+        *to = *from;
+    }
+    for (to, from) in bits.destination.iter_mut().zip(identity.snat_destination.words()) {
+        *to = *from;
+    }
+    datapath.snat_bits.set(place, &bits);
 }
 
 fn write_classes(datapath: &Datapath, image: &Image, bank: u32) {
