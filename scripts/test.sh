@@ -116,6 +116,9 @@ if [ "${1-}" = --all ]; then
 fi
 # --show-output: skips are said by tests that pass, and libtest swallows their output.
 tests "tests" cargo test --workspace --no-fail-fast -- --show-output "${ignored[@]}"
+# The same code with loom's atomics: every interleaving that loom finds worth trying.
+tests "model check" env RUSTFLAGS="--cfg loom" cargo test --package xdp --test model --release \
+    --target-dir "${CARGO_TARGET_DIR:-target}/loom" -- --show-output
 
 skipped=$(wc -l <"$skips")
 echo
