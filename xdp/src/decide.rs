@@ -281,7 +281,13 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             }
             return Code::PUNT;
         }
-        *out = Forward { rewrite, hop, reply: link.is_reply() };
+        *out = Forward {
+            rewrite,
+            hop,
+            reply: link.is_reply(),
+            session: (incarnation as u64) << 32 | link.record() as u64,
+            rule: (record.rules.load() >> 32) as u32,
+        };
         Code::FORWARD
     }
 

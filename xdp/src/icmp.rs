@@ -102,7 +102,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     if write(frame, packet, &quote, outer_source, &rewrite).is_none() {
         return Code::drop(Reason::Truncated);
     }
-    *out = Forward { rewrite, hop, reply: link.is_reply() };
+    *out = Forward { rewrite, hop, reply: link.is_reply(), session: 0, rule: 0 };
     Code::FORWARD
 }
 

@@ -254,7 +254,13 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !plan.hop.is(HOP_RESOLVED) {
             return Code::PUNT;
         }
-        *out = Forward { rewrite, hop: plan.hop, reply: false };
+        *out = Forward {
+            rewrite,
+            hop: plan.hop,
+            reply: false,
+            session: pair(incarnation, plan.record),
+            rule: judgement.rule,
+        };
         Code::FORWARD
     }
 }

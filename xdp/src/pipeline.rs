@@ -25,7 +25,9 @@ use crate::{
     verdict::{Answer, Code, Forward},
 };
 use xdp_abi::{
+    config::Config,
     count::{Amount, Counters, INBOUND, OUTBOUND, UNKNOWN},
+    event::{VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_PASSED, VERDICT_PUNTED},
     forward::{ATTACHED, Attachment, HOP_REDIRECT, Hop, KIND_SPOKE, ROUTABLE, port},
     reason::Reason,
     session::Class,
@@ -123,6 +125,8 @@ pub struct Work {
     pub done: Done,
     /// How long it was when it came in.
     pub length: u32,
+    /// The number of its copies for `capture`; zero: none are made.
+    pub copy: u64,
     layer: LinkLayer,
     packet: Packet<V4>,
     arrival: Arrival,
@@ -136,6 +140,7 @@ impl Work {
         Self {
             done: Done::nowhere(Code::drop(Reason::HelperFailed)),
             length: 0,
+            copy: 0,
             layer: LinkLayer { vlan: 0, tag_in_frame: false, network: 0, ethertype: [0; 2] },
             packet: Packet::NONE,
             arrival: Arrival { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, now: 0 },
@@ -149,6 +154,58 @@ impl Default for Work {
     fn default() -> Self {
         Self::new()
     }
+}
+
+impl Work {
+    /// What `capture` tells of the packet's fate: session, rule, verdict and reason.
+    #[inline(always)]
+    pub fn told(&self) -> Told {
+        let verdict = if self.done.code.is(Code::FORWARD) {
+            VERDICT_FORWARDED
+        } else if self.done.code.is(Code::PASS) {
+            VERDICT_PASSED
+        } else if self.done.code.is(Code::PUNT) {
+            VERDICT_PUNTED
+        } else {
+            VERDICT_DROPPED
+        };
+        let goes_on = self.done.code.is(Code::FORWARD);
+        Told {
+            session: if goes_on { self.decision.forward.session } else { 0 },
+            rule: if goes_on { self.decision.forward.rule } else { self.plan.judgement.rule },
+            verdict,
+            reason: if verdict == VERDICT_DROPPED { self.done.code.reason() as u8 } else { 0 },
+        }
+    }
+
+    /// Whether the filter of `capture` wants a copy of the packet that was just read.
+    #[inline(always)]
+    pub fn is_wanted(&self, config: &Config) -> bool {
+        let filter = config.capture_address.load();
+        let key = &self.packet.key;
+        let within =
+            |address: V4| u32::from_ne_bytes(address.0) & filter as u32 == (filter >> 32) as u32;
+        let ports = config.capture_ports.load();
+        let port = (ports >> 16) as u16;
+        let has_port = |bytes: [u8; 2]| u16::from_be_bytes(bytes) == port;
+        let protocol = ports as u8;
+        (within(key.source) || within(key.destination))
+            && (port == 0 || has_port(key.source_port) || has_port(key.destination_port))
+            && (protocol == 0 || protocol == key.protocol)
+    }
+}
+
+/// See [`Work::told`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Incarnation 32 | record 32.
+    pub session: u64,
+    /// The rule that decided; zero: the default action, or none was asked.
+    pub rule: u32,
+    /// `event::VERDICT_*`.
+    pub verdict: u8,
+    /// Why it was dropped.
+    pub reason: u8,
 }
 
 /// All stages in a row.
@@ -202,10 +259,11 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
     ifindex: u32,
     now: u32,
 ) -> Option<Done> {
-    let mut packet = packet::plain(frame)?;
-    if frame.segments() > 1 {
+    // While somebody looks on, every packet goes where copies are made.
+    if tables.config().capture.load() != 0 || frame.segments() > 1 {
         return None;
     }
+    let mut packet = packet::plain(frame)?;
     packet.key.domain = tables.domain_at_a_glance(ifindex, packet.key.source)?;
     let replay =
         established::replay_if(tables, &packet.key, packet.tcp_flags, packet.length, now, |hop| {
@@ -238,8 +296,11 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     now: u32,
     work: &mut Work,
 ) {
-    let Work { done, layer, packet, arrival, .. } = work;
+    let Work { done, layer, packet, arrival, plan, .. } = work;
     *done = Done::nowhere(Code::drop(Reason::Truncated));
+    // Nothing of the packet before is told of this one.
+    *packet = Packet::NONE;
+    plan.judgement.rule = 0;
     match packet::link_layer(frame) {
         Ok(read) => *layer = read,
         Err(reason) => {

@@ -27,6 +27,10 @@ pub struct Forward<A> {
     pub hop: Hop,
     /// Whether it is an answer.
     pub reply: bool,
+    /// Its session: incarnation 32 | record 32.
+    pub session: u64,
+    /// The rule that permits it; zero: the default action.
+    pub rule: u32,
 }
 
 impl Forward<V4> {
@@ -42,6 +46,8 @@ impl Forward<V4> {
         },
         hop: Hop { destination: 0, source: 0, place: 0, checked: 0 },
         reply: false,
+        session: 0,
+        rule: 0,
     };
 }
 

@@ -100,8 +100,22 @@ pub struct Event4 {
 
 const _: () = assert!(size_of::<Event4>() == 136);
 
+/// It went on.
+pub const VERDICT_FORWARDED: u8 = 0;
+/// It was left to the kernel.
+pub const VERDICT_PASSED: u8 = 1;
+/// It was sent up for the kernel to route.
+pub const VERDICT_PUNTED: u8 = 2;
+/// It was dropped, perhaps with an answer.
+pub const VERDICT_DROPPED: u8 = 3;
+
 /// How many bytes of a packet `capture` copies at most.
 pub const CAPTURE_BYTES: usize = 256;
+
+/// The frame as it came in; the verdict is not known yet.
+pub const STAGE_BEFORE: u8 = 0;
+/// The frame as it was left: rewritten if it was forwarded, the answer if it was answered.
+pub const STAGE_AFTER: u8 = 1;
 
 /// A copy of a packet, before or after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -109,19 +123,21 @@ pub const CAPTURE_BYTES: usize = 256;
 pub struct Captured {
     /// [`CAPTURE`].
     pub kind: u8,
-    /// 0 before, 1 after translation.
+    /// [`STAGE_BEFORE`] or [`STAGE_AFTER`].
     pub stage: u8,
-    /// 0 forwarded, 1 passed, 2 punted, 3 dropped.
+    /// `VERDICT_*`, in the copy after.
     pub verdict: u8,
     /// Why, if it was dropped.
     pub reason: u8,
     /// Length of the whole frame.
     pub length: u32,
+    /// Both copies of one packet have the same number.
+    pub number: u64,
     /// Incarnation 32 | record 32, zero if there is none.
     pub session: u64,
     /// Nanoseconds of the monotonic clock.
     pub time: u64,
-    /// The interface.
+    /// The interface it came in by.
     pub ifindex: u32,
     /// The rule that decided.
     pub rule: u32,

@@ -253,3 +253,45 @@ impl Frame for Skb {
         if segments == 0 { 1 } else { segments }
     }
 }
+
+/// Copies the beginning of a frame somewhere.
+pub(crate) trait Peek: Frame {
+    /// Copies at most `room` bytes to `to`, and says how many.
+    ///
+    /// # Safety
+    ///
+    /// `to` has room for `room` bytes.
+    unsafe fn peek(&self, to: *mut u8, room: u32) -> u32;
+}
+
+/// The length to copy, in a form that the verifier sees is neither zero nor too long.
+#[inline(always)]
+fn bounded(length: u32, room: u32) -> u32 {
+    let length = core::hint::black_box(length);
+    if length > room { room } else { length }
+}
+
+impl Peek for Copied {
+    #[inline(always)]
+    unsafe fn peek(&self, to: *mut u8, room: u32) -> u32 {
+        let length = bounded(self.length(), room);
+        // SAFETY: `length` is at most `room`, which the caller vouches for.
+        if length != 0 && unsafe { bpf_xdp_load_bytes(self.ctx, 0, to.cast(), length) } == 0 {
+            length
+        } else {
+            0
+        }
+    }
+}
+
+impl Peek for Skb {
+    #[inline(always)]
+    unsafe fn peek(&self, to: *mut u8, room: u32) -> u32 {
+        let length = bounded(self.length(), room);
+        // SAFETY: as for XDP.
+        let failed = length == 0
+            || unsafe { bpf_skb_load_bytes(self.ctx.cast_const().cast(), 0, to.cast(), length) }
+                != 0;
+        if failed { 0 } else { length }
+    }
+}

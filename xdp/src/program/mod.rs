@@ -1,5 +1,6 @@
 //! Entry points: what each hook does with the core's answer.
 
+mod capture;
 mod frame;
 mod maps;
 
@@ -66,6 +67,7 @@ pub fn xdp_slow(ctx: XdpContext) -> u32 {
     let length = frame.length();
     work.length = length;
     pipeline::read(&kernel, &frame, xdp_ifindex(md), kernel.now(), work);
+    work.copy = capture::before(&kernel, &frame, work, xdp_ifindex(md));
     let next = if work.done.code.is(Code::GO_ON) {
         KNOWN
     } else if work.done.code.is(Code::ERROR) {
@@ -150,6 +152,9 @@ fn xdp_broken(md: *mut xdp_md, kernel: &Kernel, work: &mut Work) -> u32 {
 /// Counts a fate and turns it into what XDP understands.
 #[inline(always)]
 fn xdp_finish(md: *mut xdp_md, kernel: &Kernel, work: &Work) -> u32 {
+    if work.copy != 0 {
+        capture::after(kernel, &Copied::new(md), work, xdp_ifindex(md));
+    }
     xdp_act(md, kernel, &work.done, work.length)
 }
 
@@ -248,6 +253,7 @@ pub fn tc_slow(ctx: TcContext) -> i32 {
     let length = frame.length();
     work.length = length;
     pipeline::read(&kernel, &frame, tc_ifindex(skb), kernel.now(), work);
+    work.copy = capture::before(&kernel, &frame, work, tc_ifindex(skb));
     let next = if work.done.code.is(Code::GO_ON) {
         KNOWN
     } else if work.done.code.is(Code::ERROR) {
@@ -332,6 +338,9 @@ fn tc_broken(skb: *mut __sk_buff, kernel: &Kernel, work: &mut Work) -> i32 {
 /// Counts a fate and turns it into what TC understands.
 #[inline(always)]
 fn tc_finish(skb: *mut __sk_buff, kernel: &Kernel, work: &Work) -> i32 {
+    if work.copy != 0 {
+        capture::after(kernel, &Skb::new(skb), work, tc_ifindex(skb));
+    }
     tc_act(skb, kernel, &work.done, work.length)
 }
 
