@@ -35,8 +35,6 @@ use xdp_abi::{
 
 /// ARP's ethertype.
 const ARP: [u8; 2] = [0x08, 0x06];
-/// ICMPv6.
-const ICMP6: u8 = 58;
 
 /// What the caller's way of sending can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +314,7 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     }
     if layer.ethertype != packet::IPV4 {
         done.code = if layer.ethertype == packet::IPV6 {
-            ipv6(frame, layer.network)
+            ipv6(tables, frame, layer.network)
         } else {
             Code::drop(Reason::Ethertype)
         };
@@ -440,21 +438,20 @@ fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Attachment> {
     tables.attachment(number).filter(|attachment| attachment.flags & ATTACHED != 0)
 }
 
-/// IPv6 to the machine's link and neighbour discovery pass; transit is not forwarded yet.
+/// IPv6 to the machine or its link passes, neighbour discovery with it; transit is not
+/// forwarded yet.
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F, network: u32) -> Code {
-    let (Some([next]), Some([d0, d1])) =
-        (frame.load::<1>(network + 6), frame.load::<2>(network + 24))
-    else {
+fn ipv6<T: Tables, F: Frame>(tables: &T, frame: &F, network: u32) -> Code {
+    let Some(destination) = frame.load::<16>(network + 24) else {
         return Code::drop(Reason::Truncated);
     };
-    let to_the_link = d0 == 0xff || d0 == 0xfe && d1 & 0xc0 == 0x80;
-    let discovery = next == ICMP6
-        && match frame.load::<1>(network + 40) {
-            Some([kind]) => matches!(kind, 133..=137),
-            None => false,
-        };
-    if to_the_link || discovery { Code::PASS } else { Code::drop(Reason::Ipv6Transit) }
+    let multicast = destination[0] == 0xff;
+    let link_local = destination[0] == 0xfe && destination[1] & 0xc0 == 0x80;
+    if multicast || link_local || tables.is_local6(&destination) {
+        Code::PASS
+    } else {
+        Code::drop(Reason::Ipv6Transit)
+    }
 }
 
 /// Makes an untouched frame the answer to its sender, if the sender's share allows one more

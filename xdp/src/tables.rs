@@ -127,6 +127,8 @@ pub trait Tables {
     fn carries(&self, attachment: u16, source: Self::A) -> bool;
     /// Whether the machine itself has this address.
     fn is_local(&self, address: Self::A) -> bool;
+    /// Whether the machine itself has this IPv6 address.
+    fn is_local6(&self, address: &[u8; 16]) -> bool;
     /// An interface.
     fn link(&self, ifindex: u32) -> Option<LinkInfo>;
     /// Asks the kernel for the way to `destination` for a packet that came in by `ifindex`.

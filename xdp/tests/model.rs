@@ -285,6 +285,9 @@ impl Tables for Tiny {
     fn is_local(&self, _: V4) -> bool {
         unreachable!()
     }
+    fn is_local6(&self, _: &[u8; 16]) -> bool {
+        unreachable!()
+    }
     fn link(&self, _: u32) -> Option<LinkInfo> {
         unreachable!()
     }

@@ -349,10 +349,10 @@ fn what_is_not_ipv4_has_a_declared_fate() {
     for (sent, expected) in [
         (frame(2, [0x08, 0x06], &[0; 28]), Fate::Pass),
         (frame(0xff, [0x08, 0x06], &[0; 28]), Fate::Pass),
-        (frame(2, [0x86, 0xdd], &six(58, [0x20, 1], 135)), Fate::Pass),
-        (frame(2, [0x86, 0xdd], &six(58, [0x20, 1], 137)), Fate::Pass),
-        (frame(2, [0x86, 0xdd], &six(58, [0x20, 1], 138)), Fate::Drop(Reason::Ipv6Transit)),
-        (frame(2, [0x86, 0xdd], &six(58, [0x20, 1], 132)), Fate::Drop(Reason::Ipv6Transit)),
+        // Neighbour discovery asks for an address of the machine; for another's it is transit.
+        (frame(2, [0x86, 0xdd], &six(58, [0x20, 2], 135)), Fate::Pass),
+        (frame(2, [0x86, 0xdd], &six(58, [0x20, 1], 135)), Fate::Drop(Reason::Ipv6Transit)),
+        (frame(2, [0x86, 0xdd], &six(6, [0x20, 2], 0)), Fate::Pass),
         (frame(2, [0x86, 0xdd], &six(6, [0xfe, 0x80], 0)), Fate::Pass),
         (frame(2, [0x86, 0xdd], &six(6, [0xfe, 0xbf], 0)), Fate::Pass),
         (frame(2, [0x86, 0xdd], &six(6, [0xfe, 0xc0], 0)), Fate::Drop(Reason::Ipv6Transit)),

@@ -16,7 +16,7 @@ use aya::maps::{LpmTrie, MapData, MapError};
 use ipnet::Ipv4Net;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Mutex,
 };
 use xdp_abi::forward::{
@@ -46,6 +46,7 @@ pub struct Places {
     pub ways_out: WaysOut,
     /// The machine's own addresses.
     pub locals: BTreeSet<Ipv4Addr>,
+    locals6: BTreeSet<Ipv6Addr>,
     /// What is wrong: an interface that is missing, for one. Its attachments have no packets.
     pub faults: Vec<String>,
     sources: BTreeMap<(u32, Ipv4Net), u16>,
@@ -120,6 +121,14 @@ impl Places {
                 IpAddr::V6(_) => None,
             })
             .collect();
+        places.locals6 = network
+            .addresses
+            .values()
+            .filter_map(|address| match address.address {
+                IpAddr::V6(address) => Some(address),
+                IpAddr::V4(_) => None,
+            })
+            .collect();
         places.glances();
         places
     }
@@ -183,6 +192,15 @@ impl Places {
                 locals.insert(address.octets(), 1, 0)?;
             }
             for address in before.locals.difference(&self.locals) {
+                let _ = locals.remove(&address.octets());
+            }
+        }
+        {
+            let mut locals = lock(&datapath.locals6);
+            for address in &self.locals6 {
+                locals.insert(address.octets(), 1, 0)?;
+            }
+            for address in before.locals6.difference(&self.locals6) {
                 let _ = locals.remove(&address.octets());
             }
         }
@@ -292,6 +310,13 @@ impl Datapath {
         let keys: Vec<_> = locals.keys().flatten().collect();
         for key in keys {
             if !keep.locals.contains(&Ipv4Addr::from(key)) {
+                let _ = locals.remove(&key);
+            }
+        }
+        let mut locals = lock(&self.locals6);
+        let keys: Vec<_> = locals.keys().flatten().collect();
+        for key in keys {
+            if !keep.locals6.contains(&Ipv6Addr::from(key)) {
                 let _ = locals.remove(&key);
             }
         }

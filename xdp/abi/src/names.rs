@@ -64,6 +64,8 @@ pub const PORTS: &str = "PORTS";
 pub const OUTSIDE4: &str = "OUTSIDE4";
 /// The machine's own addresses.
 pub const LOCALS4: &str = "LOCALS4";
+/// The same for IPv6.
+pub const LOCALS6: &str = "LOCALS6";
 /// [`crate::forward::LinkInfo`] by interface index.
 pub const LINKS: &str = "LINKS";
 /// [`crate::forward::NextHop`] by number.
@@ -120,7 +122,8 @@ pub const TC_EGRESS: &str = "tc_egress";
 pub const CONTROL: &str = "control";
 
 /// Every map, for pinning; `PENDING` lives for one packet only.
-pub const ALL: [&str; 40] = [
+pub const ALL: [&str; 41] = [
+    LOCALS6,
     MONITORS,
     SLOTS4,
     RECORDS4,

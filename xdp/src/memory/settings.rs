@@ -79,6 +79,11 @@ impl Memory {
     pub fn set_glance(&mut self, info: PortInfo) {
         self.glances.insert(info.ifindex, info);
     }
+    /// The machine has this IPv6 address.
+    pub fn add_local6(&mut self, address: [u8; 16]) {
+        self.locals6.insert(address);
+    }
+
     /// An address of the machine itself.
     pub fn add_local(&mut self, address: V4) {
         self.locals.insert(address);

@@ -72,6 +72,7 @@ pub struct Memory {
     pub(super) carried: Vec<(u16, Prefix)>,
     pub(super) glances: HashMap<u32, PortInfo>,
     pub(super) locals: HashSet<V4>,
+    pub(super) locals6: HashSet<[u8; 16]>,
     pub(super) links: HashMap<u32, LinkInfo>,
     pub(super) routes: Vec<RouteEntry>,
     pub(super) neighbours: HashMap<(u32, V4), Option<[u8; 6]>>,
@@ -149,6 +150,7 @@ impl Memory {
             carried: Vec::new(),
             glances: HashMap::new(),
             locals: HashSet::new(),
+            locals6: HashSet::new(),
             links: HashMap::new(),
             routes: Vec::new(),
             neighbours: HashMap::new(),
@@ -413,6 +415,9 @@ impl Tables for Memory {
     }
     fn is_local(&self, address: V4) -> bool {
         self.locals.contains(&address)
+    }
+    fn is_local6(&self, address: &[u8; 16]) -> bool {
+        self.locals6.contains(address)
     }
     fn link(&self, ifindex: u32) -> Option<LinkInfo> {
         self.unless_it_fails(|| self.links.get(&ifindex).copied())

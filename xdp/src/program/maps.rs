@@ -97,6 +97,8 @@ static CARRIES4: LpmTrie<PortAddress4, u32> = LpmTrie::with_max_entries(4096, BP
 #[map]
 static LOCALS4: HashMap<[u8; 4], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
+static LOCALS6: HashMap<[u8; 16], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
 static LINKS: HashMap<u32, LinkInfo> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
@@ -362,6 +364,10 @@ impl Tables for Kernel {
     #[inline(always)]
     fn is_local(&self, address: V4) -> bool {
         LOCALS4.get_ptr(address.0).is_some()
+    }
+    #[inline(always)]
+    fn is_local6(&self, address: &[u8; 16]) -> bool {
+        LOCALS6.get_ptr(address).is_some()
     }
     #[inline(always)]
     fn link(&self, ifindex: u32) -> Option<LinkInfo> {

@@ -341,6 +341,8 @@ impl Scene {
         for address in &self.locals {
             memory.add_local(*address);
         }
+        // The machine's one global IPv6 address: 2002:101:…
+        memory.add_local6([0x20, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
         let policy = self.policy(&mut memory);
         memory.publish(policy);
         Lab { gateway: Gateway { tables: memory, hook: Hook::Tc }, now: START }
