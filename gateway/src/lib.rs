@@ -6,3 +6,4 @@ pub mod datapath;
 pub mod engine;
 pub mod flows;
 pub mod net;
+pub mod serve;

@@ -74,6 +74,12 @@ impl Directory {
         self.attachments.get(usize::from(number).checked_sub(1)?).cloned()
     }
 
+    /// How many attachments there are; they are numbered from one.
+    #[must_use]
+    pub fn attachments(&self) -> u16 {
+        u16::try_from(self.attachments.len()).unwrap_or(u16::MAX)
+    }
+
     /// The name of a domain, or its number if the configuration no longer has it.
     #[must_use]
     pub fn domain(&self, number: u16) -> Arc<str> {

@@ -223,6 +223,9 @@ impl Tables for Tables4 {
     fn is_local(&self, address: V4) -> bool {
         lock(&self.datapath.locals).get(&address.0, 0).is_ok()
     }
+    fn is_local6(&self, address: &[u8; 16]) -> bool {
+        lock(&self.datapath.locals6).get(address, 0).is_ok()
+    }
     fn link(&self, ifindex: u32) -> Option<LinkInfo> {
         lock(&self.datapath.links).get(&ifindex, 0).ok()
     }

@@ -1,0 +1,63 @@
+//! The local API: HTTP over a unix socket, with the `/v1` types of [`api`].
+//!
+//! Everything that is answered is read at that moment: the tables by [`Live`], names and
+//! configuration from the [`State`] that the daemon fills. Nothing here owns or caches a policy, so
+//! there is nothing that could be out of step with what packets meet.
+
+mod explain;
+mod kernel;
+mod policy;
+mod problem;
+mod route;
+mod sessions;
+mod socket;
+mod state;
+mod status;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::flows::Live;
+pub use explain::explain;
+pub use problem::Refusal;
+pub use route::ask_route;
+pub use socket::{Socket, SocketError};
+pub use state::{Condition, InForce, Readiness, State};
+
+/// All routes of the local API.
+pub fn router<L: Live>(state: Arc<State<L>>) -> Router {
+    Router::new()
+        .route(api::path::STATUS, get(status::status::<L>))
+        .route(api::path::SESSIONS, get(sessions::list::<L>))
+        .route(api::path::SESSIONS_CLEAR, post(sessions::clear::<L>))
+        .route(api::path::IDENTITIES, get(policy::identities::<L>))
+        .route(api::path::RULES, get(policy::rules::<L>))
+        .route(api::path::SNAT, get(policy::snat::<L>))
+        .route(api::path::STATS, get(status::stats::<L>))
+        .route(api::path::PROGRAMS, get(kernel::programs::<L>))
+        .route(api::path::MAPS, get(kernel::maps::<L>))
+        .route(api::path::EXPLAIN, post(explain::route::<L>))
+        .fallback(problem::no_such_path)
+        .with_state(state)
+}
+
+/// Serves the local API on a socket until `end` comes; the socket's file goes with it.
+///
+/// Further routes (`capture`) are merged in by the caller, who knows what they need.
+///
+/// # Errors
+/// The socket cannot be had.
+pub async fn serve(
+    path: &Path,
+    routes: Router,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), SocketError> {
+    let socket = Socket::open(path)?;
+    socket.serve(routes, end).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Refusals, as RFC 9457 has them.
+
+use api::status::Problem;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+
+/// Why a request is not answered as asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub Problem);
+
+impl Refusal {
+    fn new(status: StatusCode, title: &str, detail: String) -> Self {
+        Self(Problem { title: title.to_owned(), status: status.as_u16(), detail: Some(detail) })
+    }
+
+    /// The request is wrong: `title` says in what, `detail` what would be right.
+    #[must_use]
+    pub fn bad_request(title: &str, detail: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, title, detail.to_string())
+    }
+
+    /// The kernel did not answer.
+    #[must_use]
+    pub fn kernel(detail: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "the kernel refused", detail.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self.0)).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+pub(super) async fn no_such_path(uri: Uri) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "no such path",
+        format!("there is no {}; is sluicectl newer than the gateway?", uri.path()),
+    )
+}
+
+/// Has something done that takes long, apart from the threads that serve.
+pub(super) async fn blocking<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the gateway failed",
+            format!("the answer could not be made: {error}"),
+        )
+    })
+}

@@ -1,0 +1,286 @@
+//! Sessions: shown and ended.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::filter::Filter;
+use api::session::{
+    ClearRequest, ClearResponse, ObjectRef, Party, Phase, Session, SessionId, Sessions, Traffic,
+    Tuple,
+};
+use api::value::Protocol;
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State as Extract};
+use serde::Deserialize;
+use xdp_abi::event::Event4;
+use xdp_abi::session::Class;
+
+use super::problem::{Refusal, blocking};
+use super::state::State;
+use crate::flows::session::{SessionView, all_slots, sessions, socket, span};
+use crate::flows::{Directories, Directory, Live};
+
+/// How many are shown if nobody says how many.
+const USUAL: usize = 1000;
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    filter: String,
+    limit: Option<usize>,
+}
+
+fn parse(filter: &str) -> Result<Filter, Refusal> {
+    filter.parse().map_err(|error| Refusal::bad_request("bad filter", error))
+}
+
+pub(super) async fn list<L: Live>(
+    Extract(state): Extract<Arc<State<L>>>,
+    asked: Result<Query<Asked>, QueryRejection>,
+) -> Result<Json<Sessions>, Refusal> {
+    let Query(asked) =
+        asked.map_err(|error| Refusal::bad_request("bad query", error.body_text()))?;
+    let filter = parse(&asked.filter)?;
+    let limit = asked.limit.unwrap_or(USUAL);
+    blocking(move || {
+        let mut shown = Vec::new();
+        let mut matched = 0;
+        let show = Show::now(&*state.live);
+        walk(&state, &filter, |view, names| {
+            matched += 1;
+            if shown.len() < limit {
+                shown.push(show.session(view, names));
+            }
+        });
+        Json(Sessions { sessions: shown, matched })
+    })
+    .await
+}
+
+pub(super) async fn clear<L: Live>(
+    Extract(state): Extract<Arc<State<L>>>,
+    request: Result<Json<ClearRequest>, JsonRejection>,
+) -> Result<Json<ClearResponse>, Refusal> {
+    let Json(request) =
+        request.map_err(|error| Refusal::bad_request("bad request", error.body_text()))?;
+    let filter = parse(&request.filter)?;
+    blocking(move || {
+        let mut meant = Vec::new();
+        walk(&state, &filter, |view, _| {
+            if view.lives() {
+                meant.push((view.record(), view.incarnation()));
+            }
+        });
+        for (record, incarnation) in &meant {
+            state.live.clear(*record, *incarnation).map_err(Refusal::kernel)?;
+        }
+        Ok(Json(ClearResponse { cleared: meant.len() as u64 }))
+    })
+    .await?
+}
+
+/// Every session that a filter holds for, with the names that it goes by.
+fn walk<L: Live>(
+    state: &State<L>,
+    filter: &Filter,
+    mut each: impl FnMut(&SessionView, &Directory),
+) {
+    let tables = &*state.live;
+    let mut names = Names::new(&state.directories);
+    for view in sessions(tables, 0..all_slots(tables), tables.now()) {
+        let names = names.of(view.told.generation);
+        if holds(filter, &view.told, names) {
+            each(&view, names);
+        }
+    }
+}
+
+/// The directory of the last session, which is mostly that of the next.
+struct Names<'a> {
+    all: &'a Directories,
+    asked: u32,
+    last: Arc<Directory>,
+}
+
+impl<'a> Names<'a> {
+    fn new(all: &'a Directories) -> Self {
+        Self { all, asked: u32::MAX, last: all.current() }
+    }
+
+    fn of(&mut self, generation: u32) -> &Directory {
+        if self.asked != generation {
+            self.asked = generation;
+            self.last = self.all.of(generation);
+        }
+        &self.last
+    }
+}
+
+/// [`Filter::matches`] on numbers: a million sessions are not put into words to show ten.
+fn holds(filter: &Filter, told: &Event4, names: &Directory) -> bool {
+    let inside = tuple(told);
+    let outside = outside_tuple(told);
+    let ends = [inside.source, inside.destination, outside.source, outside.destination];
+    let within = |prefix: api::value::Prefix, end: SocketAddr| prefix.net().contains(&end.ip());
+    filter.src.is_none_or(|prefix| within(prefix, inside.source))
+        && filter.dst.is_none_or(|prefix| {
+            within(prefix, inside.destination) || within(prefix, outside.destination)
+        })
+        && filter.port.is_none_or(|port| ends.iter().any(|end| end.port() == port))
+        && filter.proto.is_none_or(|protocol| protocol.0 == told.protocol)
+        && filter.outside.is_none_or(|address| outside.source.ip() == address)
+        && filter
+            .rule
+            .as_ref()
+            .is_none_or(|rule| names.rule(told.rule).is_some_and(|name| *name == **rule))
+        && filter.domain.as_ref().is_none_or(|domain| {
+            *names.domain(told.domain) == **domain
+                || *names.domain(told.destination_domain) == **domain
+        })
+}
+
+fn tuple(told: &Event4) -> Tuple {
+    Tuple {
+        source: socket(told.source, told.source_port),
+        destination: socket(told.destination, told.destination_port),
+    }
+}
+
+fn outside_tuple(told: &Event4) -> Tuple {
+    Tuple {
+        source: socket(told.outside, told.outside_port),
+        destination: socket(told.outside_destination, told.outside_destination_port),
+    }
+}
+
+/// What it takes to put a session into words.
+pub(super) struct Show {
+    tick: std::time::Duration,
+    clock: u64,
+}
+
+impl Show {
+    pub(super) fn now<L: Live>(tables: &L) -> Self {
+        Self { tick: tables.tick_length(), clock: tables.clock() }
+    }
+
+    pub(super) fn session(&self, view: &SessionView, names: &Directory) -> Session {
+        let told = &view.told;
+        let object = |id: u32, name: Option<Arc<str>>| {
+            (id != 0).then(|| ObjectRef { id, name: name.map(|name| name.to_string()) })
+        };
+        let attachment = |number| names.attachment(number).map_or("-".into(), |n| n.to_string());
+        let seconds = |ticks| span(ticks, self.tick).as_secs();
+        let traffic = |direction: usize| Traffic {
+            packets: told.packets[direction],
+            bytes: told.bytes[direction],
+            tcp_flags: told.tcp_flags[direction],
+        };
+        Session {
+            id: SessionId(told.session),
+            protocol: Protocol(told.protocol),
+            inside: tuple(told),
+            outside: outside_tuple(told),
+            domain: names.domain(told.domain).to_string(),
+            destination_domain: names.domain(told.destination_domain).to_string(),
+            ingress: attachment(told.ingress),
+            egress: attachment(told.egress),
+            source: party(names, told.domain, told.source, told.source_identity),
+            destination: party(
+                names,
+                told.destination_domain,
+                told.destination,
+                told.destination_identity,
+            ),
+            rule: object(told.rule, names.rule(told.rule)),
+            would_match: object(told.would_match, names.rule(told.would_match)),
+            snat_policy: object(told.snat_policy, names.snat(told.snat_policy)),
+            mark: (told.mark != 0).then_some(told.mark),
+            phase: phase(view.class),
+            original: traffic(0),
+            reply: traffic(1),
+            age: self.clock.saturating_sub(told.began) / 1_000_000_000,
+            idle: seconds(view.idle()),
+            expires_in: seconds(view.expires_in),
+            generation: told.generation,
+        }
+    }
+}
+
+fn party(names: &Directory, domain: u16, address: [u8; 4], identity: u32) -> Party {
+    Party {
+        endpoint: names.owner(domain, address.into()).map(|owner| owner.name.clone()),
+        groups: names.groups(identity).iter().map(ToString::to_string).collect(),
+        identity,
+    }
+}
+
+const fn phase(class: Class) -> Phase {
+    match class {
+        Class::Udp => Phase::Udp,
+        Class::Icmp => Phase::Icmp,
+        Class::TcpOpening => Phase::TcpOpening,
+        Class::TcpEstablished => Phase::TcpEstablished,
+        Class::TcpClosing => Phase::TcpClosing,
+        Class::TcpClosed => Phase::TcpClosed,
+        Class::TcpReset => Phase::TcpReset,
+        Class::Resting => Phase::Resting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+    use proptest::prelude::*;
+    use xdp_abi::session::Class;
+
+    fn shown(told: Event4, names: &Directory) -> Session {
+        let view = SessionView { told, class: Class::Udp, log: 0, expires_in: 0, lease: None };
+        let show = Show { tick: std::time::Duration::from_millis(62), clock: 0 };
+        show.session(&view, names)
+    }
+
+    proptest! {
+        #[test]
+        fn filtering_numbers_is_filtering_sessions(
+            addresses in proptest::collection::vec(0u8..4, 4),
+            ports in proptest::collection::vec(80u16..84, 4),
+            (protocol, rule) in (prop_oneof![Just(6u8), Just(17), Just(1)], 0usize..3),
+            (domain, towards) in (0u16..4, 0u16..4),
+            terms in proptest::collection::vec(
+                prop_oneof![
+                    (0u8..4).prop_map(|n| format!("src=10.0.0.{n}")),
+                    (0u8..2).prop_map(|n| format!("dst=10.0.0.{}/31", 2 * n)),
+                    (80u16..84).prop_map(|n| format!("port={n}")),
+                    Just("proto=tcp".to_owned()),
+                    Just("rule=web".to_owned()),
+                    Just("domain=red".to_owned()),
+                    Just("domain=3".to_owned()),
+                    (0u8..4).prop_map(|n| format!("outside=10.0.0.{n}")),
+                ],
+                0..3,
+            ),
+        ) {
+            let scene = testing::scene(TWO_CLUSTERS);
+            let names = scene.directory(1);
+            let rules = [0, scene.image.rules[1].id.0, 12345];
+            let address = |n: usize| [10, 0, 0, addresses[n]];
+            let port = |n: usize| ports[n].to_be_bytes();
+            let told = Event4 {
+                protocol, domain, destination_domain: towards, rule: rules[rule],
+                source: address(0), destination: address(1),
+                outside: address(2), outside_destination: address(3),
+                source_port: port(0), destination_port: port(1),
+                outside_port: port(2), outside_destination_port: port(3),
+                ..Event4::default()
+            };
+            // A key that stands twice is no filter.
+            if let Ok(filter) = terms.join(" ").parse::<Filter>() {
+                let session = shown(told, &names);
+                prop_assert_eq!(holds(&filter, &told, &names), filter.matches(&session));
+            }
+        }
+    }
+}

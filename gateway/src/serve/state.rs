@@ -1,0 +1,233 @@
+//! What the daemon knows and others ask for.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
+
+use flow_export::Counts;
+use policy_compiler::Image;
+use smartgroups::Inventory;
+use xdp_abi::config::PolicyWord;
+
+use crate::config::Config;
+use crate::datapath::places::Served;
+use crate::flows::census::CensusTaker;
+use crate::flows::{Directories, Directory, Live};
+
+/// A configuration with what was compiled from it.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// The file.
+    pub config: Arc<Config>,
+    /// The policy.
+    pub image: Arc<Image>,
+    /// Who there is.
+    pub inventory: Arc<Inventory>,
+}
+
+impl InForce {
+    fn directory(&self, generation: u32) -> Directory {
+        let inventory = Arc::clone(&self.inventory);
+        Directory::new(generation, &self.config.gateway, &self.image, inventory)
+    }
+}
+
+/// Everything that the local API and the metrics are made of.
+pub struct State<L> {
+    /// The tables.
+    pub live: Arc<L>,
+    /// Names.
+    pub directories: Arc<Directories>,
+    /// Whether all is well.
+    pub readiness: Readiness,
+    /// Sessions, counted.
+    pub census: CensusTaker,
+    in_force: RwLock<InForce>,
+    served: RwLock<BTreeMap<u32, (String, Served)>>,
+    records: OnceLock<Arc<Counts>>,
+    guard_dropped: AtomicU64,
+    started: Instant,
+}
+
+impl<L: Live> State<L> {
+    /// The state of a gateway that has this in force.
+    pub fn new(live: Arc<L>, in_force: InForce) -> Self {
+        let directory = in_force.directory(generation(&*live));
+        Self {
+            live,
+            directories: Arc::new(Directories::new(directory)),
+            readiness: Readiness::default(),
+            census: CensusTaker::default(),
+            in_force: RwLock::new(in_force),
+            served: RwLock::default(),
+            records: OnceLock::new(),
+            guard_dropped: AtomicU64::new(0),
+            started: Instant::now(),
+        }
+    }
+
+    /// Says what is about to be published, so that its first events find their names.
+    pub fn announce(&self, next: &InForce) {
+        self.directories.publish(next.directory(self.generation().wrapping_add(1)));
+    }
+
+    /// What was announced was refused: the names in force go on.
+    pub fn withdraw(&self) {
+        let next = self.generation().wrapping_add(1);
+        self.directories.publish(self.in_force().directory(next));
+    }
+
+    /// What is in force from now on.
+    pub fn accept(&self, in_force: InForce) {
+        self.directories.publish(in_force.directory(self.generation()));
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = in_force;
+    }
+
+    /// What is in force.
+    pub fn in_force(&self) -> InForce {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Which interfaces have programs, by index.
+    pub fn set_served(&self, interfaces: BTreeMap<u32, (String, Served)>) {
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = interfaces;
+    }
+
+    /// Which interfaces have programs, by index.
+    pub fn served(&self) -> BTreeMap<u32, (String, Served)> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The counters of the flow log; said once, if there is one.
+    pub fn set_records(&self, counts: Arc<Counts>) {
+        // A second log would be a second collector, of which there is none.
+        let _ = self.records.set(counts);
+    }
+
+    /// The counters of the flow log.
+    pub fn records(&self) -> Option<&Counts> {
+        self.records.get().map(Arc::as_ref)
+    }
+
+    /// How many packets the last guard, outside the datapath, has dropped.
+    pub fn set_guard_dropped(&self, packets: u64) {
+        self.guard_dropped.store(packets, Ordering::Relaxed);
+    }
+
+    /// How many packets the last guard has dropped.
+    pub fn guard_dropped(&self) -> u64 {
+        self.guard_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Seconds since the daemon started.
+    pub fn uptime(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    /// The generation in force; zero: none yet.
+    pub fn generation(&self) -> u32 {
+        generation(&*self.live)
+    }
+
+    /// What keeps the gateway from doing its work, in sentences.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.readiness.problems();
+        if self.generation() == 0 {
+            problems.push("no policy is in force, so all transit is refused".to_owned());
+        }
+        problems
+    }
+}
+
+fn generation<L: Live>(live: &L) -> u32 {
+    PolicyWord(live.config().policy.load()).generation()
+}
+
+/// Something that must hold before packets are served as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// Programs are on all interfaces.
+    Attached,
+    /// The policy of the configuration file is the one in force.
+    Policy,
+    /// The last guard against leaks stands.
+    Guards,
+}
+
+impl Condition {
+    const ALL: [Self; 3] = [Self::Attached, Self::Policy, Self::Guards];
+
+    /// Before anybody has said how it is.
+    const fn unknown(self) -> &'static str {
+        match self {
+            Self::Attached => "no program has been attached yet",
+            Self::Policy => "no policy has been published yet",
+            Self::Guards => "the last guard against leaks has not been put up yet",
+        }
+    }
+}
+
+/// Whether the gateway does its work; the daemon says so, condition by condition.
+#[derive(Debug, Default)]
+pub struct Readiness(Mutex<BTreeMap<Condition, Vec<String>>>);
+
+impl Readiness {
+    /// Says what is wrong with a condition now, in sentences; nothing: it holds.
+    pub fn set(&self, condition: Condition, problems: Vec<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, problems);
+    }
+
+    /// Everything that is wrong, in sentences; empty: ready.
+    pub fn problems(&self) -> Vec<String> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |condition: Condition| match known.get(&condition) {
+            Some(problems) => problems.clone(),
+            None => vec![condition.unknown().to_owned()],
+        };
+        Condition::ALL.into_iter().flat_map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+
+    #[test]
+    fn ready_is_only_what_was_said_to_be() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.problems().len(), 3);
+        readiness.set(Condition::Attached, vec![]);
+        readiness.set(Condition::Policy, vec![]);
+        assert_eq!(readiness.problems(), ["the last guard against leaks has not been put up yet"]);
+        readiness.set(Condition::Guards, vec![]);
+        assert!(readiness.problems().is_empty());
+        readiness.set(Condition::Attached, vec!["eth1 is missing".into(), "eth2 too".into()]);
+        assert_eq!(readiness.problems(), ["eth1 is missing", "eth2 too"]);
+    }
+
+    #[test]
+    fn names_are_there_before_the_policy_and_go_when_it_is_refused() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let in_force = InForce {
+            config: Arc::new(scene.config.clone()),
+            image: Arc::clone(&scene.image),
+            inventory: Arc::clone(&scene.inventory),
+        };
+        let state = State::new(Arc::clone(&scene.memory), in_force.clone());
+        let renamed = TWO_CLUSTERS.replace("gw-test", "gw-new");
+        let next = testing::scene(&renamed);
+        let next = InForce { config: Arc::new(next.config.clone()), ..in_force };
+        let name = |generation| state.directories.of(generation).gateway.to_string();
+        assert_eq!(state.generation(), 1);
+        state.announce(&next);
+        assert_eq!((name(1), name(2)), ("gw-test".into(), "gw-new".into()));
+        state.withdraw();
+        assert_eq!((name(1), name(2)), ("gw-test".into(), "gw-test".into()));
+        assert_eq!(state.in_force().config.gateway.name, "gw-test");
+        state.accept(next);
+        assert_eq!(name(1), "gw-new");
+        assert_eq!(state.in_force().config.gateway.name, "gw-new");
+    }
+}

@@ -1,0 +1,136 @@
+//! How the gateway is, and what became of every packet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::status::{Amount, AttachmentStatus, Direction, Drops, Stats, Status, TableFill};
+use axum::Json;
+use axum::extract::State as Extract;
+use xdp_abi::count::{self, Counters};
+use xdp_abi::forward::HOP_USED;
+use xdp_abi::reason::Reason;
+
+use super::problem::{Refusal, blocking};
+use super::state::{InForce, State};
+use crate::datapath::places::Served;
+use crate::flows::session::room;
+use crate::flows::{Census, Live};
+
+/// How old the count of sessions may be.
+const FRESH: Duration = Duration::from_secs(1);
+
+pub(super) async fn status<L: Live>(
+    Extract(state): Extract<Arc<State<L>>>,
+) -> Result<Json<Status>, Refusal> {
+    let counters = state.live.counters().map_err(Refusal::kernel)?;
+    let InForce { config, .. } = state.in_force();
+    let served = state.served();
+    let hook = |interface: &str| {
+        let found = served.values().find(|(name, _)| name == interface);
+        found.map(|(_, served)| match served {
+            Served::Xdp => "xdp".to_owned(),
+            Served::Tc => "tc".to_owned(),
+        })
+    };
+    let attachments =
+        config.gateway.attachments.iter().zip(1..).map(|(attachment, number)| AttachmentStatus {
+            number,
+            name: attachment.name.clone(),
+            interface: attachment.interface.clone(),
+            vlan: attachment.vlan.map(crate::config::Vlan::get),
+            kind: attachment.kind.as_str().to_owned(),
+            domain: attachment.domain.clone(),
+            hook: hook(&attachment.interface),
+        });
+    let problems = state.problems();
+    Ok(Json(Status {
+        name: config.gateway.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime: state.uptime(),
+        generation: state.generation(),
+        healthy: problems.is_empty(),
+        problems,
+        sessions: live_sessions(&counters),
+        attachments: attachments.collect(),
+    }))
+}
+
+/// Sessions that live, by the books. Counters of several processors are read one after the
+/// other, so an end may be seen before its beginning.
+pub(crate) const fn live_sessions(counters: &Counters) -> u64 {
+    counters.sessions_begun.saturating_sub(counters.sessions_ended)
+}
+
+const fn amount(amount: count::Amount) -> Amount {
+    Amount { packets: amount.packets, bytes: amount.bytes }
+}
+
+/// The directions in which drops are counted, by their place there.
+pub(crate) const DIRECTIONS: [(usize, Direction); 3] = [
+    (count::OUTBOUND, Direction::Outbound),
+    (count::INBOUND, Direction::Inbound),
+    (count::UNKNOWN, Direction::Unknown),
+];
+
+pub(super) async fn stats<L: Live>(
+    Extract(state): Extract<Arc<State<L>>>,
+) -> Result<Json<Stats>, Refusal> {
+    blocking(move || {
+        let counters = state.live.counters().map_err(Refusal::kernel)?;
+        let census = state.census.no_older_than(FRESH, &*state.live, state.live.now());
+        Ok(Json(rows(&state, &counters, &census)))
+    })
+    .await?
+}
+
+fn rows<L: Live>(state: &State<L>, counters: &Counters, census: &Census) -> Stats {
+    let mut drops: Vec<Drops> = Vec::new();
+    for (place, direction) in DIRECTIONS {
+        for reason in Reason::ALL {
+            let packets = counters.drops[place][reason as usize];
+            if packets > 0 {
+                drops.push(Drops { reason: reason.name().to_owned(), direction, packets });
+            }
+        }
+    }
+    drops.sort_by_key(|drop| std::cmp::Reverse(drop.packets));
+    Stats {
+        generation: state.generation(),
+        received: amount(counters.received),
+        forwarded_original: amount(counters.forwarded[0]),
+        forwarded_reply: amount(counters.forwarded[1]),
+        passed: amount(counters.passed),
+        punted: amount(counters.punted),
+        translated_late: amount(counters.translated_late),
+        answered: counters.answered,
+        sessions_begun: counters.sessions_begun,
+        sessions_ended: counters.sessions_ended,
+        judged_again: counters.judged_again,
+        events_lost: counters.events_lost,
+        events_suppressed: counters.events_suppressed,
+        leaks_stopped: counters.leaks_stopped,
+        drops,
+        tables: tables(state, census),
+    }
+}
+
+/// How full the tables are, by their names in the configuration.
+pub(crate) fn tables<L: Live>(state: &State<L>, census: &Census) -> Vec<TableFill> {
+    let InForce { config, image, .. } = state.in_force();
+    let sizes = &config.gateway.tables;
+    let hops = (0..=u16::MAX)
+        .map_while(|number| state.live.hop(number))
+        .filter(|hop| hop.is(HOP_USED))
+        .count();
+    [
+        ("sessions", census.live + census.resting, room(&*state.live)),
+        ("endpoints", image.hosts.len() as u64, sizes.endpoints),
+        ("prefixes", image.prefixes.len() as u64, sizes.prefixes),
+        ("identities", image.identities.len() as u64, sizes.identities),
+        ("rules", image.rules.len() as u64, sizes.rules),
+        ("port_classes", image.port_classes.classes.len() as u64, sizes.port_classes),
+        ("next_hops", hops as u64, sizes.next_hops),
+    ]
+    .map(|(name, used, size)| TableFill { name: name.to_owned(), used, size: size.into() })
+    .into()
+}

@@ -1,0 +1,263 @@
+//! The whole API over a real socket, asked by the client that `sluicectl` uses.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use api::client::{Client, ClientError};
+use api::explain::{ExplainRequest, Explanation, Outcome};
+use api::path;
+use api::policy::{Identities, Rules, Snat};
+use api::session::{ClearRequest, ClearResponse, Phase, Sessions};
+use api::status::{Direction, Maps, Stats, Status};
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use super::{Condition, InForce, State, router, serve};
+use crate::datapath::places::Served;
+use crate::flows::testing::{self, Scene, TWO_CLUSTERS};
+use xdp::memory::Memory;
+
+/// A gateway that answers until the end of the test.
+struct Running {
+    directory: PathBuf,
+    state: Arc<State<Memory>>,
+    end: Option<oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn new(name: &str, scene: &Scene) -> Self {
+        let directory = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        let in_force = InForce {
+            config: Arc::new(scene.config.clone()),
+            image: Arc::clone(&scene.image),
+            inventory: Arc::clone(&scene.inventory),
+        };
+        let state = Arc::new(State::new(Arc::clone(&scene.memory), in_force));
+        let (end, ended) = oneshot::channel::<()>();
+        let (routes, socket) = (router(Arc::clone(&state)), directory.join("s"));
+        let served = tokio::spawn(async move {
+            let end = async move {
+                let _ = ended.await;
+            };
+            serve(&socket, routes, end).await.unwrap();
+        });
+        while !directory.join("s").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        Self { directory, state, end: Some(end), served }
+    }
+
+    async fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Client) -> R + Send + 'static,
+    ) -> R {
+        let client = Client::new(self.directory.join("s"));
+        tokio::task::spawn_blocking(move || question(&client)).await.unwrap()
+    }
+
+    async fn get<T: DeserializeOwned + Send + 'static>(&self, path: &'static str) -> T {
+        self.ask(move |client| client.get(path, &[])).await.unwrap()
+    }
+
+    async fn sessions(&self, filter: &'static str, limit: &'static str) -> Sessions {
+        let ask = move |client: &Client| {
+            client.get(path::SESSIONS, &[("filter", filter), ("limit", limit)])
+        };
+        self.ask(ask).await.unwrap()
+    }
+
+    async fn stop(mut self) {
+        self.end.take().unwrap().send(()).unwrap();
+        self.served.await.unwrap();
+        assert!(!self.directory.join("s").exists(), "the socket goes with the server");
+        std::fs::remove_dir_all(&self.directory).unwrap();
+    }
+}
+
+fn busy() -> Scene {
+    let mut scene = testing::scene(TWO_CLUSTERS);
+    scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+    scene.open_tcp("100.64.1.10:40001", "198.51.100.9:443");
+    scene.open_tcp("100.64.1.10:40002", "198.51.100.10:443");
+    scene.syn(1, "100.64.1.10:40003", "198.51.100.9:22");
+    scene.send(1, testing::datagram("100.64.1.10:5353", "10.20.0.1:53"));
+    scene.pass(10 * testing::SECOND);
+    scene
+}
+
+#[tokio::test]
+async fn sessions_are_shown_with_names_and_ended_by_filter() {
+    let running = Running::new("api-sessions", &busy()).await;
+    let all = running.sessions("", "100").await;
+    assert_eq!((all.matched, all.sessions.len()), (4, 4));
+    assert_eq!(running.sessions("", "2").await.sessions.len(), 2);
+    assert_eq!(running.sessions("", "0").await.matched, 4);
+    let mut one = running.sessions("port=40000 proto=tcp", "100").await;
+    let session = one.sessions.remove(0);
+    assert_eq!(one.matched, 1);
+    assert_eq!(session.domain, "red");
+    assert_eq!(session.source.endpoint.as_deref(), Some("shop/api-1"));
+    assert!(session.source.groups.contains(&"shop".to_owned()));
+    assert_eq!(session.rule.unwrap().name.as_deref(), Some("web"));
+    assert_eq!(session.would_match.unwrap().name.as_deref(), Some("watch-web"));
+    assert_eq!(session.snat_policy.unwrap().name.as_deref(), Some("pods-out"));
+    assert_eq!((session.ingress.as_str(), session.egress.as_str()), ("red-pods", "internet"));
+    assert_eq!(session.phase, Phase::TcpEstablished);
+    assert_eq!((session.age, session.idle, session.expires_in), (10, 10, 7_430));
+    assert_eq!((session.original.packets, session.reply.packets), (2, 1));
+
+    let clear = |filter: &'static str| {
+        running.ask(move |client| {
+            let request = ClearRequest { filter: filter.to_owned() };
+            client.post::<ClearResponse>(path::SESSIONS_CLEAR, &request)
+        })
+    };
+    assert_eq!(clear("dst=198.51.100.9").await.unwrap().cleared, 2);
+    assert_eq!(clear("dst=198.51.100.9").await.unwrap().cleared, 0);
+    let left = running.sessions("", "100").await.sessions;
+    let phases: Vec<Phase> = left.iter().map(|session| session.phase).collect();
+    assert_eq!(phases.iter().filter(|phase| **phase == Phase::Resting).count(), 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_refused_in_words() {
+    let running = Running::new("api-refusals", &busy()).await;
+    let refused = |path: &'static str, query: &'static [(&str, &str)]| {
+        running.ask(move |client| client.get::<Sessions>(path, query).unwrap_err())
+    };
+    for (path, query, expected) in [
+        (path::SESSIONS, &[("filter", "prot=tcp")] as &[_], "`prot` is not a key"),
+        (path::SESSIONS, &[("limit", "many")], "invalid digit"),
+        ("/v1/nonsense", &[], "there is no /v1/nonsense"),
+    ] {
+        let error = refused(path, query).await;
+        let ClientError::Problem(problem) = &error else { panic!("{error}") };
+        assert!(problem.detail.as_ref().unwrap().contains(expected), "{problem:?}");
+        assert!((400..500).contains(&problem.status), "{problem:?}");
+    }
+    let error = running
+        .ask(|client| {
+            let request = serde_json::json!({ "filter": "", "force": true });
+            client.post::<ClearResponse>(path::SESSIONS_CLEAR, &request).unwrap_err()
+        })
+        .await;
+    assert!(error.to_string().contains("force"), "{error}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn rules_identities_and_snat_show_what_they_did() {
+    let running = Running::new("api-policy", &busy()).await;
+    let rules: Rules = running.get(path::RULES).await;
+    assert_eq!(rules.generation, 1);
+    let hits: Vec<(&str, u64)> =
+        rules.rules.iter().map(|rule| (rule.name.as_str(), rule.hits)).collect();
+    let expected = [
+        ("watch-web", 3),
+        ("web", 3),
+        ("no-ssh", 1),
+        ("no-telnet", 0),
+        ("office-dns", 1),
+        ("unused", 0), // disabled, and shown all the same
+    ];
+    assert_eq!(hits, expected);
+
+    let identities: Identities = running.get(path::IDENTITIES).await;
+    let shop = identities
+        .identities
+        .iter()
+        .find(|identity| identity.groups.contains(&"shop".to_owned()))
+        .unwrap();
+    assert_eq!(shop.hosts, 2);
+    let members: Vec<_> =
+        shop.members.iter().map(|m| (m.domain.as_str(), m.endpoint.as_deref().unwrap())).collect();
+    assert_eq!(members, [("red", "shop/api-1"), ("blue", "shop/api-2")]);
+    let office = identities
+        .identities
+        .iter()
+        .find(|identity| identity.groups.contains(&"office".to_owned()))
+        .unwrap();
+    assert!(office.prefixes >= 1 && office.hosts == 0);
+
+    let snat: Snat = running.get(path::SNAT).await;
+    let policies: Vec<(&str, u64)> =
+        snat.policies.iter().map(|policy| (policy.name.as_str(), policy.sessions)).collect();
+    assert_eq!(policies, [("pods-out", 3), ("pods-to-transit", 1)]);
+    let pools: Vec<(String, u32, u64)> = snat
+        .pools
+        .iter()
+        .map(|pool| (pool.address.to_string(), pool.lendable, pool.sessions))
+        .collect();
+    assert_eq!(pools, [("203.0.113.1".into(), 64_512, 3), ("10.0.0.9".into(), 100, 1)]);
+    let fill: Vec<_> = snat
+        .fill
+        .iter()
+        .map(|pair| (pair.destination.to_string(), pair.used, pair.lendable))
+        .collect();
+    let expected = [
+        ("198.51.100.9:443".to_owned(), 2, 64_512),
+        ("10.20.0.1:53".to_owned(), 1, 100),
+        ("198.51.100.10:443".to_owned(), 1, 64_512),
+    ];
+    assert_eq!(fill, expected);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn status_and_stats_add_up() {
+    let running = Running::new("api-status", &busy()).await;
+    let status: Status = running.get(path::STATUS).await;
+    assert_eq!((status.name.as_str(), status.generation, status.sessions), ("gw-test", 1, 4));
+    assert!(!status.healthy);
+    assert_eq!(status.problems.len(), 3, "nobody has said yet that all is well");
+    assert_eq!(status.attachments.len(), 4);
+    assert_eq!(status.attachments[3].kind, "internet");
+    assert_eq!(status.attachments[0].hook, None);
+    for condition in [Condition::Attached, Condition::Policy, Condition::Guards] {
+        running.state.readiness.set(condition, vec![]);
+    }
+    running.state.set_served([(1, ("eth1".to_owned(), Served::Xdp))].into());
+    let status: Status = running.get(path::STATUS).await;
+    assert!(status.healthy && status.problems.is_empty());
+    assert_eq!(status.attachments[0].hook.as_deref(), Some("xdp"));
+
+    let stats: Stats = running.get(path::STATS).await;
+    let dropped: u64 = stats.drops.iter().map(|drop| drop.packets).sum();
+    assert_eq!(
+        stats.received.packets,
+        stats.forwarded_original.packets + stats.forwarded_reply.packets + dropped
+    );
+    assert_eq!(stats.drops.len(), 1);
+    assert_eq!(stats.drops[0].reason, "rule_denied");
+    assert_eq!(stats.drops[0].direction, Direction::Outbound);
+    assert_eq!((stats.sessions_begun, stats.sessions_ended), (4, 0));
+    let table = |name: &str| stats.tables.iter().find(|table| table.name == name).unwrap();
+    assert_eq!((table("sessions").used, table("sessions").size), (4, 1024));
+    assert_eq!(table("endpoints").used, 2);
+    assert!(table("next_hops").used >= 3);
+
+    // Nothing is pinned here, and that is no error.
+    let maps: Maps = running.get(path::MAPS).await;
+    assert_eq!(maps.maps, []);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_explanation_comes_over_the_socket_too() {
+    let running = Running::new("api-explain", &busy()).await;
+    let explanation: Explanation = running
+        .ask(|client| {
+            let to = "198.51.100.9:443/tcp";
+            let request = ExplainRequest::parse("red:100.64.1.10", to).unwrap();
+            client.post(path::EXPLAIN, &request)
+        })
+        .await
+        .unwrap();
+    assert_eq!(explanation.outcome, Outcome::Translate);
+    let snat = explanation.steps.iter().find(|step| step.stage == "snat").unwrap();
+    assert!(snat.text.contains("2 of 64512 ports"), "{}", snat.text);
+    running.stop().await;
+}
