@@ -4,10 +4,13 @@
 //! network, the passing of time) comes to it as a message, so that two changes never meet.
 
 use crate::{
+    capture::Capture,
     config::Config,
-    datapath::tables::Datapath,
+    datapath::{places::Served, tables::Datapath},
     engine::{Engine, EngineError},
-    net::{Follower, NetworkEvent},
+    flows::{Collector, CollectorError, live::Tables4},
+    net::{Follower, NetworkEvent, guard},
+    serve::{self, Condition, InForce, SocketError, State},
 };
 use std::{
     collections::BTreeMap,
@@ -18,7 +21,7 @@ use std::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -55,6 +58,12 @@ pub enum StartError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The flow log.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
+    /// The local API.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The network cannot be followed.
     #[error("the kernel's network tables cannot be read: {0}")]
     Network(#[from] crate::net::NetlinkError),
@@ -98,9 +107,42 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         generation = generation(&engine.datapath),
         "datapath up"
     );
-    let outcome = Loop { engine, follower, path }.run(changes).await;
+    let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
+    let state = Arc::new(State::new(Arc::clone(&tables), in_force(&engine)));
+    let capture = Capture::new(Arc::clone(&engine.datapath), Arc::clone(&state.directories));
+    let copies = Arc::clone(&capture);
+    let ring = engine.datapath.take_events().expect("the ring is taken once");
+    let collector = Collector::start(
+        ring,
+        Arc::clone(&tables),
+        Arc::clone(&state.directories),
+        config.gateway.flow_log.as_ref(),
+        Box::new(move |copy| copies.take(copy)),
+    )?;
+    state.set_records(collector.counts());
+    let (end, _) = watch::channel(false);
+    let until_end = |mut end: watch::Receiver<bool>| async move {
+        // An error means that the daemon is gone: an end as well.
+        let _ = end.wait_for(|ended| *ended).await;
+    };
+    let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
+    let socket = serve::Socket::open(&config.gateway.socket)?;
+    let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
+    let outcome = Loop { engine, follower, state, capture, path }.run(changes).await;
+    // Nobody is left who could be waiting for an answer.
+    let _ = end.send(true);
+    let _ = tokio::time::timeout(Duration::from_secs(2), local).await;
+    drop(collector);
     info!("stopped; traffic goes on under the last policy");
     outcome
+}
+
+fn in_force(engine: &Engine) -> InForce {
+    InForce {
+        config: Arc::clone(engine.config()),
+        image: Arc::clone(&engine.compiled().image),
+        inventory: Arc::clone(&engine.compiled().inventory),
+    }
 }
 
 fn generation(datapath: &Datapath) -> u32 {
@@ -110,6 +152,8 @@ fn generation(datapath: &Datapath) -> u32 {
 struct Loop {
     engine: Engine,
     follower: Follower,
+    state: Arc<State<Tables4>>,
+    capture: Arc<Capture>,
     path: PathBuf,
 }
 
@@ -125,6 +169,8 @@ impl Loop {
         let mut upkeep = ticker(UPKEEP_EVERY);
         let mut file = ticker(FILE_EVERY);
         let mut seen = stamp(&self.path);
+        self.state.readiness.set(Condition::Policy, vec![]);
+        self.show_places();
         self.upkeep();
         loop {
             tokio::select! {
@@ -171,6 +217,8 @@ impl Loop {
         match self.engine.reload(config, &network) {
             Ok(generation) => {
                 info!(generation, took = ?begun.elapsed(), "policy published");
+                self.state.accept(in_force(&self.engine));
+                self.show_places();
             }
             Err(refused) => {
                 error!("{refused}");
@@ -185,6 +233,26 @@ impl Loop {
         if let Err(failed) = self.engine.follow(change, &network) {
             error!("{failed}");
         }
+        if !matches!(change, NetworkEvent::NeighbourChanged { .. }) {
+            self.show_places();
+        }
+    }
+
+    /// Shows everybody else which interfaces are served, and what is wrong with that.
+    fn show_places(&self) {
+        let places = self.engine.places();
+        let mut problems = places.faults.clone();
+        let hooks = places.interfaces.values().map(|(_, served)| match served {
+            Served::Xdp => 3,
+            Served::Tc => 2,
+        });
+        if self.engine.hooks() < hooks.sum() {
+            problems.push("an interface has no program".to_owned());
+        }
+        self.state.readiness.set(Condition::Attached, problems);
+        self.state.set_served(places.interfaces.clone());
+        let names = places.interfaces.iter().map(|(ifindex, (name, _))| (*ifindex, name.clone()));
+        self.capture.set_interfaces(names.collect());
     }
 
     fn upkeep(&mut self) {
@@ -198,10 +266,16 @@ impl Loop {
                 if !stood {
                     warn!("the last guard was gone; it stands again");
                 }
+                self.state.readiness.set(Condition::Guards, vec![]);
             }
             Err(failed) => {
                 error!("{failed}");
+                let problem = format!("the last guard does not stand: {failed}");
+                self.state.readiness.set(Condition::Guards, vec![problem]);
             }
+        }
+        if let Ok(Some(guard)) = guard::read() {
+            self.state.set_guard_dropped(guard.dropped().packets);
         }
     }
 

@@ -1,9 +1,11 @@
 //! The daemon on the gateway VM, as a library: its parts are also what tests and benches use.
 
+pub mod capture;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod engine;
 pub mod flows;
+pub mod metrics;
 pub mod net;
 pub mod serve;
