@@ -19,7 +19,7 @@ use axum::{
 };
 use serde::Deserialize;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -44,8 +44,14 @@ pub struct Capture {
     directories: Arc<Directories>,
     interfaces: Mutex<HashMap<u32, String>>,
     copies: broadcast::Sender<Arc<Captured>>,
+    /// Copies of packets whose fate is not known yet, by number.
+    undecided: Mutex<BTreeMap<u64, Captured>>,
     busy: AtomicBool,
 }
+
+/// Copies that wait for their packet's fate; the two of a packet come right after each other,
+/// but for other processors.
+const UNDECIDED: usize = 256;
 
 impl Capture {
     /// Nobody looks yet. Whoever looked when an earlier daemon died does so no more.
@@ -57,6 +63,7 @@ impl Capture {
             directories,
             interfaces: Mutex::default(),
             copies,
+            undecided: Mutex::default(),
             busy: AtomicBool::new(false),
         })
     }
@@ -66,8 +73,24 @@ impl Capture {
         *self.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
-    /// Takes a copy from the ring. Nobody listening is not an error.
+    /// Takes a copy from the ring. The one before translation waits for the one after, which
+    /// knows what became of the packet. Nobody listening is not an error.
     pub fn take(&self, copy: &Captured) {
+        let mut undecided = self.undecided.lock().unwrap_or_else(PoisonError::into_inner);
+        if copy.stage == STAGE_BEFORE {
+            undecided.insert(copy.number, *copy);
+            if undecided.len() > UNDECIDED {
+                undecided.pop_first();
+            }
+            return;
+        }
+        if let Some(mut before) = undecided.remove(&copy.number) {
+            before.verdict = copy.verdict;
+            before.reason = copy.reason;
+            before.rule = copy.rule;
+            before.session = copy.session;
+            let _ = self.copies.send(Arc::new(before));
+        }
         let _ = self.copies.send(Arc::new(*copy));
     }
 
