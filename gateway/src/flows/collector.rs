@@ -30,6 +30,10 @@ use crate::datapath::clock::monotonic;
 
 /// How many slots one step looks at: some milliseconds' worth.
 const STEP: u32 = 1 << 16;
+/// Events that are taken before anything else gets its turn.
+const BATCH: u32 = 4096;
+/// More events than the ring has room for: what a last look takes, as traffic goes on.
+const RING: u32 = 1 << 16;
 /// How often lines are written that nobody asked for.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
@@ -129,7 +133,12 @@ fn run<L: Live>(
     loop {
         // Taken first: what was in the ring before the end was asked for is still written.
         let last = stop.load(Ordering::Relaxed);
-        while let Some(item) = ring.next() {
+        let most = if last { RING } else { BATCH };
+        let mut taken = 0;
+        while taken < most
+            && let Some(item) = ring.next()
+        {
+            taken += 1;
             if item.first() == Some(&CAPTURE) {
                 if let Ok((captured, _)) = Captured::ref_from_prefix(&item) {
                     on_captured(captured);
@@ -146,7 +155,7 @@ fn run<L: Live>(
             flushed = Instant::now();
             desk.flush(tables.tick_length());
         }
-        if !desk.is_walking() {
+        if !desk.is_walking() && taken < BATCH {
             wait(&ring, Duration::from_millis(200));
         }
     }

@@ -1,0 +1,485 @@
+//! The page that Prometheus reads.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use api::policy::PairFill;
+use api::status::TableFill;
+use flow_export::Counted;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use xdp_abi::count::{Amount, Counters, RuleCount};
+use xdp_abi::reason::Reason;
+
+use crate::flows::census::lendings;
+use crate::flows::{Census, Directory, Live};
+use crate::serve::State;
+use crate::serve::policy::{FULLEST, fill, hits};
+use crate::serve::status::{DIRECTIONS, live_sessions, tables};
+
+/// Rules that are shown; `sluicectl rules` shows all.
+const RULES: usize = 500;
+/// How old the count of sessions may be.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// Everything that the page is made of.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The gateway's name.
+    pub gateway: String,
+    /// The policy generation in force.
+    pub generation: u32,
+    /// Whether packets are served as configured.
+    pub ready: bool,
+    /// Seconds since the daemon started.
+    pub uptime: u64,
+    /// What became of packets.
+    pub counters: Counters,
+    /// Sessions whose port rests.
+    pub resting: u64,
+    /// What rules counted, by name; the default action is apart.
+    pub rules: Vec<(String, RuleCount)>,
+    /// What the default action counted.
+    pub default_action: RuleCount,
+    /// How full the tables are; `sessions` among them.
+    pub tables: Vec<TableFill>,
+    /// The fullest pairs of outside address and destination.
+    pub fill: Vec<PairFill>,
+    /// The worst number of steps of one port allocation.
+    pub port_steps_max: u64,
+    /// Packets that the last guard, outside the datapath, dropped.
+    pub guard_dropped: u64,
+    /// Records of the flow log, if there is one.
+    pub records: Option<Counted>,
+}
+
+impl Facts {
+    /// Reads them from a gateway.
+    ///
+    /// # Errors
+    /// The kernel did not give its counters.
+    pub fn of<L: Live>(state: &State<L>) -> std::io::Result<Self> {
+        let tables_now = &*state.live;
+        let census: &Census = &state.census.no_older_than(FRESH, tables_now, tables_now.now());
+        let mut hits = hits(tables_now)?;
+        let default_action = hits.remove(&0).unwrap_or_default();
+        Ok(Self {
+            gateway: state.in_force().config.gateway.name.clone(),
+            generation: state.generation(),
+            ready: state.problems().is_empty(),
+            uptime: state.uptime(),
+            counters: tables_now.counters()?,
+            resting: census.resting,
+            rules: named(hits, &state.directories.current()),
+            default_action,
+            tables: tables(state, census),
+            fill: fill(tables_now, &lendings(tables_now), census, FULLEST),
+            port_steps_max: tables_now.shared().port_steps_max.load(),
+            guard_dropped: state.guard_dropped(),
+            records: state.records().map(flow_export::Counts::read),
+        })
+    }
+}
+
+fn named(hits: HashMap<u32, RuleCount>, names: &Directory) -> Vec<(String, RuleCount)> {
+    let name = |id| names.rule(id).map_or_else(|| format!("#{id:08x}"), |name| name.to_string());
+    hits.into_iter().map(|(id, count)| (name(id), count)).collect()
+}
+
+/// Writes the page.
+///
+/// # Errors
+/// Two metrics of one name, or a label that is missing: mistakes in this file.
+pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
+    let page = Page(Registry::new());
+    whole(&page, facts)?;
+    packets(&page, &facts.counters)?;
+    sessions(&page, facts)?;
+    rules(&page, facts)?;
+    ports(&page, facts)?;
+    records(&page, facts)?;
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&page.0.gather(), &mut text)?;
+    Ok(text)
+}
+
+/// A page that is being written.
+struct Page(Registry);
+
+impl Page {
+    fn counter(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
+        let counter = IntCounter::new(name, help)?;
+        counter.inc_by(value);
+        self.0.register(Box::new(counter))
+    }
+
+    fn gauge(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
+        let gauge = IntGauge::new(name, help)?;
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        self.0.register(Box::new(gauge))
+    }
+
+    fn ratio(&self, name: &str, help: &str, used: u64, size: u64) -> prometheus::Result<()> {
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(share(used, size));
+        self.0.register(Box::new(gauge))
+    }
+
+    fn counters<const N: usize>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: [&str; N],
+        rows: impl IntoIterator<Item = ([String; N], u64)>,
+    ) -> prometheus::Result<()> {
+        let counters = IntCounterVec::new(Opts::new(name, help), &labels)?;
+        for (values, count) in rows {
+            counters.get_metric_with_label_values(&values)?.inc_by(count);
+        }
+        self.0.register(Box::new(counters))
+    }
+
+    fn gauges<const N: usize>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: [&str; N],
+        rows: impl IntoIterator<Item = ([String; N], u64)>,
+    ) -> prometheus::Result<()> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), &labels)?;
+        for (values, value) in rows {
+            let gauge = gauges.get_metric_with_label_values(&values)?;
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        self.0.register(Box::new(gauges))
+    }
+}
+
+/// A part of a whole; of nothing it is none.
+fn share(used: u64, size: u64) -> f64 {
+    if size == 0 { 0.0 } else { used as f64 / size as f64 }
+}
+
+fn whole(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    page.gauges(
+        "sluice_build_info",
+        "The version of the daemon and the name of the gateway; always 1.",
+        ["version", "gateway"],
+        [([env!("CARGO_PKG_VERSION").to_owned(), facts.gateway.clone()], 1)],
+    )?;
+    page.gauge("sluice_uptime_seconds", "Since the daemon started.", facts.uptime)?;
+    page.gauge(
+        "sluice_ready",
+        "1 if packets are served as configured; /readyz says why not.",
+        facts.ready.into(),
+    )?;
+    page.gauge(
+        "sluice_policy_generation",
+        "The policy generation in force; 0 means that none is.",
+        facts.generation.into(),
+    )
+}
+
+fn packets(page: &Page, counters: &Counters) -> prometheus::Result<()> {
+    let amounts = |packets: (&str, &str), bytes: (&str, &str), amount: Amount| {
+        page.counter(packets.0, packets.1, amount.packets)?;
+        page.counter(bytes.0, bytes.1, amount.bytes)
+    };
+    amounts(
+        ("sluice_received_packets_total", "Packets that reached an ingress hook."),
+        ("sluice_received_bytes_total", "Bytes that reached an ingress hook."),
+        counters.received,
+    )?;
+    let [original, reply] = counters.forwarded;
+    let by_direction = |original: u64, reply: u64| {
+        [(["original".to_owned()], original), (["reply".to_owned()], reply)]
+    };
+    page.counters(
+        "sluice_packets_total",
+        "Packets sent on: from who began a session, and the answers.",
+        ["direction"],
+        by_direction(original.packets, reply.packets),
+    )?;
+    page.counters(
+        "sluice_bytes_total",
+        "Bytes sent on: from who began a session, and the answers.",
+        ["direction"],
+        by_direction(original.bytes, reply.bytes),
+    )?;
+    amounts(
+        ("sluice_passed_packets_total", "Packets left to the kernel: they are not transit."),
+        ("sluice_passed_bytes_total", "Bytes left to the kernel."),
+        counters.passed,
+    )?;
+    amounts(
+        ("sluice_punted_packets_total", "Packets sent up for the kernel to route."),
+        ("sluice_punted_bytes_total", "Bytes sent up for the kernel to route."),
+        counters.punted,
+    )?;
+    amounts(
+        ("sluice_translated_late_packets_total", "Packets translated where the kernel sends."),
+        ("sluice_translated_late_bytes_total", "Bytes translated where the kernel sends."),
+        counters.translated_late,
+    )?;
+    page.counter(
+        "sluice_answered_packets_total",
+        "Dropped packets whose sender was told (RST, ICMP).",
+        counters.answered,
+    )?;
+    let drops = DIRECTIONS.into_iter().flat_map(|(place, direction)| {
+        Reason::ALL.into_iter().map(move |reason| (place, direction, reason))
+    });
+    let drops = drops.filter_map(|(place, direction, reason)| {
+        let count = counters.drops[place][reason as usize];
+        let labels = [reason.name().to_owned(), direction.as_str().to_owned()];
+        (count > 0).then_some((labels, count))
+    });
+    page.counters(
+        "sluice_dropped_packets_total",
+        "Packets dropped, by reason and direction.",
+        ["reason", "direction"],
+        drops,
+    )
+}
+
+fn sessions(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    let counters = &facts.counters;
+    page.gauge("sluice_sessions", "Live sessions.", live_sessions(counters))?;
+    page.gauge(
+        "sluice_resting_ports",
+        "Ports of ended sessions that are not lent again yet.",
+        facts.resting,
+    )?;
+    page.counter("sluice_sessions_begun_total", "Sessions begun.", counters.sessions_begun)?;
+    page.counter("sluice_sessions_ended_total", "Sessions ended.", counters.sessions_ended)?;
+    page.counter(
+        "sluice_sessions_judged_again_total",
+        "Live sessions judged again, because the policy or an identity changed.",
+        counters.judged_again,
+    )?;
+    if let Some(table) = facts.tables.iter().find(|table| table.name == "sessions") {
+        page.ratio(
+            "sluice_session_table_fill_ratio",
+            "Sessions, live or resting, of those that there is room for.",
+            table.used,
+            table.size,
+        )?;
+    }
+    let used = facts.tables.iter().map(|table| ([table.name.clone()], table.used));
+    page.gauges("sluice_table_entries", "Entries in use.", ["table"], used)?;
+    let size = facts.tables.iter().map(|table| ([table.name.clone()], table.size));
+    page.gauges("sluice_table_size_entries", "Entries that there is room for.", ["table"], size)?;
+    page.counter(
+        "sluice_leaks_stopped_total",
+        "Packets with a non-routable source that the datapath's guards stopped; must stay 0.",
+        counters.leaks_stopped,
+    )?;
+    page.counter(
+        "sluice_guard_dropped_packets_total",
+        "Packets that the last guard, outside the datapath, stopped; must stay 0.",
+        facts.guard_dropped,
+    )
+}
+
+fn rules(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    let mut hit: Vec<&(String, RuleCount)> =
+        facts.rules.iter().filter(|(_, count)| count.hits > 0).collect();
+    hit.sort_by(|a, b| b.1.hits.cmp(&a.1.hits).then_with(|| a.0.cmp(&b.0)));
+    let left_out = hit.len().saturating_sub(RULES);
+    hit.truncate(RULES);
+    page.counters(
+        "sluice_rule_hits_total",
+        "Flows that a rule permitted, or packets that it refused; only rules that were hit.",
+        ["rule"],
+        hit.iter().map(|(name, count)| ([name.clone()], count.hits)),
+    )?;
+    page.counters(
+        "sluice_rule_bytes_total",
+        "Bytes of the packets that a rule judged; only rules that were hit.",
+        ["rule"],
+        hit.iter().map(|(name, count)| ([name.clone()], count.bytes)),
+    )?;
+    page.gauge(
+        "sluice_rules_left_out",
+        "Rules that were hit and are not shown here; `sluicectl rules` shows all.",
+        left_out as u64,
+    )?;
+    page.counter(
+        "sluice_default_action_hits_total",
+        "Flows or packets that no rule decided.",
+        facts.default_action.hits,
+    )
+}
+
+fn ports(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    let fill = GaugeVec::new(
+        Opts::new(
+            "sluice_snat_port_fill_ratio",
+            "Ports lent or resting, of those that may be lent: the fullest pairs of outside \
+             address and destination.",
+        ),
+        &["outside", "destination", "protocol"],
+    )?;
+    for pair in &facts.fill {
+        let labels =
+            [pair.outside.to_string(), pair.destination.to_string(), pair.protocol.to_string()];
+        let ratio = share(pair.used.into(), pair.lendable.into());
+        // Two domains may show the same addresses: the fuller one counts.
+        let gauge = fill.get_metric_with_label_values(&labels)?;
+        gauge.set(gauge.get().max(ratio));
+    }
+    page.0.register(Box::new(fill))?;
+    let exhausted = Reason::PortsExhausted as usize;
+    page.counter(
+        "sluice_snat_allocation_failures_total",
+        "New flows refused because every port towards their destination is lent.",
+        facts.counters.drops.iter().map(|by_reason| by_reason[exhausted]).sum(),
+    )?;
+    page.gauge(
+        "sluice_snat_allocation_steps_max",
+        "The most steps that one port allocation took.",
+        facts.port_steps_max,
+    )
+}
+
+fn records(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    page.counter(
+        "sluice_flow_events_lost_total",
+        "Events that did not fit into the ring between kernel and daemon.",
+        facts.counters.events_lost,
+    )?;
+    page.counter(
+        "sluice_flow_events_suppressed_total",
+        "Events that a rate limit held back.",
+        facts.counters.events_suppressed,
+    )?;
+    let Some(Counted { generated, written, dropped, errors, rotations }) = facts.records else {
+        return Ok(());
+    };
+    for (name, help, value) in [
+        ("sluice_flow_records_generated_total", "Flow records made.", generated),
+        ("sluice_flow_records_written_total", "Flow records written.", written),
+        ("sluice_flow_records_dropped_total", "Flow records that found no room.", dropped),
+        ("sluice_flow_log_errors_total", "Failed attempts to write or rotate.", errors),
+        ("sluice_flow_log_rotations_total", "Files of the flow log put aside.", rotations),
+    ] {
+        page.counter(name, help, value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+    use crate::serve::InForce;
+    use std::sync::Arc;
+    use xdp::memory::Memory;
+
+    fn state(scene: &testing::Scene) -> State<Memory> {
+        let in_force = InForce {
+            config: Arc::new(scene.config.clone()),
+            image: Arc::clone(&scene.image),
+            inventory: Arc::clone(&scene.inventory),
+        };
+        State::new(Arc::clone(&scene.memory), in_force)
+    }
+
+    fn written(facts: &Facts) -> String {
+        String::from_utf8(page(facts).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_page_says_what_the_tables_say() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        scene.open_tcp("100.64.1.10:40001", "198.51.100.9:443");
+        scene.syn(1, "100.64.1.10:40003", "198.51.100.9:22");
+        let state = state(&scene);
+        state.set_guard_dropped(3);
+        let text = written(&Facts::of(&state).unwrap());
+        for line in [
+            "sluice_build_info{gateway=\"gw-test\",version=\"0.1.0\"} 1",
+            "sluice_received_packets_total 7",
+            "sluice_packets_total{direction=\"original\"} 4",
+            "sluice_packets_total{direction=\"reply\"} 2",
+            "sluice_dropped_packets_total{direction=\"outbound\",reason=\"rule_denied\"} 1",
+            "sluice_sessions 2",
+            "sluice_sessions_begun_total 2",
+            "sluice_session_table_fill_ratio 0.001953125",
+            "sluice_table_entries{table=\"sessions\"} 2",
+            "sluice_rule_hits_total{rule=\"web\"} 2",
+            "sluice_rule_hits_total{rule=\"watch-web\"} 2",
+            "sluice_rule_hits_total{rule=\"no-ssh\"} 1",
+            "sluice_rules_left_out 0",
+            "sluice_snat_port_fill_ratio{destination=\"198.51.100.9:443\",outside=\"203.0.113.1\",\
+             protocol=\"tcp\"} 0.000031001984126984125",
+            "sluice_snat_allocation_failures_total 0",
+            "sluice_policy_generation 1",
+            "sluice_leaks_stopped_total 0",
+            "sluice_guard_dropped_packets_total 3",
+            "sluice_flow_events_lost_total 0",
+            "sluice_ready 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n---\n{text}");
+        }
+        assert!(!text.contains("no-telnet"), "a rule that was never hit");
+        assert!(!text.contains("sluice_flow_records"), "there is no flow log");
+        assert!(!text.contains("reason=\"no_route\""), "a reason that never occurred");
+    }
+
+    #[test]
+    fn names_end_in_a_unit_and_counters_in_total() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let mut facts = Facts::of(&state(&scene)).unwrap();
+        facts.records = Some(Counted::default());
+        let text = written(&facts);
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+            assert!(name.starts_with("sluice_"), "{line}");
+        }
+    }
+
+    #[test]
+    fn rules_are_capped_and_the_page_says_how_many_are_left_out() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let mut facts = Facts::of(&state(&scene)).unwrap();
+        for (number, left_out) in [(RULES, 0), (RULES + 1, 1), (RULES + 77, 77)] {
+            facts.rules = (0..number)
+                .map(|n| (format!("rule-{n}"), RuleCount { hits: 1 + n as u64, bytes: 60 }))
+                .chain([("never".to_owned(), RuleCount::default())])
+                .collect();
+            let text = written(&facts);
+            let shown = text.lines().filter(|l| l.starts_with("sluice_rule_hits_total{")).count();
+            assert_eq!(shown, RULES);
+            assert!(text.contains(&format!("sluice_rules_left_out {left_out}\n")));
+            assert_eq!(text.contains("rule=\"rule-0\""), left_out == 0, "the least hit goes first");
+        }
+    }
+
+    #[test]
+    fn records_are_counted_where_there_is_a_log() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let mut facts = Facts::of(&state(&scene)).unwrap();
+        facts.records =
+            Some(Counted { generated: 9, written: 7, dropped: 2, errors: 1, rotations: 4 });
+        let text = written(&facts);
+        for line in [
+            "sluice_flow_records_generated_total 9",
+            "sluice_flow_records_written_total 7",
+            "sluice_flow_records_dropped_total 2",
+            "sluice_flow_log_errors_total 1",
+            "sluice_flow_log_rotations_total 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_nothing_is_none() {
+        assert_eq!((share(0, 0), share(5, 0), share(1, 4)), (0.0, 0.0, 0.25));
+    }
+}
