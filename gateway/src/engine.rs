@@ -8,7 +8,7 @@ use crate::{
     datapath::{
         attach::{AttachError, Attached},
         hops,
-        object::Sizes,
+        object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::{Places, Served},
         publish::{PublishError, Publisher},
@@ -157,6 +157,12 @@ pub fn compile(config: &Config) -> Result<Compiled, CompileError> {
     Ok(Compiled { image: Arc::new(image), inventory: Arc::new(inputs.inventory), diagnostics })
 }
 
+/// Which hooks the interfaces are served by.
+fn hooks_of(places: &Places) -> Hooks {
+    let any = |served| places.interfaces.values().any(|(_, hook)| *hook == served);
+    Hooks { xdp: any(Served::Xdp), tc: any(Served::Tc) }
+}
+
 fn sizes(config: &Config) -> Sizes {
     let tables = &config.gateway.tables;
     Sizes {
@@ -188,7 +194,7 @@ impl Engine {
         std::fs::create_dir_all(&pins)
             .map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         guard::install(&guard_spec(&config))?;
-        let datapath = Datapath::open(sizes(&config), Some(&pins))?;
+        let datapath = Datapath::open(sizes(&config), hooks_of(&places), Some(&pins))?;
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
@@ -200,6 +206,7 @@ impl Engine {
         hops::relink(&datapath, &places);
         let mut attached = Attached::default();
         attached.bring(&datapath, &places.interfaces, &pins)?;
+        settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
@@ -251,6 +258,11 @@ impl Engine {
         let places = Places::of(&config, network, &served);
         if !places.faults.is_empty() {
             return Err(EngineError::Faults(places.faults));
+        }
+        let wanted = hooks_of(&places);
+        let loaded = self.datapath.hooks;
+        if wanted.xdp && !loaded.xdp || wanted.tc && !loaded.tc {
+            return Err(EngineError::Restart("hook"));
         }
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
@@ -425,6 +437,10 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
         if std::fs::remove_file(pins.join(name)).is_ok() {
             detached.maps += 1;
         }
+    }
+    for name in xdp_abi::names::ALL {
+        // What a start that came to nothing has left.
+        let _ = std::fs::remove_file(pins.join(format!("{name}.next")));
     }
     let _ = std::fs::remove_dir(pins);
     if guard_too {

@@ -3,9 +3,13 @@
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, MapError, ProgramArray, Queue},
+    pin::PinError,
     programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 use xdp_abi::{
     names,
     policy::{POOL_ADDRESSES, RULES, SNAT_POLICIES},
@@ -103,6 +107,14 @@ pub enum ObjectError {
         /// Why.
         source: MapError,
     },
+    /// A map could not be pinned.
+    #[error("the map `{name}` cannot be pinned: {source}; is bpffs mounted there?")]
+    Pin {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: PinError,
+    },
     /// A map could not be mapped into memory.
     #[error("the map `{name}` cannot be mapped into memory: {source}")]
     Memory {
@@ -122,10 +134,37 @@ pub struct Object {
     stages: Vec<ProgramArray<MapData>>,
 }
 
+/// Which hooks are going to be used: the verifier takes seconds for the programs of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// XDP on some interface.
+    pub xdp: bool,
+    /// TC ingress on some interface.
+    pub tc: bool,
+}
+
+/// Arrays of tail-call targets. The kernel empties one when no pin and no process holds it, so
+/// they are pinned; but every load has its own, because a packet must not change from the
+/// programs of one load to those of another in the middle.
+const STAGES: [&str; 2] = [names::XDP_STAGES, names::TC_STAGES];
+
+/// Where the arrays of a load are pinned until its programs are on the interfaces.
+fn next(pins: &Path, array: &str) -> PathBuf {
+    pins.join(format!("{array}.next"))
+}
+
+/// The programs of a load are on the interfaces: its arrays take the place of those before.
+pub fn settle(pins: &Path) -> io::Result<()> {
+    for array in STAGES {
+        std::fs::rename(next(pins, array), pins.join(array))?;
+    }
+    Ok(())
+}
+
 impl Object {
     /// Loads the object with tables of these sizes. With `pins`, maps that are pinned there are
     /// taken over and new ones are pinned.
-    pub fn load(sizes: &Sizes, pins: Option<&PathBuf>) -> Result<Self, ObjectError> {
+    pub fn load(sizes: &Sizes, hooks: Hooks, pins: Option<&PathBuf>) -> Result<Self, ObjectError> {
         let of_maps = sizes.of_maps();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -133,27 +172,34 @@ impl Object {
             loader.map_max_entries(name, *size);
         }
         if let Some(pins) = pins {
-            for name in names::ALL {
+            for name in names::ALL.into_iter().filter(|name| !STAGES.contains(name)) {
                 loader.map_pin_path(name, pins.join(name));
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let stages = |programs: &[(&'static str, u32)]| {
-            programs.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+        let stages = |programs: &[(&'static str, u32)], used: bool| {
+            let names = programs.iter().map(|(name, _)| *name).filter(|_| used);
+            names.collect::<Vec<_>>()
         };
-        let xdp = [names::XDP_INGRESS, names::CONTROL];
-        for name in xdp.into_iter().chain(stages(&names::XDP_STAGE_PROGRAMS)) {
+        let mut xdp = stages(&names::XDP_STAGE_PROGRAMS, hooks.xdp);
+        xdp.push(names::CONTROL);
+        xdp.extend(hooks.xdp.then_some(names::XDP_INGRESS));
+        for name in xdp {
             let program: &mut Xdp = program(&mut ebpf, name)?;
             program.load().map_err(|source| ObjectError::Program { name, source })?;
         }
-        let tc = [names::TC_INGRESS, names::TC_MARK, names::TC_EGRESS];
-        for name in tc.into_iter().chain(stages(&names::TC_STAGE_PROGRAMS)) {
+        let mut tc = stages(&names::TC_STAGE_PROGRAMS, hooks.tc);
+        tc.extend([names::TC_MARK, names::TC_EGRESS]);
+        tc.extend(hooks.tc.then_some(names::TC_INGRESS));
+        for name in tc {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program.load().map_err(|source| ObjectError::Program { name, source })?;
         }
         let mut object = Self { ebpf, stages: Vec::new() };
-        object.chain(names::XDP_STAGES, &names::XDP_STAGE_PROGRAMS)?;
-        object.chain(names::TC_STAGES, &names::TC_STAGE_PROGRAMS)?;
+        let xdp: &[_] = if hooks.xdp { &names::XDP_STAGE_PROGRAMS } else { &[] };
+        let tc: &[_] = if hooks.tc { &names::TC_STAGE_PROGRAMS } else { &[] };
+        object.chain(names::XDP_STAGES, xdp, pins)?;
+        object.chain(names::TC_STAGES, tc, pins)?;
         Ok(object)
     }
 
@@ -162,8 +208,15 @@ impl Object {
         &mut self,
         array: &'static str,
         programs: &[(&'static str, u32)],
+        pins: Option<&PathBuf>,
     ) -> Result<(), ObjectError> {
         let map = self.ebpf.take_map(array).ok_or(ObjectError::Missing(array))?;
+        if let Some(pins) = pins {
+            let path = next(pins, array);
+            // What a load that came to nothing has left.
+            let _ = std::fs::remove_file(&path);
+            map.pin(&path).map_err(|source| ObjectError::Pin { name: array, source })?;
+        }
         let failed = |source| ObjectError::Map { name: array, source };
         let mut stages = ProgramArray::try_from(map).map_err(failed)?;
         for (name, stage) in programs {

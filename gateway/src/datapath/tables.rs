@@ -6,7 +6,7 @@
 use super::{
     clock::Clock,
     memory::Mapped,
-    object::{Object, ObjectError, Sizes},
+    object::{Hooks, Object, ObjectError, Sizes},
 };
 use aya::{
     Pod, TestRun as _,
@@ -78,6 +78,7 @@ pub enum TablesError {
 #[allow(missing_docs, reason = "each table is described where its name is, in `xdp_abi::names`")]
 pub struct Datapath {
     pub sizes: Sizes,
+    pub hooks: Hooks,
     pub config: Mapped<Config>,
     pub shared: Mapped<Shared>,
     pub epochs: Mapped<[u32; EPOCHS]>,
@@ -131,8 +132,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Datapath {
     /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
     /// are there.
-    pub fn open(sizes: Sizes, pins: Option<&PathBuf>) -> Result<Self, TablesError> {
-        let mut object = Object::load(&sizes, pins)?;
+    pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&PathBuf>) -> Result<Self, TablesError> {
+        let mut object = Object::load(&sizes, hooks, pins)?;
         let config: Mapped<Config> = object.map(names::CONFIG)?;
         let shared: Mapped<Shared> = object.map(names::SHARED)?;
         let slots: Mapped<Entry4> = object.map(names::SLOTS4)?;
@@ -171,6 +172,7 @@ impl Datapath {
         }
         Ok(Self {
             sizes,
+            hooks,
             epochs: object.map(names::EPOCHS)?,
             records: object.map(names::RECORDS4)?,
             source_rules: object.map(names::SOURCE_RULES)?,
