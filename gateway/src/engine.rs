@@ -440,7 +440,7 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     }
     for name in xdp_abi::names::ALL {
         // What a start that came to nothing has left.
-        let _ = std::fs::remove_file(pins.join(format!("{name}.next")));
+        let _ = std::fs::remove_file(pins.join(format!("{name}_next")));
     }
     let _ = std::fs::remove_dir(pins);
     if guard_too {

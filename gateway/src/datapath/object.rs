@@ -150,7 +150,7 @@ const STAGES: [&str; 2] = [names::XDP_STAGES, names::TC_STAGES];
 
 /// Where the arrays of a load are pinned until its programs are on the interfaces.
 fn next(pins: &Path, array: &str) -> PathBuf {
-    pins.join(format!("{array}.next"))
+    pins.join(format!("{array}_next"))
 }
 
 /// The programs of a load are on the interfaces: its arrays take the place of those before.
