@@ -9,6 +9,7 @@ use crate::{
     datapath::{places::Served, tables::Datapath},
     engine::{Engine, EngineError},
     flows::{Collector, CollectorError, live::Tables4},
+    metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
 };
@@ -21,7 +22,8 @@ use std::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -61,6 +63,9 @@ pub enum StartError {
     /// The flow log.
     #[error(transparent)]
     Collector(#[from] CollectorError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The local API.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -128,13 +133,37 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
+    let metrics = start_metrics(&config, &state, until_end(end.subscribe())).await?;
     let outcome = Loop { engine, follower, state, capture, path }.run(changes).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
-    let _ = tokio::time::timeout(Duration::from_secs(2), local).await;
+    let both = async { (local.await, metrics.await) };
+    let _ = tokio::time::timeout(Duration::from_secs(2), both).await;
     drop(collector);
     info!("stopped; traffic goes on under the last policy");
     outcome
+}
+
+/// Serves metrics, or says at once why it cannot.
+async fn start_metrics(
+    config: &Config,
+    state: &Arc<State<Tables4>>,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<Result<(), MetricsError>>, StartError> {
+    let (bound, is_bound) = oneshot::channel();
+    let (settings, state) = (config.gateway.metrics.clone(), Arc::clone(state));
+    let task = tokio::spawn(async move {
+        // Nobody waits any more only if the daemon is ending.
+        let bound = |address| drop(bound.send(address));
+        metrics::serve(&settings, state, bound, end).await
+    });
+    if is_bound.await.is_err() {
+        match task.await {
+            Ok(Err(failed)) => return Err(failed.into()),
+            Ok(Ok(())) | Err(_) => unreachable!("metrics end before they begin only by an error"),
+        }
+    }
+    Ok(task)
 }
 
 fn in_force(engine: &Engine) -> InForce {
