@@ -74,7 +74,8 @@ pub fn record(kind: EventKind, event: &Event4, names: &Directory, clock: &ClockB
         time: clock.time(event.time),
         gateway: Arc::clone(&names.gateway),
         event: kind,
-        session: (event.session != 0).then_some(SessionId(event.session)),
+        // The very first session has the number zero.
+        session: (kind != EventKind::Deny).then_some(SessionId(event.session)),
         verdict: verdict(kind, event),
         reason: reason(kind, event),
         protocol: Protocol(event.protocol),
@@ -254,6 +255,20 @@ mod tests {
             };
             let record = of_event(&event, &names, &CLOCK).unwrap();
             assert_eq!(record.duration_ms, expected, "{last_seen} ticks");
+        }
+    }
+
+    #[test]
+    fn the_first_session_has_a_number_and_a_refusal_has_none() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        for (kind, expected) in [
+            (event::START, Some(SessionId(0))),
+            (event::END, Some(SessionId(0))),
+            (event::DENY, None),
+        ] {
+            let event = Event4 { kind, ..Event4::default() };
+            let record = of_event(&event, &scene.directory(1), &CLOCK).unwrap();
+            assert_eq!(record.session, expected, "{kind}");
         }
     }
 

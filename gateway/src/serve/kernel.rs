@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::status::{Map, Maps, Program, Programs};
@@ -21,18 +21,15 @@ use super::state::State;
 use crate::datapath::places::Served;
 use crate::flows::Live;
 
-/// A map and where it is pinned.
-fn pinned(pins: &Path) -> Vec<(MapInfo, String)> {
-    let at = |name: &str| {
+/// The maps that are pinned, by name. The kernel's own name for a map ends after 15 bytes.
+fn pinned(pins: &Path) -> Vec<(&'static str, PathBuf, MapInfo)> {
+    let at = |name: &'static str| {
         let path = pins.join(name);
         // What is not there, or not for us, is not shown.
-        path.exists().then(|| MapInfo::from_pin(&path).ok())?.map(|info| (info, path))
+        let info = path.exists().then(|| MapInfo::from_pin(&path).ok())??;
+        Some((name, path, info))
     };
-    names::ALL
-        .into_iter()
-        .filter_map(at)
-        .map(|(info, path)| (info, path.display().to_string()))
-        .collect()
+    names::ALL.into_iter().filter_map(at).collect()
 }
 
 pub(super) async fn maps<L: Live>(
@@ -41,25 +38,25 @@ pub(super) async fn maps<L: Live>(
     let pins = state.in_force().config.gateway.pin_path.clone();
     blocking(move || {
         let mut maps: Vec<Map> =
-            pinned(&pins).into_iter().map(|(info, pin)| map(&info, pin)).collect();
+            pinned(&pins).iter().map(|(name, path, info)| map(name, path, info)).collect();
         maps.sort_by(|a, b| a.name.cmp(&b.name));
         Json(Maps { maps })
     })
     .await
 }
 
-fn map(info: &MapInfo, pin: String) -> Map {
+fn map(name: &str, pin: &Path, info: &MapInfo) -> Map {
     let memory = info.fd().ok().map(|fd| memory(fd.as_fd()));
     Map {
         id: info.id(),
-        name: info.name_as_str().unwrap_or_default().to_owned(),
+        name: name.to_owned(),
         kind: info.map_type().map_or("unknown", kind).to_owned(),
         key_size: info.key_size(),
         value_size: info.value_size(),
         max_entries: info.max_entries(),
         entries: None,
         memory: memory.unwrap_or(0),
-        pin: Some(pin),
+        pin: Some(pin.display().to_string()),
     }
 }
 
@@ -100,7 +97,7 @@ pub(super) async fn programs<L: Live>(
 ) -> Result<Json<Programs>, Refusal> {
     let pins = state.in_force().config.gateway.pin_path.clone();
     blocking(move || {
-        let ours: BTreeSet<u32> = pinned(&pins).iter().map(|(info, _)| info.id()).collect();
+        let ours: BTreeSet<u32> = pinned(&pins).iter().map(|(.., info)| info.id()).collect();
         let served = state.served();
         let mut programs = Vec::new();
         for info in loaded_programs().flatten().filter(|info| uses(info, &ours)) {

@@ -6,13 +6,13 @@
 
 mod explain;
 mod kernel;
-mod policy;
+pub(crate) mod policy;
 mod problem;
 mod route;
 mod sessions;
 mod socket;
 mod state;
-mod status;
+pub(crate) mod status;
 
 use std::path::Path;
 use std::sync::Arc;
