@@ -154,7 +154,9 @@ async fn start_metrics(
     let (settings, state) = (config.gateway.metrics.clone(), Arc::clone(state));
     let task = tokio::spawn(async move {
         // Nobody waits any more only if the daemon is ending.
-        let bound = |address| drop(bound.send(address));
+        let bound = |address| {
+            let _ = bound.send(address);
+        };
         metrics::serve(&settings, state, bound, end).await
     });
     if is_bound.await.is_err() {
