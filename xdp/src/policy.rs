@@ -14,6 +14,9 @@ use xdp_abi::{
     policy::{ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RuleSet, SUMMARY_WORDS},
 };
 
+/// The counter of the default action; rules have those after it.
+pub const DEFAULT_COUNTER: u32 = 0;
+
 /// What a policy says of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Judgement {
@@ -95,6 +98,8 @@ pub fn judge<T: Tables>(
         judgement.log = rule.log;
         judgement.mark = rule.mark;
         judgement.rule = rule.id;
+    } else {
+        tables.count_rule(DEFAULT_COUNTER, bytes);
     }
     judgement
 }

@@ -20,7 +20,8 @@ pub struct Amount {
 }
 
 /// What became of every packet that came in. `received` is counted before anything is read, so
-/// that `received = forwarded + passed + punted + answered + drops` can be checked.
+/// that `received = forwarded + passed + punted + drops` can be checked (an answered packet is
+/// among the drops).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {

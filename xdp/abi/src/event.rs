@@ -50,7 +50,7 @@ pub struct Event4 {
     pub time: u64,
     /// When the session began.
     pub began: u64,
-    /// When it last saw a packet, to about 1/16 s.
+    /// Ticks (about 1/16 s) from its last packet to `time`; of an end only.
     pub last_seen: u64,
     /// The first packet's source, before translation.
     pub source: [u8; 4],
