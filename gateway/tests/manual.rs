@@ -1,0 +1,265 @@
+//! What the manual and the systemd unit say, held against the program.
+//!
+//! A page that is read when something is on fire has to be right: every drop reason, metric and
+//! field of a record stands in it, every test that a page names exists, every link leads
+//! somewhere, and the unit's capabilities are the ones that the daemon needs, no more.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use xdp_abi::reason::Reason;
+
+const GATEWAY: &str = env!("CARGO_BIN_EXE_sluice-gateway");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The pages of the project, by their paths from its root.
+fn pages() -> Vec<String> {
+    let mut pages: Vec<String> =
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(Into::into).into();
+    for directory in ["docs", "docs/adr"] {
+        let names = fs::read_dir(root().join(directory)).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        pages.extend(names.filter(|n| n.ends_with(".md")).map(|n| format!("{directory}/{n}")));
+    }
+    pages
+}
+
+/// What stands between backticks on one line.
+fn code(text: &str) -> BTreeSet<&str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Which of `names` is in no row of a table: `| `name` | ...`.
+fn without_row<'a>(page: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let rows: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .filter_map(|line| line.split('|').next())
+        .flat_map(code)
+        .collect();
+    names.into_iter().filter(|name| !rows.contains(name)).collect()
+}
+
+#[test]
+fn every_drop_reason_has_its_row_and_no_row_is_left_over() {
+    let page = read("docs/operations.md");
+    let names = Reason::ALL.map(Reason::name);
+    assert_eq!(without_row(&page, names), [""; 0]);
+    let table = page.split("| reason |").nth(1).expect("the table of reasons");
+    let table = table.split("\n\n").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, names.len());
+}
+
+#[test]
+fn every_metric_has_its_row() {
+    let source = read("gateway/src/metrics/page.rs");
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let quoted = source.split('"').skip(1).step_by(2);
+    let names: BTreeSet<&str> = quoted
+        .filter(|word| word.starts_with("sluice_"))
+        .filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    assert_eq!(without_row(&read("docs/operations.md"), names), [""; 0]);
+}
+
+#[test]
+fn every_field_of_a_record_has_its_row() {
+    let golden = read("gateway/flow-export/tests/golden/records.jsonl");
+    let first: Value = serde_json::from_str(golden.lines().next().unwrap()).unwrap();
+    let mut names = BTreeSet::new();
+    fields(&first, &mut names);
+    assert!(names.len() > 30, "{names:?}");
+    let page = read("docs/operations.md");
+    assert_eq!(without_row(&page, names.iter().map(String::as_str)), [""; 0]);
+}
+
+fn fields(value: &Value, names: &mut BTreeSet<String>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        names.insert(name.clone());
+        fields(value, names);
+    }
+}
+
+#[test]
+fn every_test_that_a_page_names_exists() {
+    let mut named = 0;
+    for page in pages() {
+        let text = read(&page);
+        for (file, test) in code(&text).into_iter().filter_map(|word| word.split_once(".rs::")) {
+            named += 1;
+            let source = read(&format!("{file}.rs"));
+            assert!(source.contains(&format!("fn {test}(")), "{page} names {file}.rs::{test}");
+        }
+    }
+    assert!(named > 20, "the pages name only {named} tests");
+}
+
+#[test]
+fn every_link_and_every_file_that_a_page_names_is_there() {
+    for page in pages() {
+        let text = read(&page);
+        let directory = root().join(&page).parent().unwrap().to_owned();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http") && !link.starts_with('#')) {
+            let file = link.split('#').next().unwrap();
+            assert!(directory.join(file).exists(), "{page} leads to {link}");
+        }
+        let is_source = |word: &&str| word.contains('/') && word.ends_with(".rs");
+        for file in code(&text).into_iter().filter(is_source) {
+            assert!(root().join(file).is_file(), "{page} names {file}");
+        }
+    }
+}
+
+fn unit() -> String {
+    read("gateway/systemd/sluice-gateway.service")
+}
+
+/// The value of a setting that stands once in the unit.
+fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+    let values: Vec<_> =
+        unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).collect();
+    assert_eq!(values.len(), 1, "{name}: {values:?}");
+    values[0]
+}
+
+fn skip(why: &str) {
+    eprintln!("SKIPPED: systemd unit: {why}");
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit() {
+    let directory = scratch("unit");
+    // The program is installed elsewhere, and systemd looks whether it is there.
+    let installed = setting(&unit(), "ExecStart").split_once(' ').unwrap().0.to_owned();
+    let file = directory.join("sluice-gateway.service");
+    fs::write(&file, unit().replace(&installed, GATEWAY)).unwrap();
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--recursive-errors=one", "--man=no"])
+        .arg(&file)
+        .output();
+    let Ok(output) = verify else { return skip("there is no systemd-analyze") };
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("Failed to initialize manager") {
+        return skip("systemd-analyze does not run here");
+    }
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+/// Two interfaces, BPF file system and daemon, in namespaces that vanish with this shell.
+/// Arguments: a directory, the program, the capabilities as `setpriv` takes them.
+const SCENE: &str = r#"
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/bpf"
+mount -t bpf bpf "$1/bpf"
+ip link set lo up
+for interface in eth0 eth1; do
+    ip link add $interface type veth peer name far-$interface
+    ip link set $interface up
+    ip link set far-$interface up
+done
+ip address add 203.0.113.1/24 dev eth0
+ip address add 100.64.0.1/16 dev eth1
+cat >"$1/sluice.yaml" <<END
+gateway:
+  name: gw-test
+  domains: [{ name: prod-eu, number: 1 }]
+  attachments:
+    - { name: pods, interface: eth1, kind: spoke, domain: prod-eu, sources: [100.64.0.0/16] }
+    - { name: internet, interface: eth0, kind: internet }
+  tables:
+    sessions: 1024
+    endpoints: 64
+    prefixes: 64
+    identities: 16
+    rules: 16
+    port_classes: 16
+    next_hops: 64
+  flow_log: { path: $1/flows.jsonl }
+  socket: $1/sluice.sock
+  pin_path: $1/bpf/sluice
+  state_dir: $1/state
+documents:
+  - { kind: DefaultAction, name: default, spec: { action: deny } }
+END
+setpriv --no-new-privs --inh-caps=-all --bounding-set="-all$3" \
+    "$2" run --config "$1/sluice.yaml" 2>"$1/said" &
+daemon=$!
+tries=0
+until [ "$(curl -s http://127.0.0.1:9464/readyz)" = ready ]; do
+    tries=$((tries + 1))
+    if [ $tries -gt 600 ] || ! kill -0 $daemon 2>/dev/null; then
+        kill -9 $daemon 2>/dev/null || true
+        cat "$1/said"
+        exit 1
+    fi
+    sleep 0.1
+done
+kill $daemon
+wait $daemon
+"#;
+
+/// Runs the daemon with these capabilities until it is ready or gives up.
+fn run_with(capabilities: &[&str]) -> Output {
+    let directory = scratch(&format!("capabilities-{}", capabilities.join("-")));
+    let set: String = capabilities
+        .iter()
+        .map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+        .collect();
+    Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-ec", SCENE, "sh"])
+        .arg(&directory)
+        .args([GATEWAY, &set])
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("needs root for a network namespace");
+    }
+    let probe = "mkdir -p $0 && mount -t bpf bpf $0 && ip link add a type veth";
+    let probe = Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-ec", probe])
+        .arg(scratch("probe"))
+        .output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        return skip("needs bpffs and veth in namespaces of its own");
+    }
+    for tool in ["setpriv", "curl"] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            return skip(&format!("there is no {tool}"));
+        }
+    }
+    let unit = unit();
+    let all: Vec<&str> = setting(&unit, "CapabilityBoundingSet").split_whitespace().collect();
+    let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let ready = run_with(&all);
+    assert!(ready.status.success(), "{all:?}: {}", said(&ready));
+    for one in &all {
+        let others: Vec<&str> = all.iter().copied().filter(|other| other != one).collect();
+        let refused = run_with(&others);
+        assert!(!refused.status.success(), "{others:?} are enough");
+        assert!(said(&refused).contains(&format!("needs {one}")), "{}", said(&refused));
+    }
+}
