@@ -105,7 +105,9 @@ impl PacketSocket {
         };
         let Ok(length) = usize::try_from(length) else {
             let error = io::Error::last_os_error();
-            let later = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
+            // The last says that the interface went down; when it is up again, frames come again.
+            let later =
+                [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::NetworkDown];
             return if later.contains(&error.kind()) { Ok(None) } else { Err(error) };
         };
         let aux = auxiliary(&header);

@@ -1,0 +1,191 @@
+//! A change of policy is whole, reaches live flows, and loses nothing of the others.
+
+use std::net::SocketAddrV4;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lab::Background;
+use lab::client::{self, Attempt, Talk, UdpLoad, UdpReport};
+use lab::config::replace;
+use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
+use lab::servers::ECHO;
+use serde_json::json;
+use xdp_abi::reason::Reason;
+
+use crate::stand::{Place, Stand, eventually, everywhere, show};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
+
+everywhere!(a_change_of_policy_reaches_live_flows_and_only_those_it_is_about);
+
+fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place) -> Result<()> {
+    let mut stand = place.stand()?;
+    show!(stand:
+        a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet,
+        an_address_with_another_identity_does_not_inherit_flows,
+        a_file_that_changes_is_read_without_being_told,
+        a_bad_file_is_refused_and_the_old_policy_stays,
+        a_size_that_changes_is_refused_with_the_reason,
+        a_rule_that_only_watches_decides_nothing_and_is_named,
+    )
+}
+
+/// Flows that a change is not about: a conversation and a train of numbered datagrams.
+struct Others {
+    talk: Background<Talk>,
+    datagrams: Background<UdpReport>,
+}
+
+impl Others {
+    fn start(stand: &Stand) -> Result<Self> {
+        let lab = &stand.lab;
+        let api = &lab.pod("prod-eu", "api").netns;
+        let stream = client::connect_to(api, TRANSIT, PATIENCE)?.open()?;
+        let talk = client::talk(api, stream, Duration::from_millis(2), PATIENCE);
+        let load = UdpLoad { packets: u32::MAX, ..UdpLoad::default() };
+        let datagrams = client::udp_flow(&lab.pod("prod-us", "web").netns, INTERNET, load)?;
+        thread::sleep(Duration::from_millis(200));
+        Ok(Self { talk, datagrams })
+    }
+
+    /// Nothing of them was lost.
+    fn assert_whole(self) -> Result<()> {
+        thread::sleep(Duration::from_millis(200));
+        let (talk, datagrams) = (self.talk.stop()?, self.datagrams.stop()?);
+        ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+        ensure!(talk.slowest < Duration::from_millis(190), "a segment was lost: {talk:?}");
+        ensure!(datagrams.sent > 200 && datagrams.wrong == 0, "{datagrams:?}");
+        ensure!(datagrams.lost() == 0, "{datagrams:?}");
+        Ok(())
+    }
+}
+
+fn live_talk(stand: &Stand, cluster: &str, name: &str) -> Result<Background<Talk>> {
+    let pod = &stand.lab.pod(cluster, name).netns;
+    let stream = client::connect_to(pod, INTERNET, PATIENCE)?.open()?;
+    let talk = client::talk(pod, stream, Duration::from_millis(2), Duration::from_millis(800));
+    thread::sleep(Duration::from_millis(100));
+    ensure!(!talk.ended(), "it does not live");
+    Ok(talk)
+}
+
+fn a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let live = live_talk(stand, "prod-eu", "web")?;
+    let before = stand.counters()?;
+    for round in 0..3 {
+        stand.config.set_ports("pods-to-transit", &format!("1024-{}", 65_535 - round));
+        stand.reload()?;
+    }
+    ensure!(!live.ended(), "what it is allowed by has not changed");
+    stand.config.set_action("teams-to-internet", "deny");
+    let start = Instant::now();
+    stand.reload()?;
+    let cut = live.finish()?;
+    ensure!(cut.broke.is_some() && cut.answered > 0, "{cut:?}");
+    ensure!(start.elapsed() < Duration::from_secs(4), "after {:?}", start.elapsed());
+    let web = &stand.lab.pod("prod-eu", "web").netns.clone();
+    let attempt = client::connect_to(web, INTERNET, Duration::from_millis(300))?;
+    ensure!(matches!(attempt, Attempt::Silence), "{attempt:?}");
+    stand.record("of the end of the flow that was cut", |record| {
+        record["event"] == "end"
+            && record["source"]["endpoint"] == "prod-eu/web"
+            && record["reason"] == "revoked"
+    })?;
+    stand.config.set_action("teams-to-internet", "permit");
+    stand.reload()?;
+    client::echo(client::connect_to(web, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    others.assert_whole()?;
+    let after = stand.counters()?;
+    ensure!(after.judged_again > before.judged_again, "{after:?}");
+    ensure!(after.dropped(Reason::RuleDenied) > before.dropped(Reason::RuleDenied), "{after:?}");
+    Ok(())
+}
+
+fn an_address_with_another_identity_does_not_inherit_flows(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let live = live_talk(stand, "prod-eu", "web")?;
+    let namesake = live_talk(stand, "prod-us", "web")?;
+    stand.config.set_labels("prod-eu/web", json!({ "team": "batch", "tier": "worker" }));
+    stand.reload()?;
+    let cut = live.finish()?;
+    ensure!(cut.broke.is_some() && cut.answered > 0, "{cut:?}");
+    let namesake = namesake.stop()?;
+    ensure!(namesake.broke.is_none(), "the pod of that address in the other cluster: {namesake:?}");
+    let pod = &stand.lab.pod("prod-eu", "web").netns.clone();
+    let attempt = client::connect_to(pod, INTERNET, PATIENCE)?;
+    ensure!(matches!(attempt, Attempt::Refused), "as for every batch job: {attempt:?}");
+    stand.config.set_labels("prod-eu/web", json!({ "team": "web", "tier": "frontend" }));
+    stand.reload()?;
+    client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    others.assert_whole()
+}
+
+fn a_file_that_changes_is_read_without_being_told(stand: &mut Stand) -> Result<()> {
+    let pod = &stand.lab.pod("prod-eu", "api").netns;
+    let pings = || client::ping(pod, TRANSIT_SERVERS[1], 1);
+    ensure!(pings()? == 1);
+    let mut stricter = stand.config.clone();
+    stricter.add_rule("no-transit", 1, "deny", "payments", "transit-servers");
+    stricter.write(stand.daemon.config_path())?;
+    eventually("the rule holds", || Ok(pings()? == 0))?;
+    stand.config.write(stand.daemon.config_path())?;
+    eventually("the rule is gone", || Ok(pings()? == 1))
+}
+
+fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let live = live_talk(stand, "prod-eu", "web")?;
+    let good = stand.config.yaml()?;
+    for (bad, said) in [
+        (good.replace("action: permit", "action: allow"), "permit"),
+        (good.replace("- payments", "- paiments"), "paiments"),
+        (good[..good.len() / 2].to_owned() + "\n\t{", "sluice.yaml"),
+        (String::new(), "sluice.yaml"),
+    ] {
+        let before = stand.daemon.stderr().len();
+        replace(stand.daemon.config_path(), &bad)?;
+        stand.daemon.hang_up()?;
+        let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
+        eventually("the file is refused", || Ok(says().contains("stays")))?;
+        ensure!(says().contains("sluice.yaml:") && says().contains(said), "{said}: {}", says());
+    }
+    ensure!(!live.ended(), "the old policy holds");
+    live.stop()?;
+    let report = &stand.lab.pod("prod-eu", "report").netns;
+    let attempt = client::connect_to(report, INTERNET, PATIENCE)?;
+    ensure!(matches!(attempt, Attempt::Refused), "{attempt:?}");
+    stand.reload()?;
+    others.assert_whole()
+}
+
+fn a_size_that_changes_is_refused_with_the_reason(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let mut larger = stand.config.clone();
+    larger.set_table("sessions", 131_072);
+    let before = stand.daemon.stderr().len();
+    stand.daemon.reload(&larger)?;
+    let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
+    eventually("the size is refused", || Ok(says().contains("tables.sessions")))?;
+    stand.reload()?;
+    others.assert_whole()
+}
+
+fn a_rule_that_only_watches_decides_nothing_and_is_named(stand: &mut Stand) -> Result<()> {
+    stand.config.add_rule("would-deny", 2, "deny", "web", "internet-servers");
+    stand.config.spec("Rule", "would-deny")["enforcement"] = json!("monitor");
+    stand.reload()?;
+    let pod = &stand.lab.pod("prod-us", "web").netns;
+    client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    stand.record("of what the rule would have matched", |record| {
+        record["event"] == "start"
+            && record["would_match"]["name"] == "would-deny"
+            && record["rule"]["name"] == "teams-to-internet"
+            && record["source"]["endpoint"] == "prod-us/web"
+    })?;
+    stand.config.remove("Rule", "would-deny");
+    stand.reload()
+}

@@ -1,0 +1,196 @@
+//! Where a scenario plays: a lab with servers, the daemon, and captures outside.
+
+use std::time::{Duration, Instant};
+use std::{mem, thread};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::daemon::ctl_binary;
+use lab::plan::NON_ROUTABLE;
+use lab::{Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
+use serde_json::Value;
+
+use crate::counters::Counters;
+
+/// Makes four tests of each function, one for each place.
+macro_rules! everywhere {
+    ($($claim:ident),+ $(,)?) => {$(
+        mod $claim {
+            use lab::{Hook, Need, Shape};
+
+            use crate::stand::Place;
+
+            #[test]
+            fn three_legged_xdp() -> anyhow::Result<()> {
+                lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+                super::$claim(Place { shape: Shape::ThreeLegged, hook: Hook::Xdp })
+            }
+
+            #[test]
+            fn three_legged_tc() -> anyhow::Result<()> {
+                lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+                super::$claim(Place { shape: Shape::ThreeLegged, hook: Hook::Tc })
+            }
+
+            #[test]
+            fn one_armed_xdp() -> anyhow::Result<()> {
+                lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+                super::$claim(Place { shape: Shape::OneArmed, hook: Hook::Xdp })
+            }
+
+            #[test]
+            fn one_armed_tc() -> anyhow::Result<()> {
+                lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+                super::$claim(Place { shape: Shape::OneArmed, hook: Hook::Tc })
+            }
+        }
+    )+};
+}
+pub(crate) use everywhere;
+
+/// Shows claims, which are functions over a [`Stand`], under their names.
+macro_rules! show {
+    ($stand:ident: $($claim:ident),+ $(,)?) => {
+        $stand.show(&[$((stringify!($claim), $claim)),+])
+    };
+}
+pub(crate) use show;
+
+/// Something that holds of a gateway at work. It leaves the stand as it found it.
+pub(crate) type Claim = fn(&mut Stand) -> Result<()>;
+
+/// How the gateway is connected, and where it hooks in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) shape: Shape,
+    pub(crate) hook: Hook,
+}
+
+impl Place {
+    /// A stand with the lab's own configuration.
+    pub(crate) fn stand(self) -> Result<Stand> {
+        self.stand_with(|_| ())
+    }
+
+    /// A stand with another configuration.
+    pub(crate) fn stand_with(self, change: impl FnOnce(&mut Config)) -> Result<Stand> {
+        let lab = Lab::new(self.shape, Offloads::Off)?;
+        let servers = lab.serve()?;
+        let outside = lab.watch_outside()?;
+        let mut config = Config::new(&lab, self.hook);
+        change(&mut config);
+        let daemon = Daemon::start(&lab, &config)?;
+        Ok(Stand { daemon, outside, _servers: servers, config, lab })
+    }
+}
+
+/// A gateway at work.
+pub(crate) struct Stand {
+    pub(crate) daemon: Daemon,
+    pub(crate) config: Config,
+    pub(crate) outside: Vec<Capture>,
+    _servers: [Servers; 2],
+    // The last to be dropped.
+    pub(crate) lab: Lab,
+}
+
+impl Stand {
+    /// What became of every packet so far.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        Counters::read(&self.lab.site().pins())
+    }
+
+    /// Puts the present [`Stand::config`] in force, and waits until it is.
+    pub(crate) fn reload(&mut self) -> Result<()> {
+        let published = |daemon: &Daemon| daemon.stderr().matches("policy published").count();
+        let before = published(&self.daemon);
+        self.daemon.reload(&self.config)?;
+        let daemon = &self.daemon;
+        eventually("the new policy is in force", || Ok(published(daemon) > before))
+            .with_context(|| daemon.stderr())
+    }
+
+    /// Runs `sluicectl` at the daemon's socket; what it printed.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let socket = self.lab.site().files().join("sluice.sock");
+        let socket = socket.to_string_lossy();
+        let program = ctl_binary()?;
+        let arguments = [&["--socket", &*socket], arguments].concat();
+        self.lab.gateway.run(&program.to_string_lossy(), &arguments)
+    }
+
+    /// Waits for a flow record that `wanted` likes.
+    pub(crate) fn record(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut found = None;
+        let look = || {
+            found = self.daemon.flow_records()?.into_iter().find(|record| wanted(record));
+            Ok(found.is_some())
+        };
+        if let Err(error) = eventually(&format!("a flow record: {what}"), look) {
+            let records = self.daemon.flow_records()?;
+            let last = records.iter().rev().take(2).map(|record| format!("\n{record}"));
+            bail!("{error:#}; the last of {}:{}", records.len(), last.collect::<String>());
+        }
+        found.context("it was just found")
+    }
+
+    /// Shows claims one after the other, all of them even if one fails, and then that nothing
+    /// wrong was sent outside and every packet is accounted for.
+    pub(crate) fn show(&mut self, claims: &[(&str, Claim)]) -> Result<()> {
+        let mut failures = String::new();
+        for (name, claim) in claims {
+            if let Err(failure) = claim(self) {
+                failures += &format!("\n{name}: {failure:?}");
+            }
+        }
+        if let Err(failure) = self.assert_sound() {
+            failures += &format!("\nat the end: {failure:?}");
+        }
+        if !failures.is_empty() {
+            let counters = self.counters();
+            bail!("{failures}\n{counters:?}\nThe gateway said:\n{}", self.daemon.stderr());
+        }
+        Ok(())
+    }
+
+    /// Nothing that was sent outside since the last look is wrong, and every packet that the
+    /// gateway received is accounted for.
+    pub(crate) fn assert_sound(&mut self) -> Result<()> {
+        let next = self.lab.watch_outside()?;
+        let mut seen = 0;
+        for capture in mem::replace(&mut self.outside, next) {
+            let looked = capture.stop()?.assert_clean(&[NON_ROUTABLE])?;
+            ensure!(looked.lost == 0 && looked.partial == 0, "{looked:?}");
+            seen += looked.ipv4;
+        }
+        ensure!(seen > 0, "nothing was seen outside, which proves nothing");
+        // A packet that is just being counted may be counted by half.
+        let start = Instant::now();
+        loop {
+            match self.counters()?.assert_conserved() {
+                Err(_) if start.elapsed() < Duration::from_secs(1) => {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Waits until something holds, for five seconds.
+pub(crate) fn eventually(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    within(Duration::from_secs(5), what, holds)
+}
+
+/// Waits until something holds.
+pub(crate) fn within(
+    patience: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        ensure!(start.elapsed() < patience, "not within {patience:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! A gateway that cannot start says why in a sentence, and ends.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::config::replace;
+use lab::daemon::gateway_binary;
+use lab::{Config, Daemon, Hook, Lab, Need};
+use serde_json::json;
+
+#[test]
+fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    let lab = Lab::three_legged()?;
+    let config = Config::new(&lab, Hook::Xdp);
+    let with = |change: &dyn Fn(&mut Config)| {
+        let mut config = config.clone();
+        change(&mut config);
+        config
+    };
+    let none = ["setpriv", "--bounding-set=-all"];
+    for (what, config, wrapper, code, said) in [
+        (
+            "an interface that is missing",
+            with(&|config| config.gateway["attachments"][0]["interface"] = json!("eth-nowhere")),
+            &[][..],
+            1,
+            "there is no interface `eth-nowhere`",
+        ),
+        ("no privileges", config.clone(), &none, 1, "needs CAP_NET_ADMIN; run it as root"),
+        (
+            "a field that does not exist",
+            with(&|config| config.gateway["nmae"] = json!("gw")),
+            &[],
+            2,
+            "nmae",
+        ),
+        (
+            "pins elsewhere than on bpffs",
+            with(&|config| config.gateway["pin_path"] = json!(lab.site().files().join("pins"))),
+            &[],
+            1,
+            "bpffs",
+        ),
+    ] {
+        let mut daemon = Daemon::start_under(&lab, &config, wrapper)?;
+        let status = daemon.wait().with_context(|| format!("with {what}"))?;
+        let stderr = daemon.stderr();
+        ensure!(status.code() == Some(code), "{what}: {status}: {stderr}");
+        ensure!(stderr.contains(said), "{what}: {stderr}");
+        ensure!(!stderr.contains("panicked"), "{what}: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_missing_or_bad_is_named_by_check_too() -> Result<()> {
+    lab::require!(Need::Lab, Need::Gateway);
+    let lab = Lab::three_legged()?;
+    let binary = gateway_binary()?;
+    let path = lab.site().files().join("other.yaml");
+    let check = || {
+        let (binary, path) = (binary.to_string_lossy(), path.to_string_lossy());
+        lab.gateway.output(&binary, &["check", "--config", &path])
+    };
+    let says = |output: std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = check()?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    ensure!(says(output).contains("other.yaml"));
+    let good = Config::new(&lab, Hook::Tc).yaml()?;
+    replace(&path, &good)?;
+    let output = check()?;
+    ensure!(output.status.success(), "{output:?}");
+    replace(&path, &good.replace("kind: spoke", "kind: spook"))?;
+    let output = check()?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    let said = says(output);
+    ensure!(said.contains("other.yaml:") && said.contains("spoke"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_few_capabilities_are_enough() -> Result<()> {
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    let lab = Lab::one_armed()?;
+    let config = Config::new(&lab, Hook::Xdp);
+    let few = ["setpriv", "--bounding-set=-all,+net_admin,+bpf,+perfmon"];
+    let daemon = Daemon::start_under(&lab, &config, &few)?.ready()?;
+    let (status, body) = daemon.get("/healthz")?;
+    ensure!(status == 200, "{status}: {body}");
+    Ok(())
+}
