@@ -1,7 +1,13 @@
 //! Programs on interfaces. Their links are pinned, so that packets are served while no daemon
-//! runs; a daemon that starts puts its own programs into the links that it finds.
+//! runs; a daemon that starts puts its own programs into the links that it finds. Where the
+//! kernel has no links for TC, filters take their place.
 
-use super::{object::ObjectError, places::Served, tables::Datapath};
+use super::{
+    filter::{self, FilterError},
+    object::ObjectError,
+    places::Served,
+    tables::Datapath,
+};
 use aya::{
     pin::PinError,
     programs::{
@@ -65,7 +71,23 @@ pub enum AttachError {
 /// What is attached where.
 #[derive(Debug, Default)]
 pub struct Attached {
-    links: BTreeMap<PathBuf, FdLink>,
+    links: BTreeMap<PathBuf, Held>,
+}
+
+/// What holds a program on its interface.
+#[derive(Debug)]
+enum Held {
+    Link {
+        /// Kept open, should somebody remove the pin.
+        _link: FdLink,
+    },
+    Filter,
+}
+
+impl From<FdLink> for Held {
+    fn from(link: FdLink) -> Self {
+        Self::Link { _link: link }
+    }
 }
 
 /// One hook of an interface.
@@ -84,6 +106,13 @@ impl Place {
             Self::TcEgress => "TC egress",
         }
     }
+    const fn side(self) -> Option<TcAttachType> {
+        match self {
+            Self::Xdp => None,
+            Self::TcIngress => Some(TcAttachType::Ingress),
+            Self::TcEgress => Some(TcAttachType::Egress),
+        }
+    }
     const fn file(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
@@ -93,19 +122,44 @@ impl Place {
     }
 }
 
-/// Where the links of an interface are pinned.
+/// What stands for the program of a hook among the pins: its link, or its filter.
 fn pin(pins: &Path, ifindex: u32, place: Place) -> PathBuf {
-    pins.join(format!("link-{}-{ifindex}", place.file()))
+    match place.side() {
+        Some(side) if filter::needed() => pins.join(filter::pin_name(ifindex, side)),
+        _ => pins.join(format!("link-{}-{ifindex}", place.file())),
+    }
 }
 
-/// What is pinned as a link.
-pub fn pinned_links(pins: &Path) -> Vec<PathBuf> {
+/// The pins of everything that is attached, in the order in which it may go: the guards at TC
+/// egress last.
+fn pinned(pins: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(pins) else { return Vec::new() };
-    entries
+    let is_link = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link-"))
+    };
+    let mut found: Vec<PathBuf> = entries
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("link-"))
         .map(|entry| entry.path())
-        .collect()
+        .filter(|path| is_link(path) || filter::is_pin(path))
+        .collect();
+    found.sort_by_key(|path| path.to_string_lossy().contains("egress"));
+    found
+}
+
+/// Takes off what a pin stands for. What is gone already is what was wanted.
+fn take_off(pin: &Path) {
+    if filter::is_pin(pin) {
+        filter::take_off(pin);
+    } else {
+        let _ = std::fs::remove_file(pin);
+    }
+}
+
+/// Takes every program off its interface; says how many there were.
+pub fn detach(pins: &Path) -> usize {
+    let found = pinned(pins);
+    found.iter().for_each(|pin| take_off(pin));
+    found.len()
 }
 
 impl Attached {
@@ -140,14 +194,9 @@ impl Attached {
         }
         let keep: Vec<PathBuf> =
             wanted.iter().map(|(ifindex, _, place, _)| pin(pins, *ifindex, *place)).collect();
-        let mut gone: Vec<PathBuf> =
-            pinned_links(pins).into_iter().filter(|path| !keep.contains(path)).collect();
-        // `link-xdp…` and `link-tc-ingress…` before `link-tc-egress…`.
-        gone.sort_by_key(|path| path.to_string_lossy().contains("tc-egress"));
-        for path in gone {
+        for path in pinned(pins).into_iter().filter(|path| !keep.contains(path)) {
             self.links.remove(&path);
-            // A pin that is gone already is what was wanted.
-            let _ = std::fs::remove_file(&path);
+            take_off(&path);
         }
         Ok(())
     }
@@ -157,7 +206,7 @@ impl Attached {
         for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
             let path = pin(pins, ifindex, place);
             self.links.remove(&path);
-            let _ = std::fs::remove_file(&path);
+            take_off(&path);
         }
     }
 
@@ -174,26 +223,37 @@ fn attach(
     place: Place,
     program: &'static str,
     path: &Path,
-) -> Result<FdLink, AttachError> {
+) -> Result<Held, AttachError> {
     let failed = |source| AttachError::Program {
         interface: interface.to_owned(),
         hook: place.label(),
         source,
     };
+    let mut object = datapath.object();
+    if let Some(side) = place.side().filter(|_| filter::needed()) {
+        return match filter::put(object.tc(program)?, interface, side, path) {
+            Ok(()) => Ok(Held::Filter),
+            Err(FilterError::Program(source)) => Err(failed(source)),
+            Err(FilterError::Pin(source)) => Err(AttachError::Pin {
+                interface: interface.to_owned(),
+                path: path.to_owned(),
+                source,
+            }),
+        };
+    }
     let unusable = |source| AttachError::Link { path: path.to_owned(), source };
     let found = if path.exists() {
         Some(FdLink::from(PinnedLink::from_pin(path).map_err(unusable)?))
     } else {
         None
     };
-    let mut object = datapath.object();
     if place == Place::Xdp {
         let program: &mut Xdp = object.xdp(program)?;
         if let Some(found) = found {
             let link = XdpLink::try_from(found).map_err(unusable)?;
             if let Ok(id) = program.attach_to_link(link) {
                 let link = program.take_link(id).map_err(failed)?;
-                return FdLink::try_from(link).map_err(unusable);
+                return Ok(FdLink::try_from(link).map_err(unusable)?.into());
             }
             // The interface that it was for is gone.
             let _ = std::fs::remove_file(path);
@@ -212,7 +272,7 @@ fn attach(
         let link = SchedClassifierLink::try_from(found).map_err(unusable)?;
         if let Ok(id) = program.attach_to_link(link) {
             let link = program.take_link(id).map_err(failed)?;
-            return FdLink::try_from(link).map_err(unusable);
+            return Ok(FdLink::try_from(link).map_err(unusable)?.into());
         }
         let _ = std::fs::remove_file(path);
     }
@@ -223,11 +283,11 @@ fn attach(
 }
 
 /// Pins a new link, and keeps it open as well.
-fn keep(link: FdLink, interface: &str, path: &Path) -> Result<FdLink, AttachError> {
+fn keep(link: FdLink, interface: &str, path: &Path) -> Result<Held, AttachError> {
     let pinned = link.pin(path).map_err(|source| AttachError::Pin {
         interface: interface.to_owned(),
         path: path.to_owned(),
         source,
     })?;
-    Ok(FdLink::from(pinned))
+    Ok(FdLink::from(pinned).into())
 }

@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod clock;
+mod filter;
 pub mod hops;
 pub mod memory;
 pub mod object;
