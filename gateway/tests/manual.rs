@@ -123,6 +123,18 @@ fn every_link_and_every_file_that_a_page_names_is_there() {
     }
 }
 
+#[test]
+fn the_configuration_of_the_readme_is_accepted_and_says_what_is_shown() {
+    let readme = read("README.md");
+    let yaml = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let file = scratch("readme").join("sluice.yaml");
+    fs::write(&file, yaml).unwrap();
+    let output = Command::new(GATEWAY).args(["check", "--config"]).arg(&file).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(readme.lines().any(|line| line == said.trim_end()), "{said}");
+}
+
 fn unit() -> String {
     read("gateway/systemd/sluice-gateway.service")
 }
