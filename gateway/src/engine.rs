@@ -6,7 +6,7 @@
 use crate::{
     config::{Config, Hook, convert},
     datapath::{
-        attach::{AttachError, Attached},
+        attach::{self, AttachError, Attached},
         hops,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
@@ -428,11 +428,7 @@ impl Engine {
 /// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
-    let links = crate::datapath::attach::pinned_links(pins);
-    let mut detached = Detached { links: links.len(), ..Detached::default() };
-    for link in links {
-        let _ = std::fs::remove_file(link);
-    }
+    let mut detached = Detached { links: attach::detach(pins), ..Detached::default() };
     for name in xdp_abi::names::ALL {
         if std::fs::remove_file(pins.join(name)).is_ok() {
             detached.maps += 1;
