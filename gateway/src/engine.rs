@@ -73,6 +73,12 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
+    /// Nothing can be pinned there.
+    #[error(
+        "`pin_path` {0} is not on a BPF file system; mount bpffs there, or name a directory below \
+         /sys/fs/bpf"
+    )]
+    NotBpffs(PathBuf),
 }
 
 /// A policy with all that it was made of.
@@ -193,6 +199,11 @@ impl Engine {
         let pins = config.gateway.pin_path.clone();
         std::fs::create_dir_all(&pins)
             .map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
+        let on_bpffs = nix::sys::statfs::statfs(&pins)
+            .is_ok_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
+        if !on_bpffs {
+            return Err(EngineError::NotBpffs(pins));
+        }
         guard::install(&guard_spec(&config))?;
         let datapath = Datapath::open(sizes(&config), hooks_of(&places), Some(&pins))?;
         settings::write(&datapath, &config);

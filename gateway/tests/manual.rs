@@ -124,15 +124,15 @@ fn every_link_and_every_file_that_a_page_names_is_there() {
 }
 
 #[test]
-fn the_configuration_of_the_readme_is_accepted_and_says_what_is_shown() {
-    let readme = read("README.md");
-    let yaml = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let file = scratch("readme").join("sluice.yaml");
+fn the_first_configuration_is_accepted_and_says_what_is_shown() {
+    let page = read("docs/operations.md");
+    let yaml = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let file = scratch("first").join("sluice.yaml");
     fs::write(&file, yaml).unwrap();
     let output = Command::new(GATEWAY).args(["check", "--config"]).arg(&file).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(readme.lines().any(|line| line == said.trim_end()), "{said}");
+    assert!(page.lines().any(|line| line == said.trim_end()), "{said}");
 }
 
 fn unit() -> String {
@@ -250,7 +250,7 @@ fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
     if !nix::unistd::geteuid().is_root() {
         return skip("needs root for a network namespace");
     }
-    let probe = "mkdir -p $0 && mount -t bpf bpf $0 && ip link add a type veth";
+    let probe = "mkdir -p $0 && mount -t bpf bpf $0 && ip link add name one type veth peer name two";
     let probe = Command::new("unshare")
         .args(["--net", "--mount", "sh", "-ec", probe])
         .arg(scratch("probe"))

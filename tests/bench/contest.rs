@@ -81,12 +81,19 @@ fn prepare(stand: &mut Stand, load: Load, cores: &[usize]) -> Result<u32> {
 }
 
 fn figure(row: &RowSpec, rates: &[Rates]) -> Row {
-    let paired = |of: &[f64], over: &[f64]| of.iter().zip(over).map(|(a, b)| a / b).collect();
+    let paired = |of: &[f64], over: &[f64]| -> Vec<f64> {
+        of.iter().zip(over).map(|(a, b)| a / b).collect()
+    };
     let rounds: Vec<f64> = match row.figure {
         Figure::Nanoseconds(device) => {
             rates[device].one_core.iter().map(|rate| 1e9 / rate).collect()
         }
         Figure::Speed(of, over) => paired(&rates[of].one_core, &rates[over].one_core),
+        Figure::Cost(of, over) => paired(&rates[over].one_core, &rates[of].one_core),
+        Figure::SecondCoreAgainst(of, over) => {
+            let gain = |device: usize| paired(&rates[device].two_cores, &rates[device].one_core);
+            paired(&gain(of), &gain(over))
+        }
         Figure::SecondCore(device) => paired(&rates[device].two_cores, &rates[device].one_core),
     };
     Row::new(row.id, row.what, row.figure.unit(), row.goal, estimate(&rounds))

@@ -1,16 +1,20 @@
 //! Devices under test: what stands between the generator and the sink.
 
+use std::sync::atomic::AtomicBool;
+
 use anyhow::Result;
 use aya::Ebpf;
 
 use crate::object::{self, Settings};
-use crate::topology::{INSIDE, OUTSIDE, SINK, stations};
+use crate::topology::{INSIDE, OUTSIDE, SINK, set, stations};
 
+pub(crate) mod documents;
 pub(crate) mod nftables;
+pub(crate) mod sluice;
 
 /// Something that forwards from [`INSIDE`] to [`OUTSIDE`]. Every method is called inside the
 /// device's namespace, whose links, addresses, routes and neighbours are there.
-pub(crate) trait Dut: Send {
+pub(crate) trait Dut: Send + Sync {
     /// What the table of a run calls it.
     fn name(&self) -> &'static str;
 
@@ -22,6 +26,30 @@ pub(crate) trait Dut: Send {
 
     /// Ends every flow that it remembers, so that the next packets are first packets.
     fn forget_flows(&mut self) -> Result<()>;
+
+    /// What runs beside the traffic, on a thread of its own, while `sending`.
+    fn beside(&self, _sending: &AtomicBool) {}
+}
+
+/// The kernel's forwarding and nothing else.
+pub(crate) struct Forwarding;
+
+impl Dut for Forwarding {
+    fn name(&self) -> &'static str {
+        "forwarding"
+    }
+
+    fn translates(&self) -> bool {
+        false
+    }
+
+    fn set_up(&mut self) -> Result<()> {
+        set("net/ipv4/ip_forward", "1")
+    }
+
+    fn forget_flows(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An XDP program of the bench object, attached to the inside interface.

@@ -4,10 +4,14 @@
 //! kernel, and every figure comes with a 95 % interval. Needs root; touches nothing outside the
 //! namespaces that it makes, except conntrack's limit while it runs.
 
+mod bulk;
 mod contest;
+mod dry;
 mod dut;
+mod exam;
 mod object;
 mod report;
+mod room;
 mod rows;
 mod stand;
 mod statistics;
@@ -19,6 +23,8 @@ use std::thread;
 use anyhow::{Result, bail};
 use clap::Parser;
 
+use exam::{EXAMS, Exam};
+use report::Row;
 use rows::{CONTESTS, Contest};
 
 /// Measures the gateway against what it is compared with.
@@ -45,17 +51,26 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if arguments.list {
-        for row in CONTESTS.iter().flat_map(|contest| contest.rows) {
-            println!("{:<24} {}", row.id, row.what);
+        for (id, what) in listed() {
+            println!("{id:<24} {what}");
         }
         return Ok(());
     }
-    let contests = chosen(&arguments.only)?;
+    let (contests, exams) = chosen(&arguments.only)?;
     let cores = if arguments.cores.is_empty() {
         last_and_first(thread::available_parallelism().map_or(1, usize::from))
     } else {
         arguments.cores
     };
+    let rounds = arguments.rounds.into();
+    // At once: an interrupted run keeps what it has measured.
+    let written = |rows: Vec<Row>| {
+        for row in &rows {
+            println!("{}", row.line());
+        }
+        report::add(&arguments.report, &rows)
+    };
+    dut::sluice::private_pins()?;
     println!("{}", report::head());
     for contest in contests {
         if contest.two_cores() && cores.len() < 2 {
@@ -64,31 +79,35 @@ fn main() -> Result<()> {
             }
             continue;
         }
-        let rows = contest::run(contest, arguments.rounds.into(), &cores)?;
-        for row in &rows {
-            println!("{}", row.line());
-        }
-        // At once: an interrupted run keeps what it has measured.
-        report::add(&arguments.report, &rows)?;
+        written(contest::run(contest, rounds, &cores)?)?;
+    }
+    for exam in exams {
+        written((exam.run)(rounds, &cores)?)?;
     }
     println!("written to {}", arguments.report.display());
     Ok(())
+}
+
+/// Every row with what it says.
+fn listed() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let sent = CONTESTS.iter().flat_map(|contest| contest.rows).map(|row| (row.id, row.what));
+    sent.chain(EXAMS.iter().flat_map(|exam| exam.rows).copied())
 }
 
 fn last_and_first(cores: usize) -> Vec<usize> {
     if cores > 1 { vec![cores - 1, 0] } else { vec![0] }
 }
 
-/// The contests that yield the named rows; all of them when none is named.
-fn chosen(only: &[String]) -> Result<Vec<&'static Contest>> {
-    let ids = || CONTESTS.iter().flat_map(|contest| contest.rows).map(|row| row.id);
+/// The contests and exams that yield the named rows; all of them when none is named.
+fn chosen(only: &[String]) -> Result<(Vec<&'static Contest>, Vec<&'static Exam>)> {
+    let ids = || listed().map(|(id, _)| id);
     if let Some(unknown) = only.iter().find(|id| !ids().any(|known| known == *id)) {
         bail!("there is no row `{unknown}`; there are: {}", ids().collect::<Vec<_>>().join(", "));
     }
-    let wanted = |contest: &&Contest| {
-        only.is_empty() || contest.rows.iter().any(|row| only.iter().any(|id| id == row.id))
-    };
-    Ok(CONTESTS.iter().filter(wanted).collect())
+    let wanted = |id: &str| only.is_empty() || only.iter().any(|named| named == id);
+    let contests = CONTESTS.iter().filter(|contest| contest.rows.iter().any(|row| wanted(row.id)));
+    let exams = EXAMS.iter().filter(|exam| exam.rows.iter().any(|(id, _)| wanted(id)));
+    Ok((contests.collect(), exams.collect()))
 }
 
 #[cfg(test)]
@@ -103,13 +122,23 @@ mod tests {
     }
 
     #[test]
+    fn every_row_has_an_id_of_its_own() {
+        let ids: Vec<_> = listed().map(|(id, _)| id).collect();
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    }
+
+    #[test]
     fn a_row_brings_its_contest_and_an_unknown_one_is_refused() {
         let ids = |only: &[&str]| {
             let only: Vec<String> = only.iter().map(|id| id.to_string()).collect();
-            chosen(&only).map(|contests| contests.len()).map_err(|error| error.to_string())
+            chosen(&only)
+                .map(|(contests, exams)| (contests.len(), exams.len()))
+                .map_err(|error| error.to_string())
         };
-        assert_eq!(ids(&[]), Ok(CONTESTS.len()));
-        assert_eq!(ids(&["redirect_read_ns", "redirect_read_ratio"]), Ok(1));
+        assert_eq!(ids(&[]), Ok((CONTESTS.len(), EXAMS.len())));
+        assert_eq!(ids(&["redirect_read_ns", "redirect_read_ratio"]), Ok((1, 0)));
+        assert_eq!(ids(&["hit_ns", "churn_cost"]), Ok((1, 1)));
         assert!(ids(&["redirect_raed_ns"]).unwrap_err().contains("`redirect_raed_ns`"));
     }
 }

@@ -1,8 +1,8 @@
 //! The eBPF object of the benches, loaded and spoken to in Rust's types.
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
-use aya::programs::{Xdp, XdpMode};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, ProgramArray};
+use aya::programs::{ProgramFd, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bench_xdp::{Arrived, Cursor};
 
@@ -74,6 +74,13 @@ pub(crate) fn set_cursors(object: &mut Ebpf, share: impl Fn(usize) -> Cursor) ->
     })?;
     let cursors: Vec<_> = (0..cpus).map(|cpu| Plain(share(cpu))).collect();
     map.set(0, PerCpuValues::try_from(cursors)?, 0).context("cannot place the generators")
+}
+
+/// Names the program that `feed` hands its frames to.
+pub(crate) fn set_next(object: &mut Ebpf, program: &ProgramFd) -> Result<()> {
+    let map = object.map_mut("NEXT").context("the object has no map `NEXT`")?;
+    let mut map = ProgramArray::<&mut MapData>::try_from(map)?;
+    map.set(0, program, 0).context("cannot feed the program")
 }
 
 /// What the sink received so far, on all CPUs.

@@ -12,7 +12,6 @@ use crate::statistics::Estimate;
 
 /// What a row has to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "baselines have no goal"))]
 pub(crate) enum Goal {
     /// The more the better.
     AtLeast(f64),

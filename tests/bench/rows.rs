@@ -7,6 +7,7 @@
 use anyhow::Result;
 
 use crate::dut::nftables::Nftables;
+use crate::dut::sluice::Sluice;
 use crate::dut::{Dut, Redirect};
 use crate::report::Goal;
 
@@ -29,8 +30,12 @@ pub(crate) enum Figure {
     Nanoseconds(usize),
     /// Rate of the first / rate of the second, on one core, round by round.
     Speed(usize, usize),
+    /// Time per packet of the first / of the second, round by round.
+    Cost(usize, usize),
     /// Rate on two cores / rate on one.
     SecondCore(usize),
+    /// What the first gains by the second core / what the second does.
+    SecondCoreAgainst(usize, usize),
 }
 
 /// One line of the report.
@@ -51,7 +56,9 @@ pub(crate) struct Contest {
 impl Contest {
     /// Whether some row wants to know what two cores do.
     pub(crate) fn two_cores(&self) -> bool {
-        self.rows.iter().any(|row| matches!(row.figure, Figure::SecondCore(_)))
+        let compares =
+            |figure| matches!(figure, Figure::SecondCore(_) | Figure::SecondCoreAgainst(..));
+        self.rows.iter().any(|row| compares(row.figure))
     }
 }
 
@@ -60,7 +67,10 @@ impl Figure {
     pub(crate) const fn unit(self) -> &'static str {
         match self {
             Self::Nanoseconds(_) => "ns",
-            Self::Speed(..) | Self::SecondCore(_) => "ratio",
+            Self::Speed(..)
+            | Self::Cost(..)
+            | Self::SecondCore(_)
+            | Self::SecondCoreAgainst(..) => "ratio",
         }
     }
 }
@@ -77,87 +87,208 @@ fn read() -> Result<Box<dyn Dut>> {
     Ok(Box::new(Redirect::with_read(TABLE_ENTRIES)))
 }
 
+fn sluice() -> Result<Box<dyn Dut>> {
+    Ok(Box::new(Sluice::new(1 << 17)))
+}
+
 fn nftables() -> Result<Box<dyn Dut>> {
     Ok(Box::new(Nftables::new()?))
 }
 
-/// Everything that can be measured.
+fn sluice_many_rules() -> Result<Box<dyn Dut>> {
+    Ok(Box::new(Sluice::new(1 << 17).with_many_rules()))
+}
+
+fn sluice_on_tc() -> Result<Box<dyn Dut>> {
+    Ok(Box::new(Sluice::new(1 << 17).on_tc()))
+}
+
+fn sluice_million() -> Result<Box<dyn Dut>> {
+    Ok(Box::new(Sluice::new(1 << 20)))
+}
+
+fn sluice_churning() -> Result<Box<dyn Dut>> {
+    Ok(Box::new(Sluice::new(1 << 20).churning()))
+}
+
+/// Shorthand for the table below.
+const fn row(id: &'static str, what: &'static str, figure: Figure, goal: Option<Goal>) -> RowSpec {
+    RowSpec { id, what, figure, goal }
+}
+
+/// Everything that is sent through the topology.
 pub(crate) const CONTESTS: &[Contest] = &[
     Contest {
-        devices: &[bare],
+        devices: &[bare, sluice],
         load: Load::Established(1_000),
-        rows: &[RowSpec {
-            id: "bare_redirect_ns",
-            what: "XDP redirect and nothing else, 1,000 flows",
-            figure: Figure::Nanoseconds(0),
-            goal: None,
-        }],
-    },
-    Contest {
-        devices: &[bare, read],
-        load: Load::Established(1_000_000),
         rows: &[
-            RowSpec {
-                id: "redirect_read_ns",
-                what: "XDP redirect and one random read of 64 B in 256 MB, 1 M flows",
-                figure: Figure::Nanoseconds(1),
-                goal: None,
-            },
-            RowSpec {
-                id: "redirect_read_ratio",
-                what: "the same / bare redirect: the machine's limit at 1 M flows",
-                figure: Figure::Speed(1, 0),
-                goal: None,
-            },
+            row(
+                "bare_redirect_ns",
+                "XDP redirect and nothing else, 1,000 flows",
+                Figure::Nanoseconds(0),
+                None,
+            ),
+            row(
+                "sluice_ns",
+                "the gateway: SNAT, rules and counters, 1,000 sessions",
+                Figure::Nanoseconds(1),
+                None,
+            ),
+            row(
+                "redirect_ratio",
+                "the same / bare redirect",
+                Figure::Speed(1, 0),
+                Some(Goal::AtLeast(0.8)),
+            ),
         ],
     },
     Contest {
-        devices: &[nftables],
+        devices: &[bare, read, sluice_million],
+        load: Load::Established(1_000_000),
+        rows: &[
+            row(
+                "redirect_read_ns",
+                "XDP redirect and one random read of 64 B in 256 MB, 1 M flows",
+                Figure::Nanoseconds(1),
+                None,
+            ),
+            row(
+                "redirect_read_ratio",
+                "the same / bare redirect: the machine's limit at 1 M flows",
+                Figure::Speed(1, 0),
+                None,
+            ),
+            row(
+                "million_ns",
+                "the gateway, 1 M sessions in random order",
+                Figure::Nanoseconds(2),
+                None,
+            ),
+            row(
+                "million_ratio",
+                "the same / bare redirect",
+                Figure::Speed(2, 0),
+                Some(Goal::AtLeast(0.5)),
+            ),
+            row(
+                "million_vs_limit",
+                "the same / bare redirect and one random read: the machine's limit",
+                Figure::Speed(2, 1),
+                Some(Goal::AtLeast(0.8)),
+            ),
+        ],
+    },
+    Contest {
+        devices: &[nftables, sluice, sluice_on_tc],
         load: Load::Established(50_000),
-        rows: &[RowSpec {
-            id: "nftables_ns",
-            what: "nftables SNAT, conntrack and two set look-ups, 50,000 flows",
-            figure: Figure::Nanoseconds(0),
-            goal: None,
-        }],
+        rows: &[
+            row(
+                "nftables_ns",
+                "nftables SNAT, conntrack and two set look-ups, 50,000 flows",
+                Figure::Nanoseconds(0),
+                None,
+            ),
+            row(
+                "nftables_ratio",
+                "the gateway / nftables, 50,000 flows",
+                Figure::Speed(1, 0),
+                Some(Goal::AtLeast(4.0)),
+            ),
+            row(
+                "tc_nftables_ratio",
+                "the gateway on TC / nftables, 50,000 flows",
+                Figure::Speed(2, 0),
+                Some(Goal::AtLeast(2.0)),
+            ),
+        ],
     },
     Contest {
-        devices: &[nftables],
+        devices: &[nftables, sluice],
         load: Load::NewFlows,
-        rows: &[RowSpec {
-            id: "nftables_new_flows_ns",
-            what: "the same, first packets only",
-            figure: Figure::Nanoseconds(0),
-            goal: None,
-        }],
+        rows: &[
+            row(
+                "nftables_new_flows_ns",
+                "nftables, first packets only",
+                Figure::Nanoseconds(0),
+                None,
+            ),
+            row(
+                "new_flows_ns",
+                "the gateway, first packets only: policy, FIB, port and record",
+                Figure::Nanoseconds(1),
+                None,
+            ),
+            row(
+                "new_flows_ratio",
+                "new sessions a second on one core / nftables",
+                Figure::Speed(1, 0),
+                Some(Goal::AtLeast(4.0)),
+            ),
+        ],
     },
     Contest {
-        devices: &[bare],
+        devices: &[sluice, sluice_many_rules],
         load: Load::Established(1_000),
-        rows: &[RowSpec {
-            id: "bare_second_core",
-            what: "bare redirect on two cores with separate flows / on one",
-            figure: Figure::SecondCore(0),
-            goal: None,
-        }],
+        rows: &[row(
+            "rules_hit_cost",
+            "10,000 rules and 1,000 groups / 10 rules, established packet",
+            Figure::Cost(1, 0),
+            Some(Goal::AtMost(1.02)),
+        )],
+    },
+    Contest {
+        devices: &[sluice, sluice_many_rules],
+        load: Load::NewFlows,
+        rows: &[row(
+            "rules_miss_cost",
+            "10,000 rules and 1,000 groups / 10 rules, first packet",
+            Figure::Cost(1, 0),
+            Some(Goal::AtMost(2.0)),
+        )],
+    },
+    Contest {
+        devices: &[bare, sluice],
+        load: Load::Established(1_000),
+        rows: &[
+            row(
+                "bare_second_core",
+                "bare redirect on two cores with separate flows / on one",
+                Figure::SecondCore(0),
+                None,
+            ),
+            row(
+                "two_core_ratio",
+                "what the gateway gains by a second core / what bare redirect does",
+                Figure::SecondCoreAgainst(1, 0),
+                Some(Goal::AtLeast(0.95)),
+            ),
+        ],
+    },
+    Contest {
+        devices: &[sluice_million, sluice_churning],
+        load: Load::Established(1_000_000),
+        rows: &[row(
+            "churn_cost",
+            "1 M sessions, 100 identity changes a second / none",
+            Figure::Cost(1, 0),
+            Some(Goal::AtMost(1.1)),
+        )],
     },
 ];
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]
-    fn every_row_has_an_id_of_its_own_and_devices_that_exist() {
-        let mut ids = HashSet::new();
+    fn every_row_names_devices_that_exist() {
         for contest in CONTESTS {
             for row in contest.rows {
-                assert!(ids.insert(row.id), "{} is there twice", row.id);
                 let last = match row.figure {
                     Figure::Nanoseconds(device) | Figure::SecondCore(device) => device,
-                    Figure::Speed(one, other) => one.max(other),
+                    Figure::Speed(one, other)
+                    | Figure::Cost(one, other)
+                    | Figure::SecondCoreAgainst(one, other) => one.max(other),
                 };
                 assert!(last < contest.devices.len(), "{} names device {last}", row.id);
             }

@@ -1,6 +1,7 @@
 //! One device under test in a topology of its own, ready to be sent to.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -8,10 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use bench_xdp::{Arrived, Cursor, FRAME_BYTES};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
 use crate::dut::Dut;
+use crate::exam::pinned;
 use crate::object::{self, Settings};
 use crate::topology::{GENERATOR, INSIDE, SINK, Topology, stations};
 
@@ -65,7 +65,9 @@ impl Stand {
         let before = object::arrived(&self.sink)?;
         let program: &Xdp = object::find(&mut self.generator, "generate")?;
         let start = Barrier::new(cores.len());
+        let sending = AtomicBool::new(true);
         let rates = thread::scope(|scope| {
+            scope.spawn(|| self.dut.beside(&sending));
             let workers: Vec<_> = cores
                 .iter()
                 .map(|core| {
@@ -75,9 +77,11 @@ impl Stand {
                     })
                 })
                 .collect();
-            workers
+            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            sending.store(false, Ordering::Relaxed);
+            results
                 .into_iter()
-                .map(|worker| worker.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+                .map(|result| result.unwrap_or_else(|e| std::panic::resume_unwind(e)))
                 .collect::<Result<Vec<f64>>>()
         })?;
         // The last frames may still be on their way through ksoftirqd.
@@ -110,10 +114,7 @@ impl Stand {
 /// One core's run: the rate from the kernel's own `duration`. The wall clock would add the set-up
 /// of the call, some 23 ms.
 fn run(program: &Xdp, packets: u32, core: usize) -> Result<f64> {
-    let mut cpus = CpuSet::new();
-    cpus.set(core).with_context(|| format!("there is no core {core}"))?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)
-        .with_context(|| format!("cannot use core {core}"))?;
+    pinned(core)?;
     let options = TestRunOptions {
         data_in: Some(&[0; FRAME_BYTES]),
         repeat: packets,

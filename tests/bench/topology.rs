@@ -155,7 +155,7 @@ fn mac(interface: Interface) -> String {
 }
 
 /// Runs a batch of `ip` commands in this thread's namespace.
-fn ip(batch: &str) -> Result<()> {
+pub(crate) fn ip(batch: &str) -> Result<()> {
     command("ip", &["-batch", "-"], batch)
 }
 

@@ -1,6 +1,7 @@
 //! What the benches measure the gateway against, as one eBPF object.
 //!
-//! `generate` makes the traffic, `bare_redirect` is the least that any XDP forwarder does,
+//! `generate` makes the traffic, `feed` makes it for one program without sending it,
+//! `bare_redirect` is the least that any XDP forwarder does,
 //! `redirect_read` adds the one memory access that a session table cannot avoid, `sink` counts
 //! what arrives and `pass` switches NAPI on where frames shall go up the kernel's own stack.
 //!

@@ -6,7 +6,7 @@ use core::ptr::{read_volatile, write};
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use bench_xdp::{Arrived, Cursor, Flow, Frame};
 
@@ -38,6 +38,10 @@ static TABLE: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static ARRIVED: PerCpuArray<Arrived> = PerCpuArray::with_max_entries(1, 0);
 
+/// The program that `feed` hands its frames to.
+#[map]
+static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Rewrites the frame whole, since the pages of forwarded frames come back as they were left.
@@ -48,6 +52,19 @@ fn generate(ctx: XdpContext) -> u32 {
     // SAFETY: `field` has shown that a whole frame fits at `place`.
     unsafe { write(place, frame) };
     forward()
+}
+
+/// The same frames for another program, in a test run that repeats: a frame that was translated
+/// cannot be given to it a second time.
+#[xdp]
+fn feed(ctx: XdpContext) -> u32 {
+    let Some(frame) = generated() else { return XDP_ABORTED };
+    let Some(place) = field::<Frame>(&ctx, 0) else { return XDP_ABORTED };
+    // SAFETY: `field` has shown that a whole frame fits at `place`.
+    unsafe { write(place, frame) };
+    // SAFETY: the array holds XDP programs only; without one the call fails and returns.
+    unsafe { NEXT.tail_call(&ctx, 0) };
+    XDP_ABORTED
 }
 
 #[xdp]

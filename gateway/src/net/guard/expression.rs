@@ -244,10 +244,7 @@ impl Expression {
                 is(NFTA_PAYLOAD_BASE, NETWORK_HEADER)?;
                 is(NFTA_PAYLOAD_LEN, 4)?;
                 let offset = number(NFTA_PAYLOAD_OFFSET)?;
-                Side::ALL
-                    .into_iter()
-                    .find(|side| side.offset() == offset)
-                    .map(Self::LoadAddress)
+                Side::ALL.into_iter().find(|side| side.offset() == offset).map(Self::LoadAddress)
             }
             "bitwise" => {
                 is(NFTA_BITWISE_SREG, REGISTER)?;
