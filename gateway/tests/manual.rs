@@ -250,7 +250,8 @@ fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
     if !nix::unistd::geteuid().is_root() {
         return skip("needs root for a network namespace");
     }
-    let probe = "mkdir -p $0 && mount -t bpf bpf $0 && ip link add name one type veth peer name two";
+    let probe =
+        "mkdir -p $0 && mount -t bpf bpf $0 && ip link add name one type veth peer name two";
     let probe = Command::new("unshare")
         .args(["--net", "--mount", "sh", "-ec", probe])
         .arg(scratch("probe"))
