@@ -36,7 +36,7 @@ pub(crate) fn tell(hook: Hook) -> Result<()> {
             "networks: all of it network namespaces of this machine, with real servers and clients.",
         ],
     );
-    println!("{PICTURE}");
+    println!("{}", PICTURE.trim_start_matches('\n'));
     let stage = Stage::set(hook)?;
     let outside = stage.lab.watch_outside()?;
     say(
@@ -52,10 +52,10 @@ pub(crate) fn tell(hook: Hook) -> Result<()> {
     );
     who_reaches_whom(&stage)?;
     what_the_gateway_knows(&stage)?;
-    throughput(&stage)?;
     let stage = a_rule_changes(stage)?;
     let stage = the_daemon_dies(stage)?;
     totals(&stage, outside)?;
+    throughput(&stage)?;
     say(
         "To poke at it by hand: `make demo-shell`.",
         &["It builds the same network, prints what there is to try, and opens a shell."],
@@ -82,12 +82,11 @@ fn attempt(from: &Netns, how: &str, to: Ipv4Addr) -> Result<[String; 2]> {
     let allowed = |seen: String| ["allowed".to_owned(), seen];
     let silent = || ["refused".to_owned(), "no answer".to_owned()];
     Ok(match how {
-        "HTTP" => match client::connect_to(from, SocketAddrV4::new(to, 80), PATIENCE)? {
-            Attempt::Refused => ["refused".to_owned(), "told at once (RST)".to_owned()],
-            Attempt::Silence => silent(),
-            Attempt::Open(_) => match client::fetch(from, &format!("http://{to}/"))? {
-                Some(page) => allowed(format!("seen as {}", page.trim())),
-                None => silent(),
+        "HTTP" => match client::fetch(from, &format!("http://{to}/"))? {
+            Some(page) => allowed(format!("seen as {}", page.trim())),
+            None => match client::connect_to(from, SocketAddrV4::new(to, 80), PATIENCE)? {
+                Attempt::Refused => ["refused".to_owned(), "told at once (RST)".to_owned()],
+                Attempt::Open(_) | Attempt::Silence => silent(),
             },
         },
         "DNS" => match client::whoami(from, to)? {
@@ -147,10 +146,10 @@ fn who_reaches_whom(stage: &Stage) -> Result<()> {
 }
 
 fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
+    match value.as_str() {
+        Some(text) => text.to_owned(),
+        None if value.is_null() => "-".to_owned(),
+        None => value.to_string(),
     }
 }
 
@@ -191,9 +190,9 @@ fn what_the_gateway_knows(stage: &Stage) -> Result<()> {
                 format!("{}/{}", text(&record["protocol"]), text(&record["destination"]["port"])),
                 text(&record["translated"]["source_address"]),
                 text(&record["verdict"]),
-                match &record["rule"]["name"] {
-                    Value::String(rule) => rule.clone(),
-                    _ => text(&record["reason"]),
+                match record["rule"]["name"].as_str() {
+                    Some(rule) => rule.to_owned(),
+                    None => text(&record["reason"]),
                 },
             ]
         })
@@ -241,14 +240,13 @@ fn a_rule_changes(mut stage: Stage) -> Result<Stage> {
     let cut = live.ended.context("the live connection was not cut")?.duration_since(start);
     thread::sleep(Duration::from_millis(300));
     let other = other.stop()?;
-    let broke = live.broke.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
     table::print(
         ["flow", "until then", "afterwards"],
         &[
             [
                 "prod-eu/web to internet, TCP".to_owned(),
                 format!("{} messages answered", live.answered),
-                format!("cut {} ms after the file was saved: {broke}", cut.as_millis()),
+                format!("cut {} ms after the file was saved", cut.as_millis()),
             ],
             [
                 "prod-eu/api to transit, UDP".to_owned(),
@@ -263,6 +261,26 @@ fn a_rule_changes(mut stage: Stage) -> Result<Stage> {
             "Every live session is judged again on its next packet; those that may go on lose nothing.",
         ],
     );
+    let is_cut = |record: &Value| record["event"] == "end" && record["reason"] == "revoked";
+    let start = Instant::now();
+    let cut = loop {
+        let record = stage.daemon.flow_records()?.into_iter().find(is_cut);
+        if record.is_some() || start.elapsed() > Duration::from_secs(5) {
+            break record.context("no flow record tells of the cut")?;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let rows = [[
+        text(&cut["event"]),
+        text(&cut["source"]["endpoint"]),
+        text(&cut["destination"]["address"]),
+        text(&cut["reason"]),
+        text(&cut["original"]["packets"]),
+        text(&cut["reply"]["packets"]),
+        text(&cut["duration_ms"]),
+    ]];
+    let head = ["record", "from", "to", "reason", "packets", "answers", "lived for, ms"];
+    table::print(head, &rows);
     stage.config.set_action("teams-to-internet", "permit");
     stage.daemon.reload(&stage.config)?;
     Ok(stage)
@@ -293,7 +311,7 @@ fn the_daemon_dies(mut stage: Stage) -> Result<Stage> {
 }
 
 fn totals(stage: &Stage, outside: Vec<lab::Capture>) -> Result<()> {
-    heading("What was seen outside, over all of this");
+    heading("What was seen outside so far");
     let mut rows = Vec::new();
     for capture in outside {
         let captured = capture.stop()?;
