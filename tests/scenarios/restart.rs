@@ -15,7 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
 
-everywhere!(traffic_does_not_need_the_daemon, a_gateway_taken_out_leaves_a_guard);
+everywhere!(
+    #[ignore = "on a busy machine a start, which keeps a core busy, costs packets in the veth rings"]
+    traffic_does_not_need_the_daemon,
+    a_gateway_taken_out_leaves_a_guard
+);
 
 fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
     let mut stand = place.stand_with(|config| {

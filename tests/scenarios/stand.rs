@@ -13,31 +13,35 @@ use crate::counters::Counters;
 
 /// Makes four tests of each function, one for each place.
 macro_rules! everywhere {
-    ($($claim:ident),+ $(,)?) => {$(
+    ($($(#[$mark:meta])? $claim:ident),+ $(,)?) => {$(
         mod $claim {
             use lab::{Hook, Need, Shape};
 
             use crate::stand::Place;
 
             #[test]
+            $(#[$mark])?
             fn three_legged_xdp() -> anyhow::Result<()> {
                 lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
                 super::$claim(Place { shape: Shape::ThreeLegged, hook: Hook::Xdp })
             }
 
             #[test]
+            $(#[$mark])?
             fn three_legged_tc() -> anyhow::Result<()> {
                 lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
                 super::$claim(Place { shape: Shape::ThreeLegged, hook: Hook::Tc })
             }
 
             #[test]
+            $(#[$mark])?
             fn one_armed_xdp() -> anyhow::Result<()> {
                 lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
                 super::$claim(Place { shape: Shape::OneArmed, hook: Hook::Xdp })
             }
 
             #[test]
+            $(#[$mark])?
             fn one_armed_tc() -> anyhow::Result<()> {
                 lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
                 super::$claim(Place { shape: Shape::OneArmed, hook: Hook::Tc })
