@@ -124,15 +124,25 @@ fn every_link_and_every_file_that_a_page_names_is_there() {
 }
 
 #[test]
-fn the_first_configuration_is_accepted_and_says_what_is_shown() {
-    let page = read("docs/operations.md");
-    let yaml = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let file = scratch("first").join("sluice.yaml");
-    fs::write(&file, yaml).unwrap();
-    let output = Command::new(GATEWAY).args(["check", "--config"]).arg(&file).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(page.lines().any(|line| line == said.trim_end()), "{said}");
+fn every_configuration_in_a_page_is_accepted_and_says_what_is_shown() {
+    let directory = scratch("shown");
+    let mut shown = 0;
+    for page in pages() {
+        let text = read(&page);
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        for yaml in blocks.filter(|yaml| yaml.starts_with("gateway:")) {
+            shown += 1;
+            let file = directory.join("sluice.yaml");
+            fs::write(&file, yaml).unwrap();
+            let output =
+                Command::new(GATEWAY).args(["check", "--config"]).arg(&file).output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{page}: {errors}");
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert!(text.lines().any(|line| line == said.trim_end()), "{page}: {said}");
+        }
+    }
+    assert!(shown > 0, "no page shows a configuration");
 }
 
 fn unit() -> String {
