@@ -160,6 +160,10 @@ impl Company {
     }
 }
 
+/// Rules with the same key admit the same protocols and ports. One without ports admits more than
+/// one with all of them: protocols that have none.
+type PortKey = (Protocol, Option<Vec<PortRange>>);
+
 /// Finds rules that cover others. Rules with the same groups or the same ports share an answer.
 struct Covers<'a> {
     image: &'a Image,
@@ -167,7 +171,7 @@ struct Covers<'a> {
     group_ids: &'a HashMap<&'a str, GroupId>,
     sources: HashMap<Vec<GroupId>, Company>,
     destinations: HashMap<Vec<GroupId>, Company>,
-    ports: HashMap<(Protocol, Vec<PortRange>), Company>,
+    ports: HashMap<PortKey, Company>,
 }
 
 impl<'a> Covers<'a> {
@@ -203,9 +207,10 @@ impl<'a> Covers<'a> {
         let by_destination = self.destinations.entry(destinations).or_insert_with(|| {
             Company::of(bit, count, identities.map(|identity| &identity.destination_rules))
         });
+        let ports = (!rule.ports.is_empty()).then(|| merged(rule));
         let by_port = self
             .ports
-            .entry((rule.protocol, merged(rule)))
+            .entry((rule.protocol, ports))
             .or_insert_with(|| Company::of(bit, count, image.port_classes.classes.iter()));
 
         let decides = |other: usize| !image.rules[other].monitor;
@@ -342,6 +347,12 @@ mod tests {
                 any(&[0..=65535]),
                 deny(Rule { ports: vec![], ..second.clone() }),
                 true,
+            ),
+            (
+                "every port is not every protocol",
+                Rule { protocol: Protocol::Any, ..any(&[0..=65535]) },
+                deny(Rule { protocol: Protocol::Any, ports: vec![], ..second.clone() }),
+                false,
             ),
             (
                 "tcp only",

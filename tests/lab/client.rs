@@ -15,7 +15,7 @@ use nix::sys::time::TimeVal;
 
 use crate::dns::{self, Record};
 use crate::netns::{Background, Netns};
-use crate::servers::{DNS, IPERF};
+use crate::servers::{DNS, IPERF, QUEUE};
 
 /// How a connection attempt went.
 #[derive(Debug)]
@@ -291,6 +291,7 @@ pub fn udp_flow(netns: &Netns, to: SocketAddrV4, load: UdpLoad) -> Result<Backgr
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, load.from_port))?;
         socket.connect(to)?;
         socket.set_nonblocking(true)?;
+        setsockopt(&socket, sockopt::RcvBufForce, &QUEUE)?;
         Ok(socket)
     })?;
     Ok(netns.background(move |stop| {

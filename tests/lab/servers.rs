@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::dns;
 use crate::netns::{Background, Netns, Stop};
@@ -29,6 +30,9 @@ pub const IPERF: u16 = 5201;
 
 /// How long a server may take to come up.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a socket holds, in bytes, while its thread waits for a processor: what is lost there would
+/// be laid to the gateway.
+pub(crate) const QUEUE: usize = 16 << 20;
 /// How often a server looks whether it is told to stop.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -144,6 +148,7 @@ pub fn udp(
     let socket = netns.enter(|| {
         let socket = UdpSocket::bind(at).with_context(|| format!("cannot listen at {at:?}"))?;
         socket.set_read_timeout(Some(BREATH)).context("a socket takes a timeout")?;
+        setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).context("a socket takes a queue")?;
         Ok(socket)
     })?;
     Ok(netns.background(move |stop| {

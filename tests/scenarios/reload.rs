@@ -56,7 +56,7 @@ impl Others {
         thread::sleep(Duration::from_millis(200));
         let (talk, datagrams) = (self.talk.stop()?, self.datagrams.stop()?);
         ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
-        ensure!(talk.slowest < Duration::from_millis(190), "a segment was lost: {talk:?}");
+        ensure!(talk.slowest < Duration::from_secs(1), "it stalled: {talk:?}");
         ensure!(datagrams.sent > 200 && datagrams.wrong == 0, "{datagrams:?}");
         ensure!(datagrams.lost() == 0, "{datagrams:?}");
         Ok(())

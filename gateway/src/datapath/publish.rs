@@ -2,7 +2,7 @@
 //!
 //! The image is written into the idle half (bank) of the policy tables, and one store swaps the
 //! halves. Packets that are on their way while that happens may still read the old half, so it
-//! is left alone for [`GRACE`] before it is written again.
+//! is left alone for `GRACE` before it is written again.
 
 use super::{
     pairs,
