@@ -7,7 +7,7 @@ use crate::{
     capture::Capture,
     config::Config,
     datapath::{places::Served, tables::Datapath},
-    engine::{Engine, EngineError},
+    engine::{Compiled, Engine, EngineError},
     flows::{Collector, CollectorError, live::Tables4},
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
@@ -113,7 +113,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         "datapath up"
     );
     let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
-    let state = Arc::new(State::new(Arc::clone(&tables), in_force(&engine)));
+    let state =
+        Arc::new(State::new(Arc::clone(&tables), named(engine.config(), engine.compiled())));
     let capture = Capture::new(Arc::clone(&engine.datapath), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
@@ -168,11 +169,11 @@ async fn start_metrics(
     Ok(task)
 }
 
-fn in_force(engine: &Engine) -> InForce {
+fn named(config: &Arc<Config>, compiled: &Compiled) -> InForce {
     InForce {
-        config: Arc::clone(engine.config()),
-        image: Arc::clone(&engine.compiled().image),
-        inventory: Arc::clone(&engine.compiled().inventory),
+        config: Arc::clone(config),
+        image: Arc::clone(&compiled.image),
+        inventory: Arc::clone(&compiled.inventory),
     }
 }
 
@@ -245,13 +246,15 @@ impl Loop {
         }
         let begun = Instant::now();
         let network = self.follower.state().clone();
-        match self.engine.reload(config, &network) {
+        let announce = |config: &_, compiled: &_| self.state.announce(&named(config, compiled));
+        match self.engine.reload(config, &network, announce) {
             Ok(generation) => {
-                info!(generation, took = ?begun.elapsed(), "policy published");
-                self.state.accept(in_force(&self.engine));
+                self.state.accept(named(self.engine.config(), self.engine.compiled()));
                 self.show_places();
+                info!(generation, took = ?begun.elapsed(), "policy published");
             }
             Err(refused) => {
+                self.state.withdraw();
                 error!("{refused}");
                 error!("the configuration in force stays");
             }

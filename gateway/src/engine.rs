@@ -257,14 +257,17 @@ impl Engine {
         self.attached.count()
     }
 
-    /// Brings the gateway to another configuration, or leaves it as it is and says why.
+    /// Brings the gateway to another configuration, or leaves it as it is and says why. What
+    /// compiles is announced before a table changes, so that nobody meets a number without a name.
     pub fn reload(
         &mut self,
         config: Arc<Config>,
         network: &NetworkState,
+        announce: impl FnOnce(&Arc<Config>, &Compiled),
     ) -> Result<u32, EngineError> {
         self.refuse_fixed(&config)?;
         let compiled = compile(&config)?;
+        announce(&config, &compiled);
         let served = choose_hooks(&config, network);
         let places = Places::of(&config, network, &served);
         if !places.faults.is_empty() {

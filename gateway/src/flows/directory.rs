@@ -50,6 +50,15 @@ impl Directory {
         }
     }
 
+    /// The same, knowing also the identities of another.
+    #[must_use]
+    pub fn with_identities_of(mut self, other: &Self) -> Self {
+        for (id, groups) in &other.identities {
+            self.identities.entry(*id).or_insert_with(|| Arc::clone(groups));
+        }
+        self
+    }
+
     /// The name of a rule.
     #[must_use]
     pub fn rule(&self, id: u32) -> Option<Arc<str>> {

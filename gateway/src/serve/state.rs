@@ -67,9 +67,14 @@ impl<L: Live> State<L> {
         }
     }
 
-    /// Says what is about to be published, so that its first events find their names.
+    /// Says what is about to be published, so that its first events find their names. They carry
+    /// the next generation, or this one if identities are all that changes.
     pub fn announce(&self, next: &InForce) {
-        self.directories.publish(next.directory(self.generation().wrapping_add(1)));
+        let generation = self.generation();
+        let next = next.directory(generation.wrapping_add(1));
+        let both = self.in_force().directory(generation).with_identities_of(&next);
+        self.directories.publish(both);
+        self.directories.publish(next);
     }
 
     /// What was announced was refused: the names in force go on.
@@ -191,6 +196,8 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
+    use smartgroups::DomainId;
+
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
 
@@ -216,15 +223,23 @@ mod tests {
             inventory: Arc::clone(&scene.inventory),
         };
         let state = State::new(Arc::clone(&scene.memory), in_force.clone());
-        let renamed = TWO_CLUSTERS.replace("gw-test", "gw-new");
+        let renamed = TWO_CLUSTERS.replace("gw-test", "gw-new").replace("office", "bureau");
         let next = testing::scene(&renamed);
-        let next = InForce { config: Arc::new(next.config.clone()), ..in_force };
+        let bureau = next.image.identity(DomainId(0), "10.20.0.1".parse().unwrap()).id;
+        let next = InForce {
+            config: Arc::new(next.config.clone()),
+            image: Arc::clone(&next.image),
+            inventory: Arc::clone(&next.inventory),
+        };
         let name = |generation| state.directories.of(generation).gateway.to_string();
         assert_eq!(state.generation(), 1);
         state.announce(&next);
         assert_eq!((name(1), name(2)), ("gw-test".into(), "gw-new".into()));
+        let known = |generation| !state.directories.of(generation).groups(bureau).is_empty();
+        assert!(known(1) && known(2), "a policy may be amended without a new generation");
         state.withdraw();
         assert_eq!((name(1), name(2)), ("gw-test".into(), "gw-test".into()));
+        assert!(!known(2));
         assert_eq!(state.in_force().config.gateway.name, "gw-test");
         state.accept(next);
         assert_eq!(name(1), "gw-new");
