@@ -704,21 +704,17 @@ pub fn current_stamp<T: Tables>(
 pub fn sweep<T: Tables<A = V4>>(tables: &T, from: u32, slots: u32, now: u32) -> u32 {
     let mut record = NO_RECORD;
     let mut looked = 0;
-    while looked < MOST_SWEPT {
-        if looked >= slots || record != NO_RECORD {
-            break;
-        }
+    T::repeat(slots, || {
         record = expired(tables, from.wrapping_add(looked), now);
         looked += 1;
-    }
+        record != NO_RECORD
+    });
     if record != NO_RECORD {
         end(tables, record, Ending::EXPIRE, now);
     }
     looked
 }
 
-/// The most slots that one sweep looks at.
-const MOST_SWEPT: u32 = xdp_abi::control::SWEEP_SLOTS;
 const NO_RECORD: u32 = u32::MAX;
 
 /// The record of a forward entry whose time seems to be over.

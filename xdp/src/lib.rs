@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod bounds;
 pub mod checksum;
 pub mod decide;
 pub mod established;
@@ -23,6 +24,7 @@ pub mod open;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;
+pub mod repeat;
 pub mod reply;
 pub mod rewrite;
 pub mod session;

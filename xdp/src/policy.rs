@@ -6,12 +6,17 @@
 
 use crate::{
     address::Key,
+    bounds::{host_order, wrapped},
     packet::{TCP, UDP},
+    repeat::Repeat,
     tables::Tables,
 };
 use xdp_abi::{
     config::PolicyWord,
-    policy::{ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RuleSet, SUMMARY_WORDS},
+    policy::{
+        ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RULE_WORDS, RuleSet,
+        SUMMARY_WORDS,
+    },
 };
 
 /// The counter of the default action; rules have those after it.
@@ -39,7 +44,7 @@ pub struct Judgement {
 /// Where a protocol and port stand in the class table.
 #[inline(always)]
 pub const fn class_index(protocol: u8, destination_port: [u8; 2]) -> u32 {
-    let port = u16::from_be_bytes(destination_port) as u32;
+    let port = host_order(destination_port) as u32;
     match protocol {
         TCP => CLASS_TCP + port,
         UDP => CLASS_UDP + port,
@@ -78,10 +83,7 @@ pub fn judge<T: Tables>(
     };
 
     let sets = Sets { source: by_source, destination: by_destination, class: by_class, monitors };
-    let Some(matches) = first_match(&sets) else {
-        judgement.action = ACTION_DENY;
-        return judgement;
-    };
+    let matches = first_match::<T>(&sets);
     if let Some(bit) = matches.monitor()
         && let Some(rule) = tables.rule(bank, bit)
     {
@@ -136,46 +138,53 @@ impl Matches {
 }
 
 /// The lowest bit that is in all three sets and decides, and the lowest before it that is only
-/// watched. Nothing: a set is not as long as it should be.
+/// watched.
 #[inline(always)]
-fn first_match(sets: &Sets<'_>) -> Option<Matches> {
+fn first_match<R: Repeat>(sets: &Sets<'_>) -> Matches {
     let mut found = Matches { decides: NONE, monitor: NONE };
-    let mut s = 0;
-    while s < SUMMARY_WORDS {
-        let mut words = sets.source.summary.get(s)?
-            & sets.destination.summary.get(s)?
-            & sets.class.summary.get(s)?;
-        let mut steps = 0;
-        while words != 0 && steps < 64 {
-            steps += 1;
-            let word = s << 6 | words.trailing_zeros() as usize;
-            words &= words - 1;
-            let bits = sets.source.words.get(word)?
-                & sets.destination.words.get(word)?
-                & sets.class.words.get(word)?;
-            let watched = bits & sets.monitors.words.get(word)?;
-            let deciding = bits & !watched;
-            let base = (word as u32) << 6;
-            if watched != 0 && found.monitor == NONE {
-                let bit = watched.trailing_zeros();
-                if deciding == 0 || bit < deciding.trailing_zeros() {
-                    found.monitor = base | bit;
-                }
-            }
-            if deciding != 0 {
-                found.decides = base | deciding.trailing_zeros();
-                return Some(found);
-            }
+    let mut group = 0;
+    while group < SUMMARY_WORDS && found.decides == NONE {
+        let mut words = sets.source.summary[group]
+            & sets.destination.summary[group]
+            & sets.class.summary[group];
+        if words != 0 {
+            R::repeat(64, || {
+                let word = wrapped::<RULE_WORDS>(group << 6 | words.trailing_zeros() as usize);
+                words &= words - 1;
+                look(sets, word, &mut found);
+                words == 0 || found.decides != NONE
+            });
         }
-        s += 1;
+        group += 1;
     }
-    Some(found)
+    found
+}
+
+/// What of `found` one word of the sets decides.
+#[inline(always)]
+fn look(sets: &Sets<'_>, word: usize, found: &mut Matches) {
+    let bits =
+        sets.source.words[word] & sets.destination.words[word] & sets.class.words[word];
+    let watched = bits & sets.monitors.words[word];
+    let deciding = bits & !watched;
+    let base = (word as u32) << 6;
+    if watched != 0 && found.monitor == NONE {
+        let bit = watched.trailing_zeros();
+        if deciding == 0 || bit < deciding.trailing_zeros() {
+            found.monitor = base | bit;
+        }
+    }
+    if deciding != 0 {
+        found.decides = base | deciding.trailing_zeros();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xdp_abi::policy::RULE_WORDS;
+
+    struct Plainly;
+    impl Repeat for Plainly {}
 
     fn set(bits: &[u32]) -> RuleSet {
         let mut set = RuleSet { summary: [0; SUMMARY_WORDS], words: [0; RULE_WORDS] };
@@ -213,7 +222,7 @@ mod tests {
                 class: &set(&c),
                 monitors: &set(&watched),
             };
-            proptest::prop_assert_eq!(first_match(&sets), Some(Matches { decides, monitor }));
+            proptest::prop_assert_eq!(first_match::<Plainly>(&sets), Matches { decides, monitor });
         }
     }
 
@@ -227,7 +236,7 @@ mod tests {
             ] {
                 let sets =
                     Sets { source: &one, destination: &one, class: &one, monitors: &monitors };
-                assert_eq!(first_match(&sets), Some(expected), "{bit}");
+                assert_eq!(first_match::<Plainly>(&sets), expected, "{bit}");
             }
         }
     }

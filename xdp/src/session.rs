@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Address, Entry, Key, Rewrite},
+    bounds::host_order,
     packet,
     table::{self, Found},
     tables::{Tables, Tally},
@@ -238,7 +239,7 @@ pub fn pair<A: Address>(reply: &Key<A>) -> PairKey4 {
 /// The outside port in a reply key.
 #[inline(always)]
 pub const fn outside_port<A: Copy>(reply: &Key<A>) -> u16 {
-    u16::from_be_bytes(reply.destination_port)
+    host_order(reply.destination_port)
 }
 
 /// Says in the pair's bitmap, if it is hot, that nobody is known to hold a port. Called when

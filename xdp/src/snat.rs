@@ -20,6 +20,7 @@
 use crate::address::Entry;
 use crate::{
     address::{Address, Key},
+    bounds::wrapped,
     session::{Ending, end, give_back_port, halves, has_rested, outside_port, pair},
     table::{self, Claim},
     tables::Tables,
@@ -29,7 +30,7 @@ use xdp_abi::{
     policy::{PoolAddress, SNAT_WORDS, Snat},
     port::{PORT_SUMMARY, PORT_WORDS, Ports},
     reason::Reason,
-    session::{State, WINDOW},
+    session::State,
 };
 
 /// Random ports that are tried before a pair turns hot.
@@ -45,26 +46,31 @@ pub fn matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -> 
     let bank = policy.bank();
     let by_source = tables.snat_bits(bank, flow.source)?;
     let by_destination = tables.snat_bits(bank, flow.destination)?;
+    let mut chosen = NONE;
     let mut word = 0;
-    while word < SNAT_WORDS {
-        let mut bits = by_source.source.get(word)? & by_destination.destination.get(word)?;
-        let mut steps = 0;
-        while bits != 0 && steps < 64 {
-            steps += 1;
-            let bit = (word as u32) << 6 | bits.trailing_zeros();
-            bits &= bits - 1;
-            if bit >= policy.snat_policies() {
-                return None;
-            }
-            let candidate = tables.snat(bank, bit)?;
-            if flow.matches(&candidate) {
-                return Some(candidate);
-            }
+    while word < SNAT_WORDS && chosen == NONE {
+        let mut bits = by_source.source[word] & by_destination.destination[word];
+        if bits != 0 {
+            T::repeat(64, || {
+                let bit = (word as u32) << 6 | bits.trailing_zeros();
+                bits &= bits - 1;
+                if bit >= policy.snat_policies() {
+                    return true;
+                }
+                let Some(candidate) = tables.snat(bank, bit) else { return true };
+                if flow.matches(&candidate) {
+                    chosen = bit;
+                }
+                bits == 0 || chosen != NONE
+            });
         }
         word += 1;
     }
-    None
+    if chosen == NONE { None } else { tables.snat(bank, chosen) }
 }
+
+/// No policy.
+const NONE: u32 = u32::MAX;
 
 /// What a SNAT policy looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,131 +169,149 @@ fn note_steps<T: Tables>(tables: &T, steps: u32) {
     }
 }
 
+/// A search for a port that looks free.
+struct Search<'a, T: Tables> {
+    tables: &'a T,
+    /// The ports that may be lent.
+    ports: &'a Ports,
+    /// The reply key; the port that is being looked at is in it.
+    reply: &'a mut Key<T::A>,
+    now: u32,
+    /// Ports that were looked at.
+    steps: u32,
+}
+
+/// What to look at next.
+enum Next {
+    Port(u16),
+    /// Not known yet: ask again.
+    Again,
+    /// There is no more.
+    Nothing,
+}
+
 /// Puts a port that looks free into `reply`, and says who holds it ([`holder`]).
 #[inline(never)]
 fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32) -> u32 {
     let Some(ports) = tables.lendable(lendable) else { return SOMEBODY };
-    let mut steps = 0;
-    let holder = search_own_or_random(tables, reply, ports, now, &mut steps);
-    note_steps(tables, steps);
+    if next_set(&ports.summary, 0).is_none() {
+        return SOMEBODY;
+    }
+    let mut search = Search { tables, ports, reply, now, steps: 0 };
+    let mut holder = search.own();
+    // Of a hot pair only clear bits are tried: random ports would use up the free ones and
+    // leave the unknown ones behind.
+    if holder == SOMEBODY && !is_hot(tables, search.reply) {
+        holder = search.random();
+    }
+    if holder == SOMEBODY {
+        holder = search.hot();
+    }
+    if holder == SOMEBODY {
+        holder = search.in_a_row();
+    }
+    note_steps(tables, search.steps);
     holder
 }
 
-#[inline(always)]
-fn search_own_or_random<T: Tables>(
-    tables: &T,
-    reply: &mut Key<T::A>,
-    ports: &Ports,
-    now: u32,
-    steps: &mut u32,
-) -> u32 {
-    if may_lend(ports, outside_port(reply)) {
-        *steps += 1;
-        let holder = holder(tables, reply, now);
-        if holder != SOMEBODY {
-            return holder;
+impl<T: Tables> Search<'_, T> {
+    /// The flow's own port.
+    #[inline(always)]
+    fn own(&mut self) -> u32 {
+        if !may_lend(self.ports, outside_port(self.reply)) {
+            return SOMEBODY;
         }
+        self.steps += 1;
+        holder(self.tables, self.reply, self.now)
     }
-    // Of a hot pair only clear bits are tried: random ports would use up the free ones and
-    // leave the unknown ones behind.
-    let mut probe = if is_hot(tables, reply) { PROBES } else { 0 };
-    while probe < PROBES {
-        probe += 1;
-        *steps += 1;
-        let Some(port) = random_port(ports, tables.random()) else { return SOMEBODY };
-        reply.destination_port = port.to_be_bytes();
-        let holder = holder(tables, reply, now);
-        if holder != SOMEBODY {
-            return holder;
-        }
+
+    /// Some random ports.
+    #[inline(always)]
+    fn random(&mut self) -> u32 {
+        let (tables, ports) = (self.tables, self.ports);
+        self.until_free(PROBES, || match random_port(ports, tables.random()) {
+            Some(port) => Next::Port(port),
+            None => Next::Nothing,
+        })
     }
-    search_hot(tables, reply, ports, now, steps)
+
+    /// Ports whose bit is clear in the pair's bitmap.
+    #[inline(always)]
+    fn hot(&mut self) -> u32 {
+        let (tables, ports) = (self.tables, self.ports);
+        let Some(bitmap) = tables.make_hot(&pair(self.reply)) else { return SOMEBODY };
+        self.until_free(HOT_TRIES, || {
+            let random = tables.random();
+            let (group, open) = open_group(bitmap, ports, random);
+            if open == 0 {
+                return Next::Nothing;
+            }
+            let word = wrapped::<PORT_WORDS>(group << 6 | pick(open, random >> 4) as usize);
+            let lend = ports.words[word].load();
+            let free = lend & !bitmap.words[word].load();
+            if free == 0 {
+                close(bitmap, ports, word);
+                return Next::Again;
+            }
+            let port = (word << 6) as u16 | pick(free, random >> 10) as u16;
+            // Marked first, looked at second: whoever gives it back frees it first and clears
+            // the bit second, so a mark that is too late is seen to be wrong by looking.
+            mark(bitmap, ports, port);
+            Next::Port(port)
+        })
+    }
+
+    /// Some ports one after another: every bit is set, but sessions may have expired that nobody
+    /// has swept; or no bitmap was to be had, and a small range is seen whole.
+    #[inline(always)]
+    fn in_a_row(&mut self) -> u32 {
+        let ports = self.ports;
+        let Some(mut port) = random_port(ports, self.tables.random()) else { return SOMEBODY };
+        self.until_free(RECLAIMS, || match next_port(ports, port) {
+            Some(next) => {
+                port = next;
+                Next::Port(next)
+            }
+            None => Next::Nothing,
+        })
+    }
+
+    /// Looks at the ports that `next` names, at most `times`, until nobody is in the way.
+    #[inline(always)]
+    fn until_free(&mut self, times: u32, mut next: impl FnMut() -> Next) -> u32 {
+        let mut met = SOMEBODY;
+        T::repeat(times, || {
+            self.steps += 1;
+            match next() {
+                Next::Port(port) => {
+                    self.reply.destination_port = port.to_be_bytes();
+                    met = holder(self.tables, self.reply, self.now);
+                    met != SOMEBODY
+                }
+                Next::Again => false,
+                Next::Nothing => true,
+            }
+        });
+        met
+    }
 }
 
+/// The first group from a random one on, around the end, that has a word with a clear bit, and
+/// which of its words have; zero: none has.
 #[inline(always)]
-fn search_hot<T: Tables>(
-    tables: &T,
-    reply: &mut Key<T::A>,
-    ports: &Ports,
-    now: u32,
-    steps: &mut u32,
-) -> u32 {
-    let Some(bitmap) = tables.make_hot(&pair(reply)) else {
-        return search_in_a_row(tables, reply, ports, now, steps);
-    };
-    let mut tries = 0;
-    while tries < HOT_TRIES {
-        tries += 1;
-        *steps += 1;
-        let random = tables.random();
-        let mut group = random as usize & (PORT_SUMMARY - 1);
-        let mut open = 0;
-        let mut looked = 0;
-        while looked < PORT_SUMMARY {
-            looked += 1;
-            let (Some(lend), Some(full)) = (ports.summary.get(group), bitmap.summary.get(group))
-            else {
-                return SOMEBODY;
-            };
-            open = lend.load() & !full.load();
-            if open != 0 {
-                break;
-            }
-            group = (group + 1) & (PORT_SUMMARY - 1);
-        }
-        if open == 0 {
+fn open_group(bitmap: &Ports, ports: &Ports, random: u32) -> (usize, u64) {
+    let mut group = random as usize & (PORT_SUMMARY - 1);
+    let mut open = 0;
+    let mut looked = 0;
+    while looked < PORT_SUMMARY {
+        looked += 1;
+        open = ports.summary[group].load() & !bitmap.summary[group].load();
+        if open != 0 {
             break;
         }
-        let word = (group << 6 | pick(open, random >> 4) as usize) & (PORT_WORDS - 1);
-        let (Some(lend), Some(lent)) = (ports.words.get(word), bitmap.words.get(word)) else {
-            return SOMEBODY;
-        };
-        let lend = lend.load();
-        let free = lend & !lent.load();
-        if free == 0 {
-            close(bitmap, ports, word);
-            continue;
-        }
-        let bit = pick(free, random >> 10);
-        let port = (word << 6) as u16 | bit as u16;
-        reply.destination_port = port.to_be_bytes();
-        // Marked first, looked at second: whoever gives it back frees it first and clears the
-        // bit second, so a mark that is too late is seen to be wrong here.
-        mark(bitmap, ports, port);
-        let holder = holder(tables, reply, now);
-        if holder != SOMEBODY {
-            return holder;
-        }
+        group = (group + 1) & (PORT_SUMMARY - 1);
     }
-    search_in_a_row(tables, reply, ports, now, steps)
-}
-
-/// Looks at some ports one after another: every bit is set, but sessions may have expired
-/// that nobody has swept; or no bitmap was to be had, and a small range is seen whole.
-#[inline(always)]
-fn search_in_a_row<T: Tables>(
-    tables: &T,
-    reply: &mut Key<T::A>,
-    ports: &Ports,
-    now: u32,
-    steps: &mut u32,
-) -> u32 {
-    let mut tries = 0;
-    let Some(mut port) = random_port(ports, tables.random()) else { return SOMEBODY };
-    while tries < RECLAIMS {
-        tries += 1;
-        *steps += 1;
-        port = match next_port(ports, port) {
-            Some(next) => next,
-            None => return SOMEBODY,
-        };
-        reply.destination_port = port.to_be_bytes();
-        let holder = holder(tables, reply, now);
-        if holder != SOMEBODY {
-            return holder;
-        }
-    }
-    SOMEBODY
+    (group, open)
 }
 
 /// Whether a pair has a bitmap.
@@ -339,7 +363,7 @@ fn close(bitmap: &Ports, ports: &Ports, word: usize) {
 fn random_port(ports: &Ports, random: u32) -> Option<u16> {
     let group = next_set(&ports.summary, (random as usize >> 6) & (PORT_SUMMARY - 1))?;
     let word = group << 6 | pick(ports.summary.get(group)?.load(), random >> 10) as usize;
-    let bits = ports.words.get(word & (PORT_WORDS - 1))?.load();
+    let bits = ports.words.get(wrapped::<PORT_WORDS>(word))?.load();
     Some((word << 6) as u16 | pick(bits, random >> 16) as u16)
 }
 
@@ -356,7 +380,7 @@ fn next_port(ports: &Ports, port: u16) -> Option<u16> {
             group = next_set(&ports.summary, (group + 1) & (PORT_SUMMARY - 1))?;
             words = ports.summary.get(group)?.load();
         }
-        word = (group << 6 | words.trailing_zeros() as usize) & (PORT_WORDS - 1);
+        word = wrapped::<PORT_WORDS>(group << 6 | words.trailing_zeros() as usize);
         bits = ports.words.get(word)?.load();
     }
     Some((word << 6) as u16 | (bits.trailing_zeros() & 63) as u16)
@@ -397,21 +421,14 @@ pub(crate) const fn pick(bits: u64, random: u32) -> u32 {
 #[inline(never)]
 fn holder<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
     let words = T::A::pack(reply);
-    let mask = table::window_mask(tables);
-    let home = table::home(tables, &words);
-    let mut i = 0;
-    while i < WINDOW {
-        let Some(entry) = tables.slot((home + i) & mask) else { return SOMEBODY };
-        let meta = entry.load_meta();
-        if meta.state_bits() >= State::Keyed as u64 && entry.key() == words {
-            return if meta.is(State::Live) { rested(tables, entry, meta, now) } else { SOMEBODY };
-        }
-        i += 1;
-    }
-    if tables.shared().overflowed.load() == 0 {
-        return NOBODY;
-    }
-    let Some(index) = tables.overflow(&words) else { return NOBODY };
+    let index = match table::standing(tables, &words, table::home(tables, &words), u32::MAX) {
+        Some(index) => index,
+        None if tables.shared().overflowed.load() == 0 => return NOBODY,
+        None => match tables.overflow(&words) {
+            Some(index) => index,
+            None => return NOBODY,
+        },
+    };
     let Some(entry) = tables.slot(index) else { return SOMEBODY };
     let meta = entry.load_meta();
     if meta.is(State::Live) && entry.key() == words {

@@ -101,14 +101,14 @@ fn find_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Optio
     if meta.is(State::Live) && entry.key() == *key { Some(Found { index, meta }) } else { None }
 }
 
-/// Whether the key stands in any slot of its window but `except`, in whatever state shows it.
+/// The slot of the key's window, any but `except`, in which it stands in whatever state shows it.
 #[inline(always)]
-fn is_elsewhere<T: Tables>(
+pub(crate) fn standing<T: Tables>(
     tables: &T,
     key: &<T::A as Address>::Words,
     home: u32,
     except: u32,
-) -> bool {
+) -> Option<u32> {
     let mask = window_mask(tables);
     let mut i = 0;
     while i < WINDOW {
@@ -118,11 +118,21 @@ fn is_elsewhere<T: Tables>(
             && entry.load_meta().state_bits() >= State::Keyed as u64
             && entry.key() == *key
         {
-            return true;
+            return Some(index);
         }
         i += 1;
     }
-    false
+    None
+}
+
+#[inline(always)]
+fn is_elsewhere<T: Tables>(
+    tables: &T,
+    key: &<T::A as Address>::Words,
+    home: u32,
+    except: u32,
+) -> bool {
+    standing(tables, key, home, except).is_some()
 }
 
 /// Whether a key stands in the table in any state, be it that its session is just being looked

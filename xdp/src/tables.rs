@@ -1,6 +1,9 @@
 //! The state that decisions read and write, however it is stored.
 
-use crate::address::{Address, V4};
+use crate::{
+    address::{Address, V4},
+    repeat::Repeat,
+};
 use xdp_abi::{
     config::{Config, Shared},
     event::Event4,
@@ -49,7 +52,7 @@ pub enum Outcome {
 
 /// Everything a decision may look at or change. One implementation in the eBPF object, one in
 /// memory for tests, `explain` and migration.
-pub trait Tables {
+pub trait Tables: Repeat {
     /// The address family.
     type A: Address;
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use xdp::{
     address::{Address, Entry, Key, Rewrite, V4},
     established,
+    repeat::Repeat,
     session::{Ended, Ending, LEASED, end},
     snat,
     table::{self, Claim},
@@ -164,6 +165,8 @@ impl Tiny {
         true
     }
 }
+
+impl Repeat for Tiny {}
 
 impl Tables for Tiny {
     type A = V4;

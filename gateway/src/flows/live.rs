@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use xdp::address::V4;
+use xdp::repeat::Repeat;
 use xdp::tables::{Route, Tables, Tally, glance};
 use xdp_abi::config::{Config, Shared};
 use xdp_abi::count::{Counters, RuleCount};
@@ -96,6 +97,8 @@ impl Live for Tables4 {
         self.datapath.tick_length()
     }
 }
+
+impl Repeat for Tables4 {}
 
 impl Tables for Tables4 {
     type A = V4;

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     address::V4,
+    repeat::Repeat,
     tables::{Route, Tables, Tally, admit, glance},
 };
 use std::{
@@ -276,6 +277,8 @@ const fn no_counts() -> Counters {
         drops: [[0; Reason::COUNT]; 3],
     }
 }
+
+impl Repeat for Memory {}
 
 impl Tables for Memory {
     type A = V4;

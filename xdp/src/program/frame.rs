@@ -264,23 +264,22 @@ pub(crate) trait Peek: Frame {
     unsafe fn peek(&self, to: *mut u8, room: u32) -> u32;
 }
 
-/// The length to copy, in a form that the verifier sees is neither zero nor too long.
+/// The length to copy of a frame, in a form that the verifier of any kernel sees is neither
+/// zero nor too long. `room` is a power of two.
 #[inline(always)]
 fn bounded(length: u32, room: u32) -> u32 {
-    let length = core::hint::black_box(length);
-    if length > room { room } else { length }
+    let last = if length > room { room - 1 } else { length.wrapping_sub(1) };
+    (core::hint::black_box(last) & (room - 1)) + 1
 }
 
 impl Peek for Copied {
     #[inline(always)]
     unsafe fn peek(&self, to: *mut u8, room: u32) -> u32 {
         let length = bounded(self.length(), room);
-        // SAFETY: `length` is at most `room`, which the caller vouches for.
-        if length != 0 && unsafe { bpf_xdp_load_bytes(self.ctx, 0, to.cast(), length) } == 0 {
-            length
-        } else {
-            0
-        }
+        // SAFETY: `length` is at most `room`, which the caller vouches for. The helper refuses
+        // to copy more than there is.
+        let failed = unsafe { bpf_xdp_load_bytes(self.ctx, 0, to.cast(), length) };
+        if failed == 0 { length } else { 0 }
     }
 }
 
@@ -289,9 +288,8 @@ impl Peek for Skb {
     unsafe fn peek(&self, to: *mut u8, room: u32) -> u32 {
         let length = bounded(self.length(), room);
         // SAFETY: as for XDP.
-        let failed = length == 0
-            || unsafe { bpf_skb_load_bytes(self.ctx.cast_const().cast(), 0, to.cast(), length) }
-                != 0;
-        if failed { 0 } else { length }
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.ctx.cast_const().cast(), 0, to.cast(), length) };
+        if failed == 0 { length } else { 0 }
     }
 }

@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibParams},
-    helpers::generated::{bpf_fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns},
+    helpers::generated::{
+        bpf_fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_loop,
+    },
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, Queue, RingBuf, lpm_trie::Key},
 };
@@ -10,6 +12,7 @@ use core::ffi::c_void;
 use xdp::{
     address::V4,
     pipeline::Work,
+    repeat::Repeat,
     tables::{Route, Tables, Tally, glance},
 };
 use xdp_abi::{
@@ -173,6 +176,26 @@ impl Kernel {
 #[inline(always)]
 fn port_key(port: u32, address: V4, bits: u32) -> Key<PortAddress4> {
     Key::new(32 + bits, PortAddress4 { port: port.to_be_bytes(), address: address.0 })
+}
+
+impl Repeat for Kernel {
+    #[inline(always)]
+    fn repeat(times: u32, mut step: impl FnMut() -> bool) {
+        repeat_in_kernel(times, &mut step);
+    }
+}
+
+#[inline(always)]
+fn repeat_in_kernel<F: FnMut() -> bool>(times: u32, step: &mut F) {
+    // SAFETY: the kernel hands the pointer on to the function made for it, and is done with it
+    // when the helper returns.
+    unsafe { bpf_loop(times, once::<F> as *mut c_void, (&raw mut *step).cast(), 0) };
+}
+
+/// One step; not zero: it was the last.
+unsafe extern "C" fn once<F: FnMut() -> bool>(_: u32, step: *mut F) -> u64 {
+    // SAFETY: `repeat_in_kernel` passes a step that nobody else uses meanwhile.
+    unsafe { (*step)() as u64 }
 }
 
 impl Tables for Kernel {
