@@ -113,6 +113,11 @@ fn prepare() -> Result<()> {
     for line in NETWORK.lines().filter(|line| !line.is_empty()) {
         run("ip", line)?;
     }
+    // The far ends stand for other machines: what comes out there must not be routed back in.
+    for end in ["wire", "pod"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{end}/forwarding");
+        fs::write(&path, "0").with_context(|| format!("write {path}"))?;
+    }
     // A veth takes redirected frames if the far end polls, which it does for GRO.
     for interface in ["wire", "pod", "eth0", "eth1"] {
         run("ethtool", &format!("-K {interface} gro on"))?;
@@ -238,6 +243,8 @@ fn ends(bytes: &[u8]) -> Result<(End, End)> {
     let faults = frame.faults(&[]);
     ensure!(faults.is_empty(), "{faults:?} in {bytes:02x?}");
     let packet = frame.ipv4().ok().flatten().context("not IPv4")?;
+    let protocol = packet.get_next_level_protocol();
+    ensure!(protocol == IpNextHeaderProtocols::Udp, "{protocol} in {bytes:02x?}");
     let datagram = UdpPacket::new(packet.payload()).context("not UDP")?;
     Ok((
         (packet.get_source(), datagram.get_source()),

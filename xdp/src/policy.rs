@@ -62,19 +62,17 @@ pub fn judge<T: Tables>(
     bytes: u64,
 ) -> Judgement {
     let bank = policy.bank();
-    let source = tables.identity(bank, key.domain, key.source);
-    let destination = tables.identity(bank, towards, key.destination);
-    let class = tables.class(bank, class_index(key.protocol, key.destination_port));
     let mut judgement = Judgement {
         action: policy.default_action(),
         log: policy.default_log(),
-        source,
-        destination,
+        source: tables.identity(bank, key.domain, key.source),
+        destination: tables.identity(bank, towards, key.destination),
         ..Judgement::default()
     };
+    let class = tables.class(bank, class_index(key.protocol, key.destination_port));
     let (Some(by_source), Some(by_destination), Some(by_class), Some(monitors)) = (
-        tables.source_rules(bank, source.index),
-        tables.destination_rules(bank, destination.index),
+        tables.source_rules(bank, judgement.source.index),
+        tables.destination_rules(bank, judgement.destination.index),
         tables.class_rules(bank, class),
         tables.monitors(bank),
     ) else {
@@ -83,7 +81,7 @@ pub fn judge<T: Tables>(
     };
 
     let sets = Sets { source: by_source, destination: by_destination, class: by_class, monitors };
-    let matches = first_match::<T>(&sets);
+    let matches = first_match::<T>(sets);
     if let Some(bit) = matches.monitor()
         && let Some(rule) = tables.rule(bank, bit)
     {
@@ -140,42 +138,58 @@ impl Matches {
 /// The lowest bit that is in all three sets and decides, and the lowest before it that is only
 /// watched.
 #[inline(always)]
-fn first_match<R: Repeat>(sets: &Sets<'_>) -> Matches {
-    let mut found = Matches { decides: NONE, monitor: NONE };
-    let mut group = 0;
-    while group < SUMMARY_WORDS && found.decides == NONE {
-        let mut words = sets.source.summary[group]
-            & sets.destination.summary[group]
-            & sets.class.summary[group];
-        if words != 0 {
-            R::repeat(64, || {
-                let word = wrapped::<RULE_WORDS>(group << 6 | words.trailing_zeros() as usize);
-                words &= words - 1;
-                look(sets, word, &mut found);
-                words == 0 || found.decides != NONE
-            });
+fn first_match<R: Repeat>(sets: Sets<'_>) -> Matches {
+    let mut meeting = Meeting {
+        sets,
+        group: 0,
+        words: 0,
+        found: Matches { decides: NONE, monitor: NONE },
+    };
+    while meeting.group < SUMMARY_WORDS && meeting.found.decides == NONE {
+        meeting.words = meeting.sets.source.summary[meeting.group]
+            & meeting.sets.destination.summary[meeting.group]
+            & meeting.sets.class.summary[meeting.group];
+        if meeting.words != 0 {
+            R::repeat(64, || meeting.step());
         }
-        group += 1;
+        meeting.group += 1;
     }
-    found
+    meeting.found
 }
 
-/// What of `found` one word of the sets decides.
-#[inline(always)]
-fn look(sets: &Sets<'_>, word: usize, found: &mut Matches) {
-    let bits =
-        sets.source.words[word] & sets.destination.words[word] & sets.class.words[word];
-    let watched = bits & sets.monitors.words[word];
-    let deciding = bits & !watched;
-    let base = (word as u32) << 6;
-    if watched != 0 && found.monitor == NONE {
-        let bit = watched.trailing_zeros();
-        if deciding == 0 || bit < deciding.trailing_zeros() {
-            found.monitor = base | bit;
+/// How far the sets have been gone through.
+struct Meeting<'a> {
+    sets: Sets<'a>,
+    /// Which word of the summaries.
+    group: usize,
+    /// What of it was not looked at yet.
+    words: u64,
+    found: Matches,
+}
+
+impl Meeting<'_> {
+    /// Looks at the next word of rules that none of the sets says is empty, and says whether it
+    /// was the last one to look at.
+    #[inline(always)]
+    fn step(&mut self) -> bool {
+        let word = self.group << 6 | self.words.trailing_zeros() as usize;
+        let word = wrapped::<RULE_WORDS>(word);
+        self.words &= self.words - 1;
+        let sets = &self.sets;
+        let bits = sets.source.words[word] & sets.destination.words[word] & sets.class.words[word];
+        let watched = bits & sets.monitors.words[word];
+        let deciding = bits & !watched;
+        let base = (word as u32) << 6;
+        if watched != 0 && self.found.monitor == NONE {
+            let bit = watched.trailing_zeros();
+            if deciding == 0 || bit < deciding.trailing_zeros() {
+                self.found.monitor = base | bit;
+            }
         }
-    }
-    if deciding != 0 {
-        found.decides = base | deciding.trailing_zeros();
+        if deciding != 0 {
+            self.found.decides = base | deciding.trailing_zeros();
+        }
+        self.words == 0 || deciding != 0
     }
 }
 
@@ -216,13 +230,9 @@ mod tests {
                 }
                 monitor = monitor.min(bit);
             }
-            let sets = Sets {
-                source: &set(&a),
-                destination: &set(&b),
-                class: &set(&c),
-                monitors: &set(&watched),
-            };
-            proptest::prop_assert_eq!(first_match::<Plainly>(&sets), Matches { decides, monitor });
+            let (a, b, c, watched) = (set(&a), set(&b), set(&c), set(&watched));
+            let sets = Sets { source: &a, destination: &b, class: &c, monitors: &watched };
+            proptest::prop_assert_eq!(first_match::<Plainly>(sets), Matches { decides, monitor });
         }
     }
 
@@ -236,7 +246,7 @@ mod tests {
             ] {
                 let sets =
                     Sets { source: &one, destination: &one, class: &one, monitors: &monitors };
-                assert_eq!(first_match::<Plainly>(&sets), expected, "{bit}");
+                assert_eq!(first_match::<Plainly>(sets), expected, "{bit}");
             }
         }
     }

@@ -274,13 +274,14 @@ fn report_end<T: Tables>(
     last: u32,
     now: u32,
 ) {
-    let facts = Facts(record.facts.load());
-    if facts.log() & LOG_END == 0 {
+    if Facts(record.facts.load()).log() & LOG_END == 0 {
         return;
     }
-    let f = Count(forward.count().load());
-    let r = Count(reply.count().load());
+    // Everything is read when there is room for it: the stack of a BPF program is short.
     tables.report(|event| {
+        let facts = Facts(record.facts.load());
+        let f = Count(forward.count().load());
+        let r = Count(reply.count().load());
         event.kind = event::END;
         describe(event, &T::A::unpack(&forward.key()), &forward.rewrite());
         event.reason = cause;
