@@ -5,11 +5,11 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::report::Row;
-use crate::{bulk, dry, room};
+use crate::{bulk, dry, room, verifier};
 
 /// Rows that come from one function.
 pub(crate) struct Exam {
-    /// Id and meaning of each row, in the order that `run` yields them.
+    /// Id and meaning of each row that `run` may yield, in its order.
     pub(crate) rows: &'static [(&'static str, &'static str)],
     /// Measures them, in so many rounds, on these cores.
     pub(crate) run: fn(usize, &[usize]) -> Result<Vec<Row>>,
@@ -21,6 +21,7 @@ pub(crate) const EXAMS: &[Exam] = &[
     Exam { rows: room::MEMORY_ROWS, run: room::memory },
     Exam { rows: room::PORT_ROWS, run: room::ports },
     Exam { rows: bulk::ROWS, run: bulk::run_all },
+    Exam { rows: verifier::ROWS, run: verifier::run_all },
 ];
 
 /// Keeps this thread on one core.

@@ -16,6 +16,7 @@ mod rows;
 mod stand;
 mod statistics;
 mod topology;
+mod verifier;
 
 use std::path::PathBuf;
 use std::thread;

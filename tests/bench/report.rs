@@ -75,6 +75,11 @@ impl Row {
         }
     }
 
+    /// The same row, come from another command.
+    pub(crate) fn by(self, command: &str) -> Self {
+        Self { command: command.to_owned(), ..self }
+    }
+
     /// The row as a line of the terminal's table.
     pub(crate) fn line(&self) -> String {
         format!(

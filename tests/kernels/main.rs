@@ -3,7 +3,7 @@
 //! and `detach` leaves the guard and nothing else.
 //!
 //! What happens inside is `sluice-kernel-probe`. How many instructions the verifier went through
-//! is written to `target/kernels/<series>.txt`.
+//! is written to `target/kernels/<series>.txt`, where `sluice-bench` reads it.
 
 mod initramfs;
 mod machine;

@@ -139,12 +139,8 @@ impl Matches {
 /// watched.
 #[inline(always)]
 fn first_match<R: Repeat>(sets: Sets<'_>) -> Matches {
-    let mut meeting = Meeting {
-        sets,
-        group: 0,
-        words: 0,
-        found: Matches { decides: NONE, monitor: NONE },
-    };
+    let mut meeting =
+        Meeting { sets, group: 0, words: 0, found: Matches { decides: NONE, monitor: NONE } };
     while meeting.group < SUMMARY_WORDS && meeting.found.decides == NONE {
         meeting.words = meeting.sets.source.summary[meeting.group]
             & meeting.sets.destination.summary[meeting.group]
