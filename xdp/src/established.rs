@@ -55,8 +55,7 @@ pub fn replay_if<T: Tables<A = V4>>(
     if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
         return None;
     }
-    let found = table::find(tables, &V4::pack(key))?;
-    let entry = tables.slot(found.index)?;
+    let (found, entry) = table::find_entry(tables, &V4::pack(key))?;
     let config = tables.config();
     let rewrite = entry.rewrite();
     let link = entry.load_link();

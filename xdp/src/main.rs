@@ -2,7 +2,7 @@
 //!
 //! Off the BPF target this is an empty program, so that the crate is an ordinary member of the
 //! workspace: checked, documented and tested on the host.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod program;

@@ -207,9 +207,9 @@ pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {
     }))
 }
 
-/// Reads the most common packet: untagged, IPv4 without options, whole, TCP, UDP or echo. The
-/// offsets are constants, so every access is two instructions; anything else is `None` and
-/// goes the way that can read it.
+/// Reads the most common packet: untagged, IPv4 without options, whole, TCP or UDP. The offsets
+/// are constants, so every access is two instructions; anything else is `None` and goes the way
+/// that can read it.
 #[inline(always)]
 pub fn plain<F: Frame>(frame: &F) -> Option<Packet<V4>> {
     const NETWORK: u32 = ETHERNET;
@@ -228,25 +228,21 @@ pub fn plain<F: Frame>(frame: &F) -> Option<Packet<V4>> {
     {
         return None;
     }
-    let first = frame.load::<8>(TRANSPORT)?;
-    let (kind, source_port, destination_port, tcp_flags) = match protocol {
+    let [s0, s1, d0, d1, ..] = frame.load::<8>(TRANSPORT)?;
+    let (kind, tcp_flags) = match protocol {
         TCP if length >= 40 => {
             let [flags] = frame.load::<1>(TRANSPORT + 13)?;
-            (Kind::Tcp, [first[0], first[1]], [first[2], first[3]], flags & 0x3f)
+            (Kind::Tcp, flags & 0x3f)
         }
-        UDP if length >= 28 => (Kind::Udp, [first[0], first[1]], [first[2], first[3]], 0),
-        ICMP if length >= 28 && first[0] == ECHO => (Kind::Echo, [first[4], first[5]], [0; 2], 0),
-        ICMP if length >= 28 && first[0] == ECHO_REPLY => {
-            (Kind::EchoReply, [0; 2], [first[4], first[5]], 0)
-        }
+        UDP if length >= 28 => (Kind::Udp, 0),
         _ => return None,
     };
     Some(Packet {
         key: Key {
             source: V4([header[12], header[13], header[14], header[15]]),
             destination: V4([header[16], header[17], header[18], header[19]]),
-            source_port,
-            destination_port,
+            source_port: [s0, s1],
+            destination_port: [d0, d1],
             domain: 0,
             protocol,
         },

@@ -1,8 +1,10 @@
 //! The session table, and the protocol by which entries appear and vanish in it.
 //!
-//! Open addressing over an array of one-line entries: an entry stands in one of the
-//! [`WINDOW`] slots from its home on, or, where all of them are taken, in an overflow slot
-//! that a small hash map names. Readers take no lock; nobody ever waits.
+//! Open addressing over an array of one-line entries: an entry stands in one of [`NEAR`] slots
+//! at the front of the table, in one of the [`WINDOW`] slots from its home on, or, where all of
+//! them are taken, in an overflow slot that a small hash map names. Which slots they are is
+//! fixed by the key ([`Home`]); the protocol does not care. Readers take no lock; nobody ever
+//! waits.
 //!
 //! **States** of an entry's word 0, with who may write it:
 //!
@@ -35,7 +37,7 @@ use crate::{
     address::{Address, Entry},
     tables::Tables,
 };
-use xdp_abi::session::{Class, Meta, State, WINDOW};
+use xdp_abi::session::{Class, Meta, NEAR, NEAR_SLOTS, State, WINDOW};
 
 /// Where an entry was found, and its word 0 at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +61,43 @@ pub enum Claim {
     NoRoom,
 }
 
-/// The slot that a key's window begins with.
+/// The slots that a key may stand in, but for overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    near: u32,
+    window: u32,
+    mask: u32,
+}
+
+impl Home {
+    /// How many slots there are, in the order in which they are tried.
+    pub const SLOTS: u32 = NEAR + WINDOW;
+
+    /// The home of a hash in a table of `mask + 1` slots. The front belongs to those that are
+    /// near: it would be full, and so would windows that begin there.
+    #[inline(always)]
+    pub const fn new(hash: u64, mask: u32) -> Self {
+        let front = mask >> 3 & (NEAR_SLOTS - 1);
+        let (low, high) = (hash as u32 & mask, (hash >> 32) as u32);
+        let window = if NEAR != 0 && low <= front { high & mask } else { low };
+        Self { near: high & front & !NEAR.saturating_sub(1), window, mask }
+    }
+
+    /// One of them.
+    #[inline(always)]
+    pub const fn slot(self, number: u32) -> u32 {
+        if number < NEAR {
+            self.near + number
+        } else {
+            self.window.wrapping_add(number - NEAR) & self.mask
+        }
+    }
+}
+
+/// The slots of a key.
 #[inline(always)]
-pub fn home<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
-    let config = tables.config();
-    T::A::hash(key, config.seed.load()) as u32 & window_mask(tables)
+pub fn home<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Home {
+    Home::new(T::A::hash(key, tables.config().seed.load()), window_mask(tables))
 }
 
 /// Window slots less one.
@@ -72,18 +106,26 @@ pub fn window_mask<T: Tables>(tables: &T) -> u32 {
     tables.config().slots.load() as u32
 }
 
-/// The live entry of a key.
+/// Where the live entry of a key stands.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Found> {
-    let mask = window_mask(tables);
+    find_entry(tables, key).map(|(found, _)| found)
+}
+
+/// The live entry of a key.
+#[inline(always)]
+pub fn find_entry<'a, T: Tables>(
+    tables: &'a T,
+    key: &<T::A as Address>::Words,
+) -> Option<(Found, &'a <T::A as Address>::Entry)> {
     let home = home(tables, key);
     let mut i = 0;
-    while i < WINDOW {
-        let index = (home + i) & mask;
+    while i < Home::SLOTS {
+        let index = home.slot(i);
         let entry = tables.slot(index)?;
         let meta = entry.load_meta();
         if meta.is(State::Live) && entry.key() == *key {
-            return Some(Found { index, meta });
+            return Some((Found { index, meta }, entry));
         }
         i += 1;
     }
@@ -91,14 +133,18 @@ pub fn find<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Fou
 }
 
 #[inline(always)]
-fn find_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Found> {
+fn find_overflow<'a, T: Tables>(
+    tables: &'a T,
+    key: &<T::A as Address>::Words,
+) -> Option<(Found, &'a <T::A as Address>::Entry)> {
     if tables.shared().overflowed.load() == 0 {
         return None;
     }
     let index = tables.overflow(key)?;
     let entry = tables.slot(index)?;
     let meta = entry.load_meta();
-    if meta.is(State::Live) && entry.key() == *key { Some(Found { index, meta }) } else { None }
+    let is_it = meta.is(State::Live) && entry.key() == *key;
+    is_it.then_some((Found { index, meta }, entry))
 }
 
 /// The slot of the key's window, any but `except`, in which it stands in whatever state shows it.
@@ -106,13 +152,12 @@ fn find_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Optio
 pub(crate) fn standing<T: Tables>(
     tables: &T,
     key: &<T::A as Address>::Words,
-    home: u32,
+    home: Home,
     except: u32,
 ) -> Option<u32> {
-    let mask = window_mask(tables);
     let mut i = 0;
-    while i < WINDOW {
-        let index = (home + i) & mask;
+    while i < Home::SLOTS {
+        let index = home.slot(i);
         if index != except
             && let Some(entry) = tables.slot(index)
             && entry.load_meta().state_bits() >= State::Keyed as u64
@@ -129,7 +174,7 @@ pub(crate) fn standing<T: Tables>(
 fn is_elsewhere<T: Tables>(
     tables: &T,
     key: &<T::A as Address>::Words,
-    home: u32,
+    home: Home,
     except: u32,
 ) -> bool {
     standing(tables, key, home, except).is_some()
@@ -161,7 +206,6 @@ const NO_ROOM: u32 = u32::MAX - 2;
 
 #[inline(never)]
 fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
-    let mask = window_mask(tables);
     let home = home(tables, key);
     if is_elsewhere(tables, key, home, u32::MAX) {
         return EXISTS;
@@ -172,8 +216,8 @@ fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
     }
     let mut taken = u32::MAX;
     let mut i = 0;
-    while i < WINDOW {
-        let index = (home + i) & mask;
+    while i < Home::SLOTS {
+        let index = home.slot(i);
         let Some(entry) = tables.slot(index) else { return NO_ROOM };
         let meta = entry.load_meta();
         if meta.is(State::Free) && entry.meta().replace(meta.0, meta.with_state(State::Claimed).0) {
@@ -196,7 +240,7 @@ fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
 }
 
 #[inline(always)]
-fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: u32) -> u32 {
+fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: Home) -> u32 {
     let Some(index) = tables.take_overflow() else { return NO_ROOM };
     let Some(entry) = tables.slot(index) else { return NO_ROOM };
     let meta = entry.load_meta();
@@ -255,5 +299,37 @@ pub fn freeze<T: Tables>(tables: &T, index: u32, meta: Meta) -> bool {
 pub fn thaw<T: Tables>(tables: &T, index: u32, meta: Meta) {
     if let Some(entry) = tables.slot(index) {
         entry.meta().store(meta.0);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_sessions_need_few_pages_and_many_spread_over_all() {
+        let mask = (1 << 22) - 1;
+        // As good a hash as any.
+        let hash = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ n << 40;
+        let homes: Vec<_> = (1..=100_000).map(|n| Home::new(hash(n), mask)).collect();
+        for home in &homes {
+            assert!((0..NEAR).all(|n| home.slot(n) < NEAR_SLOTS), "{home:?}");
+            assert!((NEAR..Home::SLOTS).all(|n| home.slot(n) <= mask), "{home:?}");
+        }
+        let windows_in_front = homes.iter().filter(|home| home.slot(NEAR) < NEAR_SLOTS).count();
+        assert!(windows_in_front < 20, "{windows_in_front} of 100,000 windows begin in front");
+        let halves = homes.iter().filter(|home| home.slot(NEAR) > mask / 2).count();
+        assert!((49_000..51_000).contains(&halves), "{halves}");
+    }
+
+    #[test]
+    fn the_front_is_an_eighth_of_a_small_table() {
+        for (slots, front) in [(64, 8), (4096, 512), (65_536, 8192), (1 << 24, 8192)] {
+            let mask = slots - 1;
+            let most = (0..100_000_u64)
+                .map(|n| Home::new(n.wrapping_mul(0x9e37_79b9_7f4a_7c15), mask).slot(NEAR - 1))
+                .max();
+            assert_eq!(most, Some(front - 1), "{slots}");
+        }
     }
 }

@@ -151,7 +151,7 @@ impl Tiny {
 
     /// Where the first session's forward entry stood: the home of its key.
     fn first_forward(&self) -> u32 {
-        table::home(self, &V4::pack(&key(1)))
+        table::home(self, &V4::pack(&key(1))).slot(0)
     }
 
     /// Opens a session as `open` does.

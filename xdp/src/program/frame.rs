@@ -1,5 +1,6 @@
 //! Access to a packet's bytes: directly where offsets are constants, by helper elsewhere.
 
+use super::words;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
     helpers::generated::{
@@ -49,9 +50,8 @@ impl Frame for Direct {
         if start + N > self.end {
             return None;
         }
-        // SAFETY: `start..start + N` was just shown to lie inside the packet, and a byte array
-        // may start at any address.
-        Some(unsafe { *(start as *const [u8; N]) })
+        // SAFETY: `start..start + N` was just shown to lie inside the packet.
+        Some(unsafe { words::load(start) })
     }
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
@@ -60,7 +60,7 @@ impl Frame for Direct {
             return None;
         }
         // SAFETY: as for `load`.
-        unsafe { *(start as *mut [u8; N]) = bytes };
+        unsafe { words::store(start, bytes) };
         Some(())
     }
     #[inline(always)]

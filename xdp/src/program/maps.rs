@@ -1,5 +1,6 @@
 //! The maps, and the core's view of them.
 
+use super::words::opaque;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibParams},
     helpers::generated::{
@@ -211,7 +212,7 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn epoch(&self, slot: u32) -> u32 {
-        let index = core::hint::black_box(slot) as usize & (EPOCHS_ROOM - 1);
+        let index = opaque(slot) as usize & (EPOCHS_ROOM - 1);
         // SAFETY: the mask keeps the index in bounds; volatile, because user space writes.
         unsafe { core::ptr::read_volatile(self.epochs.as_ptr().add(index)) }
     }

@@ -3,6 +3,7 @@
 mod capture;
 mod frame;
 mod maps;
+mod words;
 
 use aya_ebpf::{
     EbpfContext as _,
