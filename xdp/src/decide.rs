@@ -57,6 +57,8 @@ pub struct Decision {
     pub address: [u8; 4],
     /// Whether it came from a spoke.
     pub outbound: bool,
+    /// The attachment itself. Here, because the stack of a BPF program is short.
+    from: Attachment,
 }
 
 impl Decision {
@@ -67,6 +69,7 @@ impl Decision {
         attachment: 0,
         address: [0; 4],
         outbound: false,
+        from: Attachment::NONE,
     };
 
     /// The verdict, spelt out.
@@ -84,8 +87,10 @@ pub fn continued<T: Tables<A = V4>>(
     arrival: &Arrival,
     decision: &mut Decision,
 ) {
-    let Some(attachment) = locate(tables, packet, arrival, decision) else { return };
-    let way = Way::new(tables, packet, arrival, decision.attachment, attachment);
+    if !locate(tables, packet, arrival, decision) {
+        return;
+    }
+    let way = Way::new(tables, packet, arrival, decision.attachment, &decision.from);
     let Some(found) = table::find(tables, &V4::pack(&packet.key)) else {
         decision.code = Code::ANEW;
         return;
@@ -114,8 +119,10 @@ pub fn opened<T: Tables<A = V4>>(
     decision: &mut Decision,
     plan: &mut Plan,
 ) {
-    let Some(attachment) = locate(tables, packet, arrival, decision) else { return };
-    let way = Way::new(tables, packet, arrival, decision.attachment, attachment);
+    if !locate(tables, packet, arrival, decision) {
+        return;
+    }
+    let way = Way::new(tables, packet, arrival, decision.attachment, &decision.from);
     // One after the other, and not one inside the other: their frames share the stack.
     let mut code = way.unknown(plan);
     if code.is(Code::OPEN) {
@@ -129,14 +136,15 @@ pub fn opened<T: Tables<A = V4>>(
     decision.code = code;
 }
 
-/// The attachment that a packet came by; the packet gets its domain.
+/// Finds the attachment that a packet came by, or decides without one; the packet gets its
+/// domain.
 #[inline(always)]
 fn locate<T: Tables<A = V4>>(
     tables: &T,
     packet: &mut Packet<V4>,
     arrival: &Arrival,
     decision: &mut Decision,
-) -> Option<Attachment> {
+) -> bool {
     let place = port(arrival.ifindex, arrival.vlan);
     let number = tables.attachment_of(place, packet.key.source).unwrap_or(0);
     decision.attachment = number;
@@ -144,12 +152,13 @@ fn locate<T: Tables<A = V4>>(
     decision.address = [0; 4];
     let Some(attachment) = tables.attachment(number).filter(|a| a.flags & ATTACHED != 0) else {
         decision.code = not_from_here(tables, packet);
-        return None;
+        return false;
     };
     decision.outbound = attachment.kind == KIND_SPOKE;
     decision.address = attachment.address;
     packet.key.domain = attachment.domain;
-    Some(attachment)
+    decision.from = attachment;
+    true
 }
 
 /// A packet that belongs to no attachment.
@@ -174,7 +183,7 @@ pub(crate) struct Way<'a, T: Tables> {
     pub(crate) packet: &'a Packet<T::A>,
     pub(crate) arrival: &'a Arrival,
     pub(crate) number: u16,
-    pub(crate) attachment: Attachment,
+    pub(crate) attachment: &'a Attachment,
     pub(crate) now: u32,
 }
 
@@ -185,7 +194,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         packet: &'a Packet<V4>,
         arrival: &'a Arrival,
         number: u16,
-        attachment: Attachment,
+        attachment: &'a Attachment,
     ) -> Self {
         Self { tables, packet, arrival, number, attachment, now: arrival.now }
     }
@@ -578,7 +587,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             bytes: self.arrival.sender,
         };
         let link = self.tables.link(self.attachment.ifindex)?;
-        let hop = hop_towards(&link, self.number, &self.attachment, self.arrival.sender, link.mac);
+        let hop = hop_towards(&link, self.number, self.attachment, self.arrival.sender, link.mac);
         if let Some(number) = self.tables.find_hop(&key) {
             // The attachment or its link may have changed since.
             if self.tables.hop(number).is_some_and(|old| !is_same_way(&old, &hop)) {

@@ -41,36 +41,66 @@ pub const HOT_TRIES: u32 = 64;
 pub const RECLAIMS: u32 = 16;
 
 /// The first SNAT policy that matches.
-#[inline(never)]
+#[inline(always)]
 pub fn matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -> Option<Snat> {
-    let bank = policy.bank();
-    let by_source = tables.snat_bits(bank, flow.source)?;
-    let by_destination = tables.snat_bits(bank, flow.destination)?;
-    let mut chosen = NONE;
-    let mut word = 0;
-    while word < SNAT_WORDS && chosen == NONE {
-        let mut bits = by_source.source[word] & by_destination.destination[word];
-        if bits != 0 {
-            T::repeat(64, || {
-                let bit = (word as u32) << 6 | bits.trailing_zeros();
-                bits &= bits - 1;
-                if bit >= policy.snat_policies() {
-                    return true;
-                }
-                let Some(candidate) = tables.snat(bank, bit) else { return true };
-                if flow.matches(&candidate) {
-                    chosen = bit;
-                }
-                bits == 0 || chosen != NONE
-            });
-        }
-        word += 1;
+    match first_matching(tables, policy, flow) {
+        NONE => None,
+        bit => tables.snat(policy.bank(), bit),
     }
-    if chosen == NONE { None } else { tables.snat(bank, chosen) }
+}
+
+/// Its bit, or [`NONE`].
+#[inline(never)]
+fn first_matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -> u32 {
+    let bank = policy.bank();
+    let (Some(by_source), Some(by_destination)) =
+        (tables.snat_bits(bank, flow.source), tables.snat_bits(bank, flow.destination))
+    else {
+        return NONE;
+    };
+    let mut choice = Choice { tables, policy, flow, word: 0, bits: 0, chosen: NONE };
+    while choice.word < SNAT_WORDS && choice.chosen == NONE {
+        choice.bits = by_source.source[choice.word] & by_destination.destination[choice.word];
+        if choice.bits != 0 {
+            T::repeat(64, || choice.step());
+        }
+        choice.word += 1;
+    }
+    choice.chosen
 }
 
 /// No policy.
 const NONE: u32 = u32::MAX;
+
+/// How far the policies of both identities have been gone through.
+struct Choice<'a, T> {
+    tables: &'a T,
+    policy: PolicyWord,
+    flow: &'a FlowFacts,
+    /// Which word of their bits.
+    word: usize,
+    /// What of it was not looked at yet.
+    bits: u64,
+    /// [`NONE`]: none yet.
+    chosen: u32,
+}
+
+impl<T: Tables> Choice<'_, T> {
+    /// Looks at the next policy, and says whether it was the last one to look at.
+    #[inline(always)]
+    fn step(&mut self) -> bool {
+        let bit = (self.word as u32) << 6 | self.bits.trailing_zeros();
+        self.bits &= self.bits - 1;
+        if bit >= self.policy.snat_policies() {
+            return true;
+        }
+        let Some(candidate) = self.tables.snat(self.policy.bank(), bit) else { return true };
+        if self.flow.matches(&candidate) {
+            self.chosen = bit;
+        }
+        self.bits == 0 || self.chosen != NONE
+    }
+}
 
 /// What a SNAT policy looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

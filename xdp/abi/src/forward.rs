@@ -47,6 +47,19 @@ pub struct Attachment {
     pub connection_class: u16,
 }
 
+impl Attachment {
+    /// None.
+    pub const NONE: Self = Self {
+        domain: 0,
+        kind: 0,
+        flags: 0,
+        ifindex: 0,
+        address: [0; 4],
+        interface_class: 0,
+        connection_class: 0,
+    };
+}
+
 /// Key of the prefix maps behind and ahead of a port: longest match on the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
