@@ -11,4 +11,6 @@ pub mod pairs;
 pub mod places;
 pub mod publish;
 pub mod settings;
+#[cfg(test)]
+mod stack;
 pub mod tables;

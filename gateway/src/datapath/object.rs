@@ -16,7 +16,7 @@ use xdp_abi::{
     session::{OVERFLOW_SHARE, SLOTS_PER_SESSION},
 };
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-xdp"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-xdp"));
 
 /// The ring of events: about 30,000 of them, should the daemon be busy for a moment.
 const EVENT_BYTES: u32 = 4 << 20;
