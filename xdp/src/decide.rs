@@ -110,18 +110,16 @@ pub fn continued<T: Tables<A = V4>>(
     decision.code = code;
 }
 
-/// The packet of an unknown flow, after [`continued`] found that it is one.
+/// The packet of an unknown flow, after [`continued`] found that it is one and where it came
+/// from.
 #[inline(always)]
 pub fn opened<T: Tables<A = V4>>(
     tables: &T,
-    packet: &mut Packet<V4>,
+    packet: &Packet<V4>,
     arrival: &Arrival,
     decision: &mut Decision,
     plan: &mut Plan,
 ) {
-    if !locate(tables, packet, arrival, decision) {
-        return;
-    }
     let way = Way::new(tables, packet, arrival, decision.attachment, &decision.from);
     // One after the other, and not one inside the other: their frames share the stack.
     let mut code = way.unknown(plan);
