@@ -27,7 +27,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
-use xdp_abi::config::PolicyWord;
+use xdp_abi::{ABI_VERSION, config::PolicyWord};
 
 /// How often expired sessions are looked for. Every slot is looked at once in
 /// [`SWEEP_ROUNDS`] rounds.
@@ -106,6 +106,9 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
             .await
             .expect("the engine does not panic while it starts")?
     };
+    if let Some(sessions) = engine.carried() {
+        info!(sessions, layout = ABI_VERSION, "sessions of an older layout carried over");
+    }
     info!(
         adopted = engine.datapath.adopted,
         hooks = engine.hooks(),

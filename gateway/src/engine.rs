@@ -7,7 +7,7 @@ use crate::{
     config::{Config, Hook, convert},
     datapath::{
         attach::{self, AttachError, Attached},
-        hops,
+        hops, layout,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::{Places, Served},
@@ -105,6 +105,7 @@ pub struct Engine {
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
+    carried: Option<usize>,
 }
 
 /// What of each address the machine itself uses.
@@ -215,9 +216,14 @@ impl Engine {
             reserved.of(address)
         })?;
         hops::relink(&datapath, &places);
+        let mut older = datapath.take_older();
+        if let Some(older) = &mut older {
+            older.replace(&datapath).map_err(TablesError::from)?;
+        }
         let mut attached = Attached::default();
         attached.bring(&datapath, &places.interfaces, &pins)?;
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
+        let carried = older.map(|older| older.finish(&datapath));
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
@@ -229,7 +235,13 @@ impl Engine {
             pins,
             reserved,
             cooling: Cooling::default(),
+            carried,
         })
+    }
+
+    /// How many sessions came from an older layout, if what was pinned had one.
+    pub fn carried(&self) -> Option<usize> {
+        self.carried
     }
 
     /// The configuration in force.
@@ -448,9 +460,9 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
             detached.maps += 1;
         }
     }
-    for name in xdp_abi::names::ALL {
+    for path in layout::leftovers(pins) {
         // What a start that came to nothing has left.
-        let _ = std::fs::remove_file(pins.join(format!("{name}_next")));
+        let _ = std::fs::remove_file(path);
     }
     let _ = std::fs::remove_dir(pins);
     if guard_too {

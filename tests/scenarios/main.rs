@@ -9,6 +9,7 @@ mod stand;
 
 mod full;
 mod moves;
+mod older;
 mod reach;
 mod refuse;
 mod reload;

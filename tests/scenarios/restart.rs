@@ -1,14 +1,20 @@
 //! The daemon may die at any moment: traffic goes on, and whoever starts next takes over.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lab::client::{self, Attempt, UdpLoad};
 use lab::plan::{INTERNET_SERVERS, NON_ROUTABLE, TRANSIT_SERVERS};
 use lab::servers::ECHO;
+use serde_json::Value;
+use xdp_abi::ABI_VERSION;
+use xdp_abi::session::Record;
 
+use crate::older;
 use crate::stand::{Place, Stand, eventually, everywhere, show};
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -18,7 +24,8 @@ const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
 everywhere!(
     #[ignore = "on a busy machine a start, which keeps a core busy, costs packets in the veth rings"]
     traffic_does_not_need_the_daemon,
-    a_gateway_taken_out_leaves_a_guard
+    a_gateway_taken_out_leaves_a_guard,
+    sessions_of_an_older_layout_live_on
 );
 
 fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
@@ -98,6 +105,123 @@ fn a_daemon_that_is_asked_to_stop_leaves_everything_at_work(stand: &mut Stand) -
     let pod = &stand.lab.pod("prod-us", "api").netns;
     client::echo(client::connect_to(pod, TRANSIT, PATIENCE)?.open()?, 1_000)?;
     stand.daemon.restart()
+}
+
+fn sessions_of_an_older_layout_live_on(place: Place) -> Result<()> {
+    let mut stand = place.stand()?;
+    show!(stand:
+        an_older_layout_is_carried_over_under_traffic,
+        a_daemon_killed_in_the_middle_of_that_is_followed_up,
+        a_layout_that_is_not_known_is_refused_and_nothing_is_touched,
+    )
+}
+
+/// Connections and datagrams that go on while `change` is done to the pins and the daemon is
+/// started again: the same sessions before and after, with all that is known of them.
+fn live_through(stand: &mut Stand, change: fn(&Path) -> Result<()>) -> Result<()> {
+    let lab = &stand.lab;
+    let [api, web] =
+        [("prod-eu", "api"), ("prod-us", "web")].map(|(c, p)| lab.pod(c, p).netns.clone());
+    let talks = [(&api, TRANSIT), (&web, INTERNET)].map(|(pod, to)| {
+        let stream = client::connect_to(pod, to, PATIENCE)?.open()?;
+        anyhow::Ok(client::talk(pod, stream, Duration::from_millis(2), PATIENCE))
+    });
+    let load = UdpLoad { packets: u32::MAX, rate: 200, ..UdpLoad::default() };
+    let flows =
+        [(&api, INTERNET), (&web, INTERNET)].map(|(pod, to)| client::udp_flow(pod, to, load));
+    thread::sleep(Duration::from_millis(200));
+    let facts = |stand: &Stand| -> Result<BTreeMap<String, Value>> {
+        let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "sessions"])?)?;
+        let sessions = answer["sessions"].as_array().context("a list of sessions")?;
+        let mut facts = BTreeMap::new();
+        for session in sessions {
+            let mut session = session.clone();
+            let id = session["id"].as_str().context("a session has a name")?.to_owned();
+            let fields = session.as_object_mut().context("a session has fields")?;
+            for moving in ["original", "reply", "age", "idle", "expires_in", "generation"] {
+                fields.remove(moving);
+            }
+            facts.insert(id, session);
+        }
+        Ok(facts)
+    };
+    let before = facts(stand)?;
+    ensure!(before.len() >= 4, "{before:?}");
+    let begun = stand.counters()?.begun;
+    let pins = stand.lab.site().pins();
+    stand.daemon.kill()?;
+    change(&pins)?;
+    stand.daemon.restart()?;
+    let said = stand.daemon.stderr();
+    let carried = format!("sessions of an older layout carried over sessions={}", before.len());
+    ensure!(said.contains(&carried), "{carried}: {said}");
+    ensure!(facts(stand)? == before, "{before:?}\nbecame {:?}", facts(stand)?);
+    ensure!(older::layout(&pins)? == u64::from(ABI_VERSION));
+    ensure!(older::record_bytes(&pins)? == size_of::<Record>());
+    let left: Vec<_> = std::fs::read_dir(&pins)?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with("_next") || name.ends_with("_before"))
+        .collect();
+    ensure!(left.is_empty(), "{left:?} are left");
+    thread::sleep(Duration::from_millis(200));
+    for talk in talks {
+        let talk = talk?.stop()?;
+        ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+    }
+    for flow in flows {
+        let report = flow?.stop()?;
+        // A start keeps a core busy, and a busy machine loses packets in the veth rings.
+        ensure!(report.lost() * 20 < report.sent, "{report:?}");
+    }
+    ensure!(stand.counters()?.begun == begun, "live flows were begun anew");
+    // The end of a connection is followed in the records that were carried over.
+    for id in before.iter().filter(|(_, session)| session["protocol"] == "tcp").map(|(id, _)| id) {
+        eventually("a connection that was closed is seen to be", || {
+            let now = facts(stand)?;
+            Ok(now.get(id).is_none_or(|session| session["phase"] == "tcp_closed"))
+        })?;
+    }
+    let cleared = stand.ctl(&["sessions", "clear", "--all"])?;
+    ensure!(cleared.contains("ended"), "{cleared}");
+    for (id, session) in before {
+        let record = stand.record("the end", |record| {
+            record["event"] == "end" && record["session"] == id.as_str()
+        })?;
+        ensure!(record["rule"]["name"] == session["rule"]["name"], "{record} of {session}");
+        ensure!(record["original"]["packets"].as_u64() > Some(1), "{record}");
+    }
+    Ok(())
+}
+
+fn an_older_layout_is_carried_over_under_traffic(stand: &mut Stand) -> Result<()> {
+    live_through(stand, older::make_older)
+}
+
+fn a_daemon_killed_in_the_middle_of_that_is_followed_up(stand: &mut Stand) -> Result<()> {
+    live_through(stand, older::make_half_new)
+}
+
+fn a_layout_that_is_not_known_is_refused_and_nothing_is_touched(stand: &mut Stand) -> Result<()> {
+    let pins = stand.lab.site().pins();
+    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
+    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
+    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    stand.daemon.kill()?;
+    for layout in [u64::from(ABI_VERSION) + 1, 1 << 40] {
+        older::say_layout(&pins, layout)?;
+        let Err(refused) = stand.daemon.restart() else { bail!("layout {layout} is taken over") };
+        let refused = format!("{refused:#}");
+        for part in [&format!("layout {layout}")[..], "the version of sluice-gateway", "detach"] {
+            ensure!(refused.contains(part), "{part}: {refused}");
+        }
+        ensure!(older::layout(&pins)? == layout);
+    }
+    older::say_layout(&pins, ABI_VERSION.into())?;
+    stand.daemon.restart()?;
+    let talk = talk.stop()?;
+    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+    Ok(())
 }
 
 fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {

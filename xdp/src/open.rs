@@ -214,7 +214,6 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             record.spilled[i].store(0);
             i += 1;
         }
-        record.event.store(0);
         let leased = if plan.translated { LEASED } else { 0 };
         record.identity.store((incarnation as u64) << 32 | leased);
 

@@ -94,7 +94,6 @@ impl Tiny {
             facts: Word::new(0),
             spilled: words(),
             identity: Word::new(0),
-            event: Word::new(0),
         };
         let all = WINDOW_SLOTS + OVERFLOW_SLOTS;
         Self {

@@ -2,9 +2,11 @@
 //! is attached where.
 
 pub mod attach;
+pub mod carry;
 pub mod clock;
 mod filter;
 pub mod hops;
+pub mod layout;
 pub mod memory;
 pub mod object;
 pub mod pairs;

@@ -148,9 +148,9 @@ pub struct Hooks {
 /// programs of one load to those of another in the middle.
 const STAGES: [&str; 2] = [names::XDP_STAGES, names::TC_STAGES];
 
-/// Where the arrays of a load are pinned until its programs are on the interfaces.
-fn next(pins: &Path, array: &str) -> PathBuf {
-    pins.join(format!("{array}_next"))
+/// Where a map is pinned until it takes the place of the one that has its name.
+pub(super) fn next(pins: &Path, name: &str) -> PathBuf {
+    pins.join(format!("{name}_next"))
 }
 
 /// The programs of a load are on the interfaces: its arrays take the place of those before.
@@ -163,8 +163,14 @@ pub fn settle(pins: &Path) -> io::Result<()> {
 
 impl Object {
     /// Loads the object with tables of these sizes. With `pins`, maps that are pinned there are
-    /// taken over and new ones are pinned.
-    pub fn load(sizes: &Sizes, hooks: Hooks, pins: Option<&PathBuf>) -> Result<Self, ObjectError> {
+    /// taken over and new ones are pinned; those named in `apart` are made anew, and pinned
+    /// beside those that are there.
+    pub fn load(
+        sizes: &Sizes,
+        hooks: Hooks,
+        pins: Option<&Path>,
+        apart: &[&str],
+    ) -> Result<Self, ObjectError> {
         let of_maps = sizes.of_maps();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -173,7 +179,9 @@ impl Object {
         }
         if let Some(pins) = pins {
             for name in names::ALL.into_iter().filter(|name| !STAGES.contains(name)) {
-                loader.map_pin_path(name, pins.join(name));
+                let beside = apart.contains(&name);
+                let path = if beside { next(pins, name) } else { pins.join(name) };
+                loader.map_pin_path(name, path);
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
@@ -208,7 +216,7 @@ impl Object {
         &mut self,
         array: &'static str,
         programs: &[(&'static str, u32)],
-        pins: Option<&PathBuf>,
+        pins: Option<&Path>,
     ) -> Result<(), ObjectError> {
         let map = self.ebpf.take_map(array).ok_or(ObjectError::Missing(array))?;
         if let Some(pins) = pins {

@@ -5,6 +5,7 @@
 
 use super::{
     clock::Clock,
+    layout::{self, LayoutError, Older},
     memory::Mapped,
     object::{Hooks, Object, ObjectError, Sizes},
 };
@@ -17,7 +18,7 @@ use aya::{
     programs::{ProgramError, TestRunOptions, Xdp},
 };
 use std::{
-    path::PathBuf,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use xdp_abi::{
@@ -42,17 +43,9 @@ pub enum TablesError {
     /// The object could not be loaded.
     #[error(transparent)]
     Object(#[from] ObjectError),
-    /// What is pinned was made by another version.
-    #[error(
-        "the pinned tables have layout {found}, this program has {ours}; \
-         run `sluice-gateway detach` and start again"
-    )]
-    Layout {
-        /// The pinned layout.
-        found: u64,
-        /// Ours.
-        ours: u32,
-    },
+    /// What is pinned has a layout that cannot be taken over.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// What is pinned has another size.
     #[error(
         "`tables.{table}` is {wanted}, but the pinned table has {found}; sizes are fixed while \
@@ -118,6 +111,7 @@ pub struct Datapath {
     object: Mutex<Object>,
     /// Whether sessions of an earlier daemon were taken over.
     pub adopted: bool,
+    older: Mutex<Option<Older>>,
     _stages: Vec<ProgramArray<MapData>>,
 }
 
@@ -132,17 +126,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Datapath {
     /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
     /// are there.
-    pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&PathBuf>) -> Result<Self, TablesError> {
-        let mut object = Object::load(&sizes, hooks, pins)?;
+    pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&Path>) -> Result<Self, TablesError> {
+        let older = pins.map(layout::look).transpose()?.flatten();
+        let apart = older.as_ref().map_or(&[][..], Older::apart);
+        let mut object = Object::load(&sizes, hooks, pins, apart)?;
         let config: Mapped<Config> = object.map(names::CONFIG)?;
         let shared: Mapped<Shared> = object.map(names::SHARED)?;
         let slots: Mapped<Entry4> = object.map(names::SLOTS4)?;
-        let found = config.all()[0].abi.load();
-        let adopted = found != 0;
+        let adopted = config.all()[0].abi.load() != 0;
         if adopted {
-            if found != u64::from(ABI_VERSION) {
-                return Err(TablesError::Layout { found, ours: ABI_VERSION });
-            }
             let pinned =
                 (config.all()[0].slots.load() as u32 + 1) / xdp_abi::session::SLOTS_PER_SESSION;
             if pinned != sizes.sessions {
@@ -210,6 +202,7 @@ impl Datapath {
             free_bitmaps,
             clock,
             adopted,
+            older: Mutex::new(older),
             _stages: object.take_stages(),
             object: Mutex::new(object),
         })
@@ -233,6 +226,11 @@ impl Datapath {
     /// The ring of events; once.
     pub fn take_events(&self) -> Option<RingBuf<MapData>> {
         lock(&self.events).take()
+    }
+
+    /// What an earlier daemon left in another layout, to be carried over; once.
+    pub fn take_older(&self) -> Option<Older> {
+        lock(&self.older).take()
     }
 
     /// The datapath's clock.

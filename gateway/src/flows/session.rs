@@ -221,7 +221,6 @@ mod tests {
             facts: Word::new(0),
             spilled: std::array::from_fn(|n| Word::new([100, 5000, 7, 700][n])),
             identity: Word::new(0),
-            event: Word::new(0),
         };
         let count = Count::new(3, 180).0;
         assert_eq!(traffic(count, || count, &record(), 0), (103, 5180));

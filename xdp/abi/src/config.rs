@@ -27,7 +27,8 @@ pub struct Config {
     pub midstream: Word,
     /// Answers per second and bucket, and deny events per second and bucket (32 | 32).
     pub rates: Word,
-    /// [`crate::ABI_VERSION`] of whoever made the maps.
+    /// [`crate::ABI_VERSION`] of whoever made the maps; zero: they are not whole yet. At
+    /// [`ABI_AT`], whatever else changes.
     pub abi: Word,
     /// Sampling of `capture`: one packet in so many matches; zero: off. Filter follows.
     pub capture: Word,
@@ -36,6 +37,11 @@ pub struct Config {
     /// Capture filter: port 16 | protocol 8 (zero: any).
     pub capture_ports: Word,
 }
+
+/// Where every version has its own number, in bytes: what is read before anything else is known
+/// of a layout.
+pub const ABI_AT: usize = 152;
+const _: () = assert!(core::mem::offset_of!(Config, abi) == ABI_AT);
 
 /// A TCP segment without a session is answered with RST from inside, dropped from outside.
 pub const MIDSTREAM_RESET: u64 = 0;

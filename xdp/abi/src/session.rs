@@ -304,16 +304,13 @@ pub struct Record {
     pub facts: Word,
     /// Packets and bytes that the entries have spilled: forward, then reply.
     pub spilled: [Word; 4],
-    /// Incarnation 32 (session number: with the record's index it names the session) | lease 32
-    /// (the pool that the outside port came from, plus one; zero: none).
+    /// Incarnation 32 (session number: with the record's index it names the session) | 1 if the
+    /// outside port is lent 32.
     pub identity: Word,
-    /// When something happened that the entries' ticks are too coarse for (first reply, FIN,
-    /// RST), nanoseconds; zero: nothing.
-    pub event: Word,
 }
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Record>() == 96);
+const _: () = assert!(size_of::<Record>() == 88);
 
 /// The key of the overflow map: an entry's key words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -255,7 +255,6 @@ fn empty_record() -> Record {
         facts: Word::new(0),
         spilled: words(),
         identity: Word::new(0),
-        event: Word::new(0),
     }
 }
 

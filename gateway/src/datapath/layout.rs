@@ -1,0 +1,221 @@
+//! The layout of what is pinned, and the way from an older one to today's.
+//!
+//! A version of the layout stands in the pinned settings, at a place that no version moves. Tables
+//! of today are taken over as they are. Of an older layout that is known, the tables that have
+//! changed are made anew beside the old ones, and their contents carried over ([`super::carry`]);
+//! all others are used on, by the programs of both.
+//!
+//! A daemon may be killed at any moment of this, and the next one has to go on from there. So
+//! there is one moment at which today's layout comes into force, a `rename`:
+//!
+//! ```text
+//!                      RECORDS4   _next    _before   version
+//! found                old                           1
+//! loaded, carried      old        new                1        killed here: begin again
+//! old kept             old        new      old       1        killed here: begin again
+//! in force             new                 old       1        killed here: say so and go on
+//!                      new                 old       2        programs are exchanged from here on
+//! programs exchanged   new                           2
+//! ```
+//!
+//! Before that moment the older gateway can be started again. Of a layout that is not known,
+//! nothing is touched.
+
+use super::{
+    carry::{self, Counts, Pass},
+    memory::Mapped,
+    object::next,
+    tables::Datapath,
+};
+use aya::maps::{MapData, MapError, MapType};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+use xdp_abi::{
+    ABI_VERSION,
+    config::ABI_AT,
+    names,
+    session::{Entry4, Record},
+    v1,
+    word::Word,
+};
+
+/// How long a packet may still be on its way through programs that were exchanged: far longer
+/// than any takes.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Why what is pinned cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// Made by a version that is not known here.
+    #[error(
+        "the pinned tables have layout {found}; this program takes over layouts {oldest} to \
+         {ours}: start the version of sluice-gateway that made them, or end all sessions with \
+         `sluice-gateway detach` and start again",
+        oldest = v1::VERSION,
+        ours = ABI_VERSION,
+    )]
+    Unknown {
+        /// The pinned layout.
+        found: u64,
+    },
+    /// It says that it is of one layout, and is not.
+    #[error(
+        "the pinned table {0} is not what its layout says; end all sessions with `sluice-gateway \
+         detach` and start again"
+    )]
+    Broken(PathBuf),
+    /// It cannot be opened.
+    #[error("the pinned table {path} cannot be opened: {source}")]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: MapError,
+    },
+    /// It cannot be read or moved.
+    #[error("the pinned table {path} cannot be used: {source}")]
+    Use {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Where the table of before is pinned until today's programs are on the interfaces.
+fn before(pins: &Path) -> PathBuf {
+    pins.join(format!("{}_before", names::RECORDS4))
+}
+
+/// Every pin that a start may leave beside those of `names::ALL`.
+pub fn leftovers(pins: &Path) -> Vec<PathBuf> {
+    let beside = names::ALL.into_iter().map(|name| next(pins, name));
+    beside.chain([before(pins)]).collect()
+}
+
+/// Records of an older layout, with what is left to do until they are needed no more.
+pub struct Older {
+    records: Mapped<v1::Record>,
+    pins: PathBuf,
+    in_force: bool,
+}
+
+/// Looks at what is pinned before anything is made of it.
+pub fn look(pins: &Path) -> Result<Option<Older>, LayoutError> {
+    let found = version(pins)?;
+    if found == 0 {
+        // A start ended before its tables were whole; no program has used them.
+        clear(pins);
+        return Ok(None);
+    }
+    let kept = before(pins);
+    if found == u64::from(ABI_VERSION) {
+        if !kept.exists() {
+            return Ok(None);
+        }
+        return Ok(Some(Older { records: records(&kept)?, pins: pins.to_owned(), in_force: true }));
+    }
+    if found != u64::from(v1::VERSION) {
+        return Err(LayoutError::Unknown { found });
+    }
+    let in_force = kept.exists() && !next(pins, names::RECORDS4).exists();
+    let at = if in_force {
+        kept
+    } else {
+        for path in [next(pins, names::RECORDS4), kept] {
+            let _ = fs::remove_file(path);
+        }
+        pins.join(names::RECORDS4)
+    };
+    Ok(Some(Older { records: records(&at)?, pins: pins.to_owned(), in_force }))
+}
+
+impl Older {
+    /// The tables that are to be made beside those of before.
+    #[must_use]
+    pub fn apart(&self) -> &'static [&'static str] {
+        if self.in_force { &[] } else { &v1::CHANGED }
+    }
+
+    /// Carries every session over and puts today's layout in force. The programs of before go on
+    /// with what they have.
+    pub fn replace(&mut self, datapath: &Datapath) -> Result<Pass, LayoutError> {
+        let counts = if self.in_force { Counts::Move } else { Counts::Stay };
+        let pass = self.pass(datapath, counts);
+        if !self.in_force {
+            let at = self.pins.join(names::RECORDS4);
+            let moved = fs::hard_link(&at, before(&self.pins))
+                .and_then(|()| fs::rename(next(&self.pins, names::RECORDS4), &at));
+            moved.map_err(|source| LayoutError::Use { path: at, source })?;
+            self.in_force = true;
+        }
+        datapath.settings().abi.store(u64::from(ABI_VERSION));
+        Ok(pass)
+    }
+
+    /// The programs of before are gone: carries over what they have begun and changed meanwhile,
+    /// and forgets their tables. Says how many sessions there are.
+    pub fn finish(self, datapath: &Datapath) -> usize {
+        self.pass(datapath, Counts::Move);
+        thread::sleep(GRACE);
+        let Pass { sessions, .. } = self.pass(datapath, Counts::Move);
+        let _ = fs::remove_file(before(&self.pins));
+        sessions
+    }
+
+    fn pass(&self, datapath: &Datapath, counts: Counts) -> Pass {
+        let slots: &[Entry4] = datapath.slots.all();
+        let today: &[Record] = datapath.records.all();
+        carry::pass(slots, self.records.all(), today, counts)
+    }
+}
+
+fn open(path: &Path) -> Result<MapData, LayoutError> {
+    MapData::from_pin(path).map_err(|source| LayoutError::Open { path: path.to_owned(), source })
+}
+
+/// Maps an array of `bytes` bytes an element or more, and says how many elements it has.
+fn elements(path: &Path, fits: impl Fn(usize) -> bool) -> Result<(MapData, u32), LayoutError> {
+    let map = open(path)?;
+    let info = map.info().map_err(|source| LayoutError::Open { path: path.to_owned(), source })?;
+    let is_array = info.map_type().is_ok_and(|kind| kind == MapType::Array);
+    if !is_array || !fits(info.value_size() as usize) {
+        return Err(LayoutError::Broken(path.to_owned()));
+    }
+    let count = info.max_entries();
+    Ok((map, count))
+}
+
+/// The version of what is pinned; zero: nothing, or nothing whole.
+fn version(pins: &Path) -> Result<u64, LayoutError> {
+    const WORDS: usize = ABI_AT / 8 + 1;
+    let path = pins.join(names::CONFIG);
+    if !path.exists() {
+        return Ok(0);
+    }
+    let (map, _) = elements(&path, |bytes| bytes >= WORDS * 8)?;
+    let words: Mapped<[Word; WORDS]> =
+        Mapped::new(&map, 1).map_err(|source| LayoutError::Use { path, source })?;
+    Ok(words.all()[0][WORDS - 1].load())
+}
+
+fn records(path: &Path) -> Result<Mapped<v1::Record>, LayoutError> {
+    let (map, count) = elements(path, |bytes| bytes == size_of::<v1::Record>())?;
+    Mapped::new(&map, count).map_err(|source| LayoutError::Use { path: path.to_owned(), source })
+}
+
+/// Takes away the tables of a start that came to nothing. What programs need to find each other
+/// stays: those of an earlier gateway may be at work.
+fn clear(pins: &Path) {
+    let stages = [names::XDP_STAGES, names::TC_STAGES];
+    for name in names::ALL.into_iter().filter(|name| !stages.contains(name)) {
+        let _ = fs::remove_file(pins.join(name));
+    }
+    for path in leftovers(pins) {
+        let _ = fs::remove_file(path);
+    }
+}
