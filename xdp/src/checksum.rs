@@ -4,6 +4,8 @@
 //! ones. Everything is computed on words as they lie in memory: the sum does not depend on
 //! byte order (RFC 1071).
 
+use crate::frame::Frame;
+
 /// Folds carries until 16 bits are left.
 #[inline(always)]
 #[must_use]
@@ -56,6 +58,55 @@ pub const fn sum4(bytes: [u8; 4]) -> u32 {
 #[must_use]
 pub const fn finish(sum: u32) -> [u8; 2] {
     (!fold(sum)).to_ne_bytes()
+}
+
+/// Bytes that are summed at once.
+const STEP: u32 = 32;
+/// The most bytes that are summed: the longest frame that is in use. The verifier goes through
+/// every step, so this bounds how long it takes.
+pub const MOST_SUMMED: u16 = 9_216;
+
+/// The sum of `length` bytes of a frame from `offset` on; nothing if there are fewer, or more
+/// than [`MOST_SUMMED`].
+#[inline(never)]
+pub fn sum<F: Frame>(frame: &F, offset: u32, length: u16) -> Option<u16> {
+    if length > MOST_SUMMED {
+        return None;
+    }
+    let end = offset + length as u32;
+    let mut at = offset;
+    // Wide enough that no carry is lost before the end.
+    let mut sum = 0u64;
+    let mut steps = 0;
+    while steps < MOST_SUMMED as u32 / STEP {
+        if at + STEP > end {
+            break;
+        }
+        let bytes = frame.load::<{ STEP as usize }>(at)?;
+        let mut i = 0;
+        while i < STEP as usize {
+            sum += u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]) as u64;
+            i += 4;
+        }
+        at += STEP;
+        steps += 1;
+    }
+    let mut steps = 0;
+    while steps < STEP / 2 {
+        if at + 2 > end {
+            break;
+        }
+        sum += u16::from_ne_bytes(frame.load::<2>(at)?) as u64;
+        at += 2;
+        steps += 1;
+    }
+    if at < end {
+        let [last] = frame.load::<1>(at)?;
+        sum += u16::from_ne_bytes([last, 0]) as u64;
+    }
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    Some(fold((sum >> 16) as u32 + (sum & 0xffff) as u32))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use crate::{
     address::{Address, Entry, Key, V4},
-    checksum::{TTL_DELTA, delta, fold, update, update_udp},
+    checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
     decide::Arrival,
     frame::Frame,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
@@ -49,8 +49,15 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
 ) -> Code {
     let place = port(arrival.ifindex, arrival.vlan);
     let own = crate::decide::is_own(tables, packet.key.destination);
-    // An error to the machine itself about something that is no session is the kernel's.
-    let foreign = |reason| if own { Code::PASS } else { Code::drop(reason) };
+    let sound = is_whole(frame, packet);
+    // An error to the machine itself about something that is no session is the kernel's, which
+    // looks at the checksum for itself.
+    let foreign = |reason| {
+        if own {
+            return Code::PASS;
+        }
+        Code::drop(if sound { reason } else { Reason::IcmpChecksum })
+    };
     let Some(number) = tables.attachment_of(place, packet.key.source) else {
         return foreign(Reason::SpoofedSource);
     };
@@ -60,7 +67,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     let mut quote = Quote::NONE;
     let unreadable = quoted(frame, packet, &mut quote);
     if !unreadable.is(Code::GO_ON) {
-        return if own { Code::PASS } else { unreadable };
+        return foreign(unreadable.reason());
     }
     let key = quote.key.reversed(attachment.domain);
     let Some(found) = table::find(tables, &V4::pack(&key)) else {
@@ -75,6 +82,10 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
         || seems_expired(config, found.meta, arrival.now)
     {
         return foreign(Reason::NoSession);
+    }
+    // REQ-3: silently, and before anything of it is believed.
+    if !sound {
+        return Code::drop(Reason::IcmpChecksum);
     }
     if packet.ttl <= 1 {
         return Code::drop(Reason::TtlExpired);
@@ -104,6 +115,17 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     }
     *out = Forward { rewrite, hop, reply: link.is_reply(), session: 0, rule: 0 };
     Code::FORWARD
+}
+
+/// Whether the checksum of the message holds. A translation changes it by what it changes, so a
+/// wrong one would go on as wrong, about a session that it may not be about. An error longer than
+/// what can be summed is no error that anybody sends: RFC 1812 (section 4.3.2.3) ends them at 576
+/// bytes.
+#[inline(always)]
+fn is_whole<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
+    let header = (packet.transport - packet.network) as u16;
+    let length = packet.length.wrapping_sub(header);
+    matches!(sum(frame, packet.transport, length), Some(0xffff))
 }
 
 /// Reads the quoted packet (RFC 5508 REQ-3).
@@ -231,10 +253,23 @@ fn write<F: Frame>(
         fold(packet.key.source.sum() + packet.key.destination.sum()) as u32,
         fold(outer_source.sum() + outer_destination.sum()) as u32,
     ) as u32;
-    let sum = update(packet.header_checksum, outer + TTL_DELTA);
+    let header = update(packet.header_checksum, outer + TTL_DELTA);
     let (s, d) = (outer_source.0, outer_destination.0);
     frame.store::<12>(
         packet.network + 8,
-        [packet.ttl - 1, ICMP, sum[0], sum[1], s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]],
+        [
+            packet.ttl - 1,
+            ICMP,
+            header[0],
+            header[1],
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+        ],
     )
 }

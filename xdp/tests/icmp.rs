@@ -155,6 +155,80 @@ fn errors_about_nothing_known_are_dropped_each_under_its_reason() {
     lab.assert_books();
 }
 
+#[test]
+fn an_error_with_a_wrong_checksum_is_dropped_without_a_word() {
+    // The quote alone, odd, as long as routers make it, with extensions, as long as can be.
+    for quoted in [28, 29, 59, 60, 61, 548, 1000, 1471, 1472, 9_208] {
+        let lab = permissive();
+        let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").payload(&[7; 4]).frame());
+        let mut quote = ip_of(&out).to_vec();
+        quote.resize(quoted, 0x5a);
+        let error = icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", &quote);
+        lab.forward(5, &error);
+        let message = 14 + 20;
+        // Every part of it: MTU, quoted header, ports, what follows, the checksum itself.
+        for at in [2, 3, 7, 8 + 19, 8 + 21, 8 + quoted / 2, 8 + quoted - 1] {
+            for flip in [0x01, 0x80] {
+                let mut wrong = error.clone();
+                wrong[message + at] ^= flip;
+                let reason = lab.dropped(5, &wrong);
+                assert_eq!(reason, Reason::IcmpChecksum, "byte {at} of a quote of {quoted}");
+            }
+        }
+        assert_eq!(lab.tables().counters().answered, 0);
+        // Padding of the link layer is not part of it.
+        let mut padded = error.clone();
+        padded.extend([0xff; 9]);
+        lab.forward(5, &padded);
+        lab.assert_books();
+    }
+    // Nobody sends one as long as this, and its checksum is not looked at to the end.
+    let lab = permissive();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let mut quote = ip_of(&out).to_vec();
+    quote.resize(9_209, 0x5a);
+    let error = icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", &quote);
+    assert_eq!(lab.dropped(5, &error), Reason::IcmpChecksum);
+}
+
+#[test]
+fn a_wrong_checksum_is_the_kernel_s_to_see_if_the_error_is_not_about_a_session() {
+    let scene = Scene::read(&TWO_CLUSTERS.replace("link 5", "link 5\nlocal 203.0.113.7"));
+    let lab = scene.and("permit any -> any all").build();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let own = udp("203.0.113.7:1234", "198.51.100.9:53").ip();
+    for (quote, about_a_session) in [(ip_of(&out), true), (&own, false)] {
+        let mut wrong = icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", quote);
+        wrong[14 + 20 + 7] ^= 1;
+        let expected = if about_a_session { Fate::Drop(Reason::IcmpChecksum) } else { Fate::Pass };
+        assert_eq!(lab.send(5, &wrong).fate, expected);
+    }
+}
+
+#[test]
+fn a_sum_over_steps_is_the_sum_over_words() {
+    let bytes: Vec<u8> = (0..9_300_u32).map(|n| ((n * 167) >> 3) as u8).collect();
+    let frame = xdp::memory::MemoryFrame::new(bytes.clone());
+    let lengths = (0..200).chain([1_479, 1_480, 9_000, 9_215, 9_216]);
+    for length in lengths {
+        for offset in [0, 1, 34, 38] {
+            let part = &bytes[offset..offset + length];
+            let words = part.chunks(2).map(|w| [w[0], w.get(1).copied().unwrap_or(0)]);
+            let mut sum: u64 = words.map(|word| u64::from(u16::from_ne_bytes(word))).sum();
+            while sum > 0xffff {
+                sum = (sum >> 16) + (sum & 0xffff);
+            }
+            let found = xdp::checksum::sum(&frame, offset as u32, length as u16);
+            assert_eq!(found, Some(sum as u16), "{length} from {offset}");
+        }
+    }
+    // All ones carry at every step.
+    let ones = xdp::memory::MemoryFrame::new(vec![0xff; 9_217]);
+    assert_eq!(xdp::checksum::sum(&ones, 1, 9_216), Some(0xffff));
+    assert_eq!(xdp::checksum::sum(&ones, 0, 9_217), None, "one more than is summed");
+    assert_eq!(xdp::checksum::sum(&ones, 2, 9_216), None, "one past the end");
+}
+
 /// Reads an error that the gateway made, and what it quotes.
 fn own_error(frame: &[u8]) -> (Seen, Vec<u8>, u16) {
     let seen = see(frame);
