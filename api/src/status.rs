@@ -182,7 +182,8 @@ pub struct Map {
     pub value_size: u32,
     /// Entries that there is room for.
     pub max_entries: u32,
-    /// Entries in use, where counting them is cheap.
+    /// Entries in use, of maps with keys and of the session table. `None`: all of them always are,
+    /// as in other arrays, or the kernel does not tell, as of queues and rings.
     pub entries: Option<u64>,
     /// Memory that it takes, in bytes.
     pub memory: u64,

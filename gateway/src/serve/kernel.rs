@@ -4,10 +4,10 @@
 //! is there, also where another daemon made it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use api::status::{Map, Maps, Program, Programs};
 use axum::Json;
@@ -18,8 +18,9 @@ use xdp_abi::names;
 
 use super::problem::{Refusal, blocking};
 use super::state::State;
+use super::status::FRESH;
 use crate::datapath::places::Served;
-use crate::flows::Live;
+use crate::flows::{Census, Live};
 
 /// The maps that are pinned, by name. The kernel's own name for a map ends after 15 bytes.
 fn pinned(pins: &Path) -> Vec<(&'static str, PathBuf, MapInfo)> {
@@ -37,16 +38,29 @@ pub(super) async fn maps<L: Live>(
 ) -> Result<Json<Maps>, Refusal> {
     let pins = state.in_force().config.gateway.pin_path.clone();
     blocking(move || {
+        let census = state.census.no_older_than(FRESH, &*state.live, state.live.now());
         let mut maps: Vec<Map> =
-            pinned(&pins).iter().map(|(name, path, info)| map(name, path, info)).collect();
+            pinned(&pins).iter().map(|(name, path, info)| map(name, path, info, &census)).collect();
         maps.sort_by(|a, b| a.name.cmp(&b.name));
         Json(Maps { maps })
     })
     .await
 }
 
-fn map(name: &str, pin: &Path, info: &MapInfo) -> Map {
-    let memory = info.fd().ok().map(|fd| memory(fd.as_fd()));
+fn map(name: &str, pin: &Path, info: &MapInfo, census: &Census) -> Map {
+    let fd = info.fd().ok();
+    let memory = fd.as_ref().map(|fd| memory(fd.as_fd()));
+    let keyed = info.map_type().is_ok_and(|kind| matches!(kind, MapType::Hash | MapType::LpmTrie));
+    let counted = || {
+        let (key_size, most) = (info.key_size() as usize, info.max_entries());
+        keys(fd.as_ref()?.as_fd(), key_size, most).ok()
+    };
+    let entries = match name {
+        names::SLOTS4 => Some(2 * (census.live + census.resting)),
+        names::RECORDS4 => Some(census.live + census.resting),
+        _ if keyed => counted(),
+        _ => None,
+    };
     Map {
         id: info.id(),
         name: name.to_owned(),
@@ -54,10 +68,48 @@ fn map(name: &str, pin: &Path, info: &MapInfo) -> Map {
         key_size: info.key_size(),
         value_size: info.value_size(),
         max_entries: info.max_entries(),
-        entries: None,
+        entries,
         memory: memory.unwrap_or(0),
         pin: Some(pin.display().to_string()),
     }
+}
+
+/// How many keys a map has: asked for one after the other. A key that goes while it is asked after
+/// sends the kernel back to the first, so there is an end after as many as there is room for.
+fn keys(map: BorrowedFd<'_>, key_size: usize, most: u32) -> io::Result<u64> {
+    /// `BPF_MAP_GET_NEXT_KEY`.
+    const NEXT_KEY: libc::c_int = 4;
+    #[repr(C)]
+    struct Request {
+        map: u32,
+        zero: u32,
+        key: u64,
+        next: u64,
+    }
+    let (mut key, mut next) = (vec![0u8; key_size], vec![0u8; key_size]);
+    let mut count = 0;
+    while count < u64::from(most) {
+        let from = if count == 0 { std::ptr::null() } else { key.as_ptr() };
+        let request = Request {
+            map: map.as_raw_fd() as u32,
+            zero: 0,
+            key: from as u64,
+            next: next.as_mut_ptr() as u64,
+        };
+        // SAFETY: the request is what the command takes, and both buffers, which outlive the
+        // call, are as long as a key of this map.
+        let failed = unsafe {
+            libc::syscall(libc::SYS_bpf, NEXT_KEY, &raw const request, size_of::<Request>())
+        } != 0;
+        if failed {
+            let error = io::Error::last_os_error();
+            let past_the_last = error.raw_os_error() == Some(libc::ENOENT);
+            return if past_the_last { Ok(count) } else { Err(error) };
+        }
+        count += 1;
+        std::mem::swap(&mut key, &mut next);
+    }
+    Ok(count)
 }
 
 /// What the kernel says that a descriptor's object takes, in bytes.
@@ -155,6 +207,7 @@ fn program(info: &ProgramInfo, hook: Option<&str>, interface: Option<&String>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aya::maps::{HashMap, MapData};
 
     #[test]
     fn memory_is_what_the_kernel_says_beside_the_descriptor() {
@@ -165,6 +218,33 @@ mod tests {
             ("", 0),
         ] {
             assert_eq!(memlock(facts), expected, "{facts}");
+        }
+    }
+
+    #[test]
+    fn keys_are_counted_one_by_one() {
+        let pin = format!("/sys/fs/bpf/sluice-keys-{}", std::process::id());
+        let made = HashMap::<MapData, u64, u32>::create(8, 0)
+            .map_err(|error| error.to_string())
+            .and_then(|map| map.pin(&pin).map_err(|error| error.to_string()));
+        if let Err(why) = made {
+            eprintln!("SKIPPED: keys of a map are counted: {why}");
+            return;
+        }
+        let [counted, filled] = [(); 2].map(|()| MapData::from_pin(&pin).unwrap());
+        fs::remove_file(&pin).unwrap();
+        let mut filled: HashMap<_, u64, u32> = aya::maps::Map::HashMap(filled).try_into().unwrap();
+        for count in 0..=8 {
+            let fd = || counted.fd().as_fd();
+            assert_eq!(keys(fd(), 8, 8).unwrap(), count);
+            assert_eq!(
+                keys(fd(), 8, 3).unwrap(),
+                count.min(3),
+                "and no further than there is room"
+            );
+            if count < 8 {
+                filled.insert(count * 7, 1, 0).unwrap();
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::flows::session::room;
 use crate::flows::{Census, Live};
 
 /// How old the count of sessions may be.
-const FRESH: Duration = Duration::from_secs(1);
+pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 pub(super) async fn status<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
