@@ -68,6 +68,53 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+/// A terminal of so many columns: what is written into the second end is read from the first.
+fn terminal(columns: u16) -> [std::os::fd::OwnedFd; 2] {
+    use std::os::fd::FromRawFd as _;
+    let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let (mut outer, mut inner) = (-1, -1);
+    // SAFETY: both descriptors have a place, name and settings may be missing, and the size
+    // outlives the call.
+    let failed = unsafe {
+        let nothing = std::ptr::null_mut();
+        libc::openpty(&raw mut outer, &raw mut inner, nothing, nothing.cast(), &raw const size)
+    };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: they were just opened, and nobody else has them.
+    [outer, inner].map(|fd| unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+#[test]
+fn a_table_is_as_wide_as_the_terminal_and_in_a_pipe_as_wide_as_it_is() {
+    let directory = Directory::new("terminal");
+    let maps = r#"{"maps":[{"id":1,"name":"SESSIONS","kind":"array","key_size":4,"value_size":64,
+        "max_entries":10,"entries":null,"memory":640,"pin":"/sys/fs/bpf/sluice/SESSIONS"}]}"#;
+    let line = |written: &str| written.lines().next().unwrap().trim_end().to_owned();
+    let all = "ID  NAME      TYPE   KEY  VALUE  ENTRIES  SIZE  MEMORY  PIN";
+    let narrow = "ID  NAME      TYPE   KEY  VALUE  ENTRIES  SIZE  MEMORY";
+    for (columns, arguments, expected) in
+        [(200, &["maps"][..], all), (60, &["maps"], narrow), (60, &["maps", "-o", "wide"], all)]
+    {
+        let gateway = directory.gateway("200 OK", maps);
+        let [outer, inner] = terminal(columns);
+        let status = Command::new(env!("CARGO_BIN_EXE_sluicectl"))
+            .arg("--socket")
+            .arg(directory.socket())
+            .args(arguments)
+            .env_remove("COLUMNS")
+            .stdout(inner)
+            .status();
+        assert!(status.unwrap().success());
+        gateway.join().unwrap();
+        let mut written = [0; 4096];
+        let length = std::fs::File::from(outer).read(&mut written).unwrap();
+        assert_eq!(line(&text(&written[..length])), expected, "{columns} {arguments:?}");
+    }
+    let gateway = directory.gateway("200 OK", maps);
+    assert_eq!(line(&text(&directory.run(&["maps"]).stdout)), all);
+    gateway.join().unwrap();
+}
+
 #[test]
 fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
     let directory = Directory::new("usage");
@@ -78,7 +125,7 @@ fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
         (&["capture", "port=http"], "expected a number from 0 to 65535"),
         (&["capture", "--count", "0"], "0 is not in 1.."),
         (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:1/tcp"], "is not DOMAIN:IP"),
-        (&["-o", "yaml", "rules"], "possible values: table, json"),
+        (&["-o", "yaml", "rules"], "possible values: table, wide, json"),
     ] {
         let output = directory.run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

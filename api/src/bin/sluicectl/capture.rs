@@ -37,7 +37,7 @@ impl Sink {
     fn open(path: Option<&PathBuf>, output: Output) -> Result<Self, Failure> {
         let Some(path) = path else {
             return Ok(match output {
-                Output::Table => Self::Lines,
+                Output::Table | Output::Wide => Self::Lines,
                 Output::Json => Self::Json,
             });
         };

@@ -44,8 +44,10 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people; cut to the width that COLUMNS says.
+    /// For people; as wide as the terminal, or as COLUMNS says.
     Table,
+    /// For people; every column, however wide.
+    Wide,
     /// For programs; with all that is known.
     Json,
 }
@@ -205,6 +207,7 @@ impl Gateway {
     fn print<T: Serialize + Show>(&self, answer: &T) -> Result<(), Failure> {
         let text = match self.output {
             Output::Table => answer.show(table::width()),
+            Output::Wide => answer.show(usize::MAX),
             Output::Json => json(answer)?,
         };
         io::stdout().write_all(text.as_bytes()).map_err(Failure::Print)

@@ -6,7 +6,7 @@ use api::session::{ClearResponse, ObjectRef, Party, Session, Sessions};
 use api::status::{Amount, Maps, Programs, Stats, Status};
 use serde::Serialize;
 
-use crate::table::{Table, list, or_dash, span};
+use crate::table::{Fit, Table, list, or_dash, span};
 
 /// What can be shown to a person, in lines of at most `width` characters where that is possible.
 pub(crate) trait Show {
@@ -44,7 +44,9 @@ impl Show for Status {
         for problem in &self.problems {
             text.push_str(&format!("problem: {problem}\n"));
         }
-        let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"]);
+        let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"])
+            .fit(Fit::Words, &["NAME", "DOMAIN"])
+            .spare(&["#", "HOOK"]);
         for attachment in &self.attachments {
             table.row([
                 attachment.number.to_string(),
@@ -98,7 +100,9 @@ impl Show for Sessions {
             "BYTES",
             "IDLE",
             "EXPIRES",
-        ]);
+        ])
+        .fit(Fit::Words, &["FROM", "TO", "RULE"])
+        .spare(&["BYTES", "EXPIRES", "PHASE", "PACKETS", "IDLE", "TO", "FROM", "RULE"]);
         for session in &self.sessions {
             let Session { inside, original, reply, .. } = session;
             table.row([
@@ -135,7 +139,9 @@ impl Show for ClearResponse {
 
 impl Show for Identities {
     fn show(&self, width: usize) -> String {
-        let mut table = Table::new(["ID", "GROUPS", "HOSTS", "PREFIXES", "AMONG THEM"]);
+        let mut table = Table::new(["ID", "GROUPS", "HOSTS", "PREFIXES", "AMONG THEM"])
+            .fit(Fit::Items, &["GROUPS", "AMONG THEM"])
+            .spare(&["ID", "AMONG THEM"]);
         for identity in &self.identities {
             let members: Vec<String> = identity
                 .members
@@ -161,7 +167,10 @@ impl Show for Rules {
     fn show(&self, width: usize) -> String {
         let mut table = Table::new([
             "PRIORITY", "RULE", "ACTION", "FROM", "TO", "PROTO", "PORTS", "MODE", "HITS", "BYTES",
-        ]);
+        ])
+        .fit(Fit::Words, &["RULE"])
+        .fit(Fit::Items, &["FROM", "TO", "PORTS"])
+        .spare(&["BYTES", "MODE", "PRIORITY"]);
         for rule in &self.rules {
             table.row([
                 rule.priority.to_string(),
@@ -221,7 +230,10 @@ impl Show for Snat {
             "LEAVES BY",
             "LENDS",
             "SESSIONS",
-        ]);
+        ])
+        .fit(Fit::Words, &["POLICY", "LEAVES BY"])
+        .fit(Fit::Items, &["LENDS"])
+        .spare(&["ORDER", "PROTO", "LEAVES BY"]);
         for policy in &self.policies {
             let lends = if policy.no_nat { "nothing".to_owned() } else { list(&policy.snat_ips) };
             policies.row([
@@ -235,7 +247,9 @@ impl Show for Snat {
                 policy.sessions.to_string(),
             ]);
         }
-        let mut pools = Table::new(["ADDRESS", "POLICY", "PORTS", "SHARED", "SESSIONS"]);
+        let mut pools = Table::new(["ADDRESS", "POLICY", "PORTS", "SHARED", "SESSIONS"])
+            .fit(Fit::Words, &["POLICY"])
+            .spare(&["SHARED"]);
         for pool in &self.pools {
             pools.row([
                 pool.address.to_string(),
@@ -245,7 +259,8 @@ impl Show for Snat {
                 pool.sessions.to_string(),
             ]);
         }
-        let mut fill = Table::new(["OUTSIDE", "DESTINATION", "PROTO", "USED", "PORTS", "FILL"]);
+        let mut fill = Table::new(["OUTSIDE", "DESTINATION", "PROTO", "USED", "PORTS", "FILL"])
+            .spare(&["PROTO", "PORTS", "USED"]);
         for pair in &self.fill {
             fill.row([
                 pair.outside.to_string(),
@@ -308,7 +323,8 @@ impl Show for Stats {
 
 impl Show for Programs {
     fn show(&self, width: usize) -> String {
-        let mut table = Table::new(["ID", "NAME", "HOOK", "INTERFACE", "TAG", "BYTES", "MEMORY"]);
+        let mut table = Table::new(["ID", "NAME", "HOOK", "INTERFACE", "TAG", "BYTES", "MEMORY"])
+            .spare(&["TAG", "BYTES", "MEMORY"]);
         for program in &self.programs {
             table.row([
                 program.id.to_string(),
@@ -327,7 +343,8 @@ impl Show for Programs {
 impl Show for Maps {
     fn show(&self, width: usize) -> String {
         let mut table =
-            Table::new(["ID", "NAME", "TYPE", "KEY", "VALUE", "ENTRIES", "SIZE", "MEMORY", "PIN"]);
+            Table::new(["ID", "NAME", "TYPE", "KEY", "VALUE", "ENTRIES", "SIZE", "MEMORY", "PIN"])
+                .spare(&["PIN", "KEY", "VALUE", "TYPE"]);
         for map in &self.maps {
             table.row([
                 map.id.to_string(),
@@ -347,7 +364,7 @@ impl Show for Maps {
 
 impl Show for Explanation {
     fn show(&self, width: usize) -> String {
-        let mut table = Table::new(["", "STAGE", "FOUND"]);
+        let mut table = Table::new(["", "STAGE", "FOUND"]).fit(Fit::Folds, &["FOUND"]);
         for step in &self.steps {
             let mark = if step.decisive { ">" } else { "" };
             table.row([mark.to_owned(), step.stage.clone(), step.text.clone()]);
@@ -401,9 +418,36 @@ mod tests {
              payments-to-s3 tcp_established 10/9 1000/90000 1s 2h3m"
         );
         assert_eq!(lines[2], "1 session");
-        assert!(sessions.show(120).lines().all(|line| line.chars().count() <= 120));
+        for width in [80, 90, 100, 110, 120, 140] {
+            let text = sessions.show(width);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            for whole in ["100.64.1.10:40000", "192.0.2.7:443", "10.10.0.17:50000"] {
+                assert!(text.contains(&format!("{whole} ")), "{width}: {whole}:\n{text}");
+            }
+        }
         sessions.matched = 2;
         assert!(sessions.show(120).ends_with("1 of 2 sessions; --limit shows more\n"));
+    }
+
+    /// The longest addresses there are, on a terminal as wide as many.
+    #[test]
+    fn a_hundred_columns_show_who_talks_to_whom_by_which_rule() {
+        let mut sessions = sessions();
+        let session = &mut sessions.sessions[0];
+        session.inside.source = "100.127.255.254:65535".parse().unwrap();
+        session.inside.destination = "203.0.113.254:65535".parse().unwrap();
+        session.outside.source = "198.51.100.254:65535".parse().unwrap();
+        session.outside.destination = session.inside.destination;
+        session.destination.endpoint = Some("s3-gateway/endpoint".into());
+        assert_eq!(
+            sessions.show(100),
+            "\
+PROTO  SOURCE                 DESTINATION          OUTSIDE               FROM          RULE
+tcp    100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkout/api  payments-to-…
+not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO; -o wide shows all
+1 session
+"
+        );
     }
 
     #[test]
