@@ -306,9 +306,11 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
             return;
         }
     }
-    let Some([to, _, _, _, _, _, s0, s1, s2, s3, s4, s5]) = frame.load::<12>(0) else { return };
+    let Some([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]) = frame.load::<12>(0) else {
+        return;
+    };
     // Sent to many: never transit, whatever is in it (RFC 1812 section 5.3.4).
-    if to & 1 != 0 || layer.ethertype == ARP {
+    if d0 & 1 != 0 || layer.ethertype == ARP {
         done.code = Code::PASS;
         return;
     }
@@ -320,10 +322,19 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
         };
         return;
     }
+    let to = [d0, d1, d2, d3, d4, d5];
     match packet::ipv4(frame, layer.network) {
-        Ok(Parsed::Packet(read)) => *packet = read,
+        Ok(Parsed::Packet(read)) => {
+            if is_for_another(tables, ifindex, layer.vlan, &to, read.key.source) {
+                done.code = Code::PASS;
+                return;
+            }
+            *packet = read;
+        }
         Ok(Parsed::Refused(source, destination, reason)) => {
-            if is_own(tables, destination) {
+            if is_own(tables, destination)
+                || is_for_another(tables, ifindex, layer.vlan, &to, source)
+            {
                 done.code = Code::PASS;
                 return;
             }
@@ -344,6 +355,27 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
         now,
     };
     done.code = if packet.kind == Kind::IcmpError { Code::ERROR } else { Code::GO_ON };
+}
+
+/// Whether a frame is for another machine and was only flooded here, or seen because somebody
+/// looks at everything: the kernel drops it, so it is the kernel's. A tagged one may be for the
+/// address of its VLAN device, which is mostly that of the interface. Of an interface without
+/// addresses nothing is known.
+#[inline(never)]
+fn is_for_another<T: Tables<A = V4>>(
+    tables: &T,
+    ifindex: u32,
+    vlan: u16,
+    to: &[u8; 6],
+    source: V4,
+) -> bool {
+    if tables.link(ifindex).is_some_and(|link| link.mac == *to) {
+        return false;
+    }
+    let number = tables.attachment_of(port(ifindex, vlan), source);
+    let attachment = number.and_then(|number| attached(tables, number));
+    let link = attachment.and_then(|attachment| tables.link(attachment.ifindex));
+    link.is_some_and(|link| link.mac != *to && link.mac != [0; 6])
 }
 
 /// The packet of a known session, or [`Code::ANEW`].

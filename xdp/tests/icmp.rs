@@ -257,7 +257,7 @@ fn the_last_hop_is_told_to_the_sender_about_its_own_packet() {
             let (seen, quote, _) = own_error(&answer);
             assert_eq!((seen.from.as_str(), seen.to.as_str()), ("100.64.255.1:0", "100.64.0.7:0"));
             assert_eq!((seen.flags, seen.code), (11, 0));
-            assert_eq!((seen.to_mac, seen.from_mac), (dying.from_mac, dying.to_mac));
+            assert_eq!((seen.to_mac, seen.from_mac), (dying.from_mac, mac_of(2)));
             assert_eq!(quote, dying.ip()[..28], "the inside packet, not the translated one");
         }
         lab.forward(2, &sent.ttl(2).frame());
@@ -281,7 +281,7 @@ fn a_packet_that_is_too_long_is_answered_with_the_length_that_fits() {
     // Segments that are still together are not longer than the wire takes.
     let together = xdp::memory::MemoryFrame {
         segments: 3,
-        ..xdp::memory::MemoryFrame::new(udp(POD, SERVER).payload(&[1; 973]).frame())
+        ..xdp::memory::MemoryFrame::new(sent_to(2, &udp(POD, SERVER).payload(&[1; 973]).frame()))
     };
     assert!(matches!(lab.gateway.process(2, together, lab.now).fate, Fate::Transmit(..)));
 }

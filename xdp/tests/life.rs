@@ -226,7 +226,7 @@ fn many_processors_leave_whole_sessions_and_true_books() {
                     let now = lab.now.wrapping_add(step / 100);
                     let pod = format!("100.64.0.{}:{}", (state >> 24) % 150, 2000 + step % 3);
                     let frame = udp(&pod, SERVER).frame();
-                    let framed = xdp::memory::MemoryFrame::new(frame);
+                    let framed = xdp::memory::MemoryFrame::new(sent_to(2, &frame));
                     let output = lab.gateway.process(2, framed, now);
                     if let Fate::Transmit(..) = output.fate {
                         let reply = answer_to(&output.frame.bytes, 0).frame();

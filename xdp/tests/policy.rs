@@ -4,8 +4,8 @@
 mod scene;
 
 use scene::*;
-use xdp::pipeline::Fate;
-use xdp_abi::{event, reason::Reason, session::Class};
+use xdp::{pipeline::Fate, tables::Tables as _};
+use xdp_abi::{event, forward::LinkInfo, reason::Reason, session::Class};
 
 const POD: &str = "100.64.0.7:40000";
 const SERVER: &str = "198.51.100.9:443";
@@ -356,7 +356,7 @@ fn what_only_the_kernel_can_route_is_translated_when_it_leaves() {
     let sent = tcp(POD, SERVER, SYN);
     let output = lab.send(2, &sent.clone().frame());
     let Fate::Punt(number) = output.fate else { panic!("{:?}", output.fate) };
-    assert_eq!(output.frame.bytes, sent.clone().frame(), "untouched");
+    assert_eq!(output.frame.bytes, sent_to(2, &sent.clone().frame()), "untouched");
     // The kernel takes one off the TTL and writes its own Ethernet header.
     let mut frame = MemoryFrame::new(sent.clone().ttl(63).sender(mac_of(5)).frame());
     assert_eq!(
@@ -390,4 +390,54 @@ fn a_next_hop_that_moves_is_followed() {
     lab.pass_seconds(2);
     let (_, out) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
     assert_eq!(see(&out).to_mac, [2, 7, 7, 7, 7, 7]);
+}
+
+#[test]
+fn a_frame_for_another_machine_is_left_to_the_kernel() {
+    let scene = "
+        link 1
+        link 2 vlan 7 of 1
+        link 5
+        attach red spoke domain 1 on 2 address 100.64.255.1 sources 100.64.0.0/16
+        attach net internet domain 0 on 5 address 203.0.113.1 routable sources 0.0.0.0/0 routes 0.0.0.0/0
+        route 0.0.0.0/0 on 5 via 203.0.113.254
+        identity red 1 100.64.0.0/16
+        snat red -> any to 203.0.113.7
+        permit any -> any all
+    ";
+    let other = [0x02, 9, 9, 9, 9, 9];
+    let inside = |to| udp("100.64.0.7:40000", "198.51.100.9:53").vlan(7).receiver(to);
+    let outside = |to| udp("198.51.100.9:53", "203.0.113.1:99").receiver(to);
+    let fragment = |mut frame: Vec<u8>| {
+        frame[14 + 4 + 6] = 0x20;
+        repair(&mut frame[14 + 4..]);
+        frame
+    };
+    let lab = Scene::read(scene).build();
+    assert_eq!(lab.send(1, &inside(other).frame()).fate, Fate::Pass);
+    assert_eq!(lab.send(5, &outside(other).frame()).fate, Fate::Pass);
+    assert_eq!(lab.send(1, &fragment(inside(other).frame())).fate, Fate::Pass);
+    assert_eq!(lab.sessions(), 0, "nothing was opened for it");
+    assert_eq!(lab.tables().counters().passed.packets, 3);
+    // One for us is ours, and a fault of it is counted.
+    lab.forward(1, &inside(mac_of(1)).frame());
+    assert_eq!(lab.dropped(1, &fragment(inside(mac_of(1)).frame())), Reason::Fragment);
+    lab.assert_books();
+
+    // A VLAN device may have an address of its own, beside that of the interface.
+    let own = [0x02, 7, 7, 7, 7, 7];
+    let mut lab = Scene::read(scene).build();
+    let device = lab.tables().link(2).unwrap();
+    lab.gateway.tables.set_link(2, LinkInfo { mac: own, ..device });
+    for (to, ours) in [(own, true), (mac_of(1), true), (other, false)] {
+        let fate = lab.send(1, &inside(to).frame()).fate;
+        assert_eq!(matches!(fate, Fate::Transmit(..)), ours, "{to:?}: {fate:?}");
+    }
+    // Without addresses there is nobody else.
+    let mut lab = Scene::read(scene).build();
+    for ifindex in [1, 2] {
+        let link = lab.tables().link(ifindex).unwrap();
+        lab.gateway.tables.set_link(ifindex, LinkInfo { mac: [0; 6], ..link });
+    }
+    lab.forward(1, &inside(other).frame());
 }

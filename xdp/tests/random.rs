@@ -187,7 +187,7 @@ fn run(
         match step {
             Step::Frame(ifindex, frame) => {
                 let output = lab.send(ifindex, &frame);
-                check(&lab, &frame, &output)?;
+                check(&lab, &sent_to(ifindex, &frame), &output)?;
                 if matches!(output.fate, Fate::Transmit(..)) {
                     last = Some(output.frame.bytes);
                 }
@@ -196,8 +196,8 @@ fn run(
                 if let Some(out) = &last
                     && see(out).protocol != 1
                 {
-                    let reply = answer_to(out, ACK).frame();
                     for ifindex in [5, 4] {
+                        let reply = answer_to(out, ACK).receiver(mac_of(ifindex)).frame();
                         let output = lab.send(ifindex, &reply);
                         check(&lab, &reply, &output)?;
                     }
@@ -292,7 +292,7 @@ proptest! {
         for (ifindex, frame) in steps {
             for _ in 0..2 {
                 let a = fast.send(ifindex, &frame);
-                let b = slow.gateway.process_slowly(ifindex, MemoryFrame::new(frame.clone()), slow.now);
+                let b = slow.gateway.process_slowly(ifindex, MemoryFrame::new(sent_to(ifindex, &frame)), slow.now);
                 prop_assert_eq!(a.fate, b.fate);
                 if !matches!(a.fate, Fate::Drop(_)) {
                     prop_assert_eq!(a.frame, b.frame);
@@ -373,14 +373,14 @@ fn what_is_not_ipv4_has_a_declared_fate() {
         let mut ip = udp("100.64.0.7:1", "198.51.100.9:2").ip();
         ip[9] = protocol;
         repair(&mut ip);
-        let sent = ethernet([2; 6], [2; 6], None, &ip);
+        let sent = ethernet([2; 6], mac_of(2), None, &ip);
         assert_eq!(lab.dropped(2, &sent), Reason::Protocol, "{protocol}");
     }
     for (at, with) in [(6, 0x20), (7, 1), (6, 0x3f)] {
         let mut ip = udp("100.64.0.7:1", "198.51.100.9:2").may_fragment().ip();
         ip[at] = with;
         repair(&mut ip);
-        assert_eq!(lab.dropped(2, &ethernet([2; 6], [2; 6], None, &ip)), Reason::Fragment);
+        assert_eq!(lab.dropped(2, &ethernet([2; 6], mac_of(2), None, &ip)), Reason::Fragment);
     }
     lab.assert_books();
 }

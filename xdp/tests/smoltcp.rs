@@ -146,7 +146,8 @@ fn talk(seed: u64, loss: u64) {
         server.work(&answer, now);
         for machine in [&mut pod, &mut server] {
             for packet in machine.wire.outbox.drain(..) {
-                let frame = ethernet([2, 9, 9, 9, 9, machine.ifindex as u8], [2; 6], None, &packet);
+                let from = [2, 9, 9, 9, 9, machine.ifindex as u8];
+                let frame = ethernet(from, mac_of(machine.ifindex), None, &packet);
                 flying.push((now, true, machine.ifindex, frame));
             }
         }

@@ -51,7 +51,7 @@ fn the_first_packet_and_the_later_ones_come_out_alike() {
     let data = udp(POD, "198.51.100.9:53").frame();
     let first = lab.forward(2, &data);
     let fast = lab.forward(2, &data);
-    let slow = lab.gateway.process_slowly(2, MemoryFrame::new(data), lab.now);
+    let slow = lab.gateway.process_slowly(2, MemoryFrame::new(sent_to(2, &data)), lab.now);
     assert_eq!(first, fast);
     assert_eq!(slow.frame.bytes, fast.1);
     assert_eq!(lab.tables().counters().sessions_begun, 1);
@@ -133,7 +133,7 @@ fn a_tag_is_put_on_and_taken_off_on_the_way() {
         assert_eq!(see(&back).to, POD);
     }
     // The same with a tag that the hardware took off.
-    let untagged = tcp(POD, SERVER, ACK).frame();
+    let untagged = sent_to(1, &tcp(POD, SERVER, ACK).frame());
     let frame = MemoryFrame { offload: Some(7), ..MemoryFrame::new(untagged.clone()) };
     let output = lab.gateway.process(1, frame, lab.now);
     assert!(matches!(output.fate, Fate::Transmit(..)), "{:?}", output.fate);
@@ -208,7 +208,7 @@ fn one_arm_is_all_attachments_at_once() {
     let (egress, back) = lab.forward(2, &answer_to(&out, SYN | ACK).frame());
     assert_eq!((egress, see(&back).to.as_str()), (2, POD));
     // What is nobody's session on that address is the machine's own.
-    let own = tcp("198.51.100.9:443", "172.16.0.4:22", SYN).frame();
+    let own = sent_to(2, &tcp("198.51.100.9:443", "172.16.0.4:22", SYN).frame());
     assert_eq!(lab.send(2, &own).fate, Fate::Pass);
     assert_eq!(lab.send(2, &own).frame.bytes, own, "untouched");
     lab.assert_books();

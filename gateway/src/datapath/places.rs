@@ -144,6 +144,12 @@ impl Places {
                 | if hook == Served::Xdp { LINK_REDIRECT } else { 0 },
         };
         self.links.insert(routed.ifindex, info);
+        // Frames come in by the parent, and are looked up there first.
+        let mac = parent.mac.unwrap_or_default();
+        let mtu = u16::try_from(parent.mtu).unwrap_or(u16::MAX);
+        let flags = if parent.up() { info.flags | LINK_UP } else { info.flags & !LINK_UP };
+        let of_parent = LinkInfo { vlan: 0, mtu, mac, flags, ..info };
+        self.links.entry(parent.ifindex).or_insert(of_parent);
     }
 
     /// The few prefixes by which an untagged port's packets find their domain at a glance.

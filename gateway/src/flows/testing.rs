@@ -127,9 +127,9 @@ fn network(memory: &mut Memory, config: &Config) {
     let domains = convert::domains(gateway);
     for (attachment, number) in gateway.attachments.iter().zip(1u16..) {
         let ifindex = index(&attachment.interface);
-        let mac = [2, 0, 0, 0, 0, ifindex as u8];
         let flags = LINK_UP | LINK_REDIRECT;
-        memory.set_link(ifindex, LinkInfo { parent: ifindex, vlan: 0, mtu: 1500, mac, flags });
+        memory
+            .set_link(ifindex, LinkInfo { parent: ifindex, vlan: 0, mtu: 1500, mac: OURS, flags });
         let address = V4([10, 255, ifindex as u8, 1]);
         let router = Some(V4([10, 255, ifindex as u8, 254]));
         memory.add_local(address);
@@ -363,8 +363,11 @@ pub(crate) fn datagram(from: &str, to: &str) -> Vec<u8> {
     packet(17, *from.ip(), *to.ip(), &transport)
 }
 
+/// The hardware address of every interface.
+const OURS: [u8; 6] = [2, 9, 9, 9, 9, 9];
+
 fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, transport: &[u8]) -> Vec<u8> {
-    let mut frame = vec![2, 9, 9, 9, 9, 9, 2, 8, 8, 8, 8, 8, 0x08, 0x00];
+    let mut frame = [&OURS[..], &[2, 8, 8, 8, 8, 8, 0x08, 0x00]].concat();
     let mut header = vec![0u8; 20];
     header[0] = 0x45;
     header[2..4].copy_from_slice(&(20 + transport.len() as u16).to_be_bytes());

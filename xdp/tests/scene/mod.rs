@@ -468,7 +468,7 @@ impl Lab {
 
     /// A frame into an interface.
     pub fn send(&self, ifindex: u32, frame: &[u8]) -> Output {
-        let framed = MemoryFrame::new(frame.to_vec());
+        let framed = MemoryFrame::new(wire::sent_to(ifindex, frame));
         self.gateway.process(ifindex, framed, self.now)
     }
 

@@ -43,7 +43,7 @@ fn end(text: &str) -> (Ipv4Addr, u16) {
 fn build(protocol: u8, flags: u8, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Build {
     Build {
         from_mac: [0x02, 0x11, 0x11, 0x11, 0x11, 0x11],
-        to_mac: [0x02, 0x22, 0x22, 0x22, 0x22, 0x22],
+        to_mac: WHOEVER_RECEIVES,
         vlan: None,
         from,
         to,
@@ -56,6 +56,18 @@ fn build(protocol: u8, flags: u8, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) ->
         udp_checksum: true,
         padding: 0,
     }
+}
+
+/// The destination of a frame until it is known which interface it comes in by.
+const WHOEVER_RECEIVES: [u8; 6] = [0x02, 0x22, 0x22, 0x22, 0x22, 0x22];
+
+/// A frame as its sender addresses it to an interface.
+pub fn sent_to(ifindex: u32, frame: &[u8]) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    if bytes.starts_with(&WHOEVER_RECEIVES) {
+        bytes[..6].copy_from_slice(&super::mac_of(ifindex));
+    }
+    bytes
 }
 
 /// A TCP segment.
@@ -98,6 +110,10 @@ impl Build {
     }
     pub fn padded(mut self, padding: usize) -> Self {
         self.padding = padding;
+        self
+    }
+    pub fn receiver(mut self, mac: [u8; 6]) -> Self {
+        self.to_mac = mac;
         self
     }
     pub fn sender(mut self, mac: [u8; 6]) -> Self {
