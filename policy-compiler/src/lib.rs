@@ -1,6 +1,6 @@
 //! Rules, SNAT policies and membership become a table image.
 //!
-//! [`compile`] takes [`Inputs`] and gives an [`Image`]: bit sets of rules by identity and by port
+//! [`compile()`] takes [`Inputs`] and gives an [`Image`]: bit sets of rules by identity and by port
 //! class, whose common lowest bit is the rule that decides. The image has stable ids, bit sets and
 //! prefixes, but no layout of any kernel: it crosses the fabric, and each gateway lowers it to its
 //! own tables. What does not fit the stated [`Capacity`] is refused by name before anything is

@@ -2,7 +2,7 @@
 //!
 //! A group holds whatever any of its selectors selects; a selector asks for all of its fields at
 //! once. [`groups_of`] reads that sentence literally, one address at a time. It is the twin that
-//! the tables of [`crate::resolve`] are tested against, and slow.
+//! the tables of [`crate::resolve()`] are tested against, and slow.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Who is behind which address.
 //!
 //! An [`Inventory`] holds what discovery found (pods, nodes, virtual machines, subnets, sites)
-//! and a [`SmartGroup`] says by selectors which of it belongs together. [`resolve`] turns both
+//! and a [`SmartGroup`] says by selectors which of it belongs together. [`resolve()`] turns both
 //! into a [`Membership`]: for every address of every routing domain the exact set of groups that
 //! hold it, as one table of hosts and one of prefixes that longest-prefix match can read.
 //!

@@ -1,7 +1,7 @@
 //! What is in one group, and why.
 //!
 //! For people: the listing names the selector and the endpoint of every prefix. The tables are
-//! made by [`crate::resolve`], which keeps no reasons.
+//! made by [`crate::resolve()`], which keeps no reasons.
 
 use std::fmt;
 

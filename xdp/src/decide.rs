@@ -26,7 +26,7 @@ use xdp_abi::{
     },
     policy::{ACTION_PERMIT, ACTION_REJECT},
     reason::Reason,
-    session::{Class, Count, EPOCHS, Facts, Link, Stamp, State},
+    session::{Class, Count, EPOCHS_USED, Facts, Link, Stamp, State},
 };
 
 /// Where and how a packet came in.
@@ -691,7 +691,7 @@ fn hop_towards(
 #[inline(always)]
 pub fn epoch_slot(domain: u16, address: V4) -> u32 {
     let mixed = (address.mix() ^ domain as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (mixed >> 40) as u32 & (EPOCHS as u32 - 1)
+    (mixed >> 40) as u32 & (EPOCHS_USED - 1)
 }
 
 /// Generation and both epochs now.

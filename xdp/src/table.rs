@@ -1,7 +1,7 @@
 //! The session table, and the protocol by which entries appear and vanish in it.
 //!
 //! Open addressing over an array of one-line entries: an entry stands in one of [`NEAR`] slots
-//! at the front of the table, in one of the [`WINDOW`] slots from its home on, or, where all of
+//! of a small part of the table, in one of the [`WINDOW`] slots from its home on, or, where all of
 //! them are taken, in an overflow slot that a small hash map names. Which slots they are is
 //! fixed by the key ([`Home`]); the protocol does not care. Readers take no lock; nobody ever
 //! waits.
@@ -37,7 +37,10 @@ use crate::{
     address::{Address, Entry},
     tables::Tables,
 };
-use xdp_abi::session::{Class, Meta, NEAR, NEAR_SLOTS, State, WINDOW};
+use xdp_abi::{
+    config::Config,
+    session::{Class, Meta, NEAR, NEAR_SLOTS, State, WINDOW},
+};
 
 /// Where an entry was found, and its word 0 at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,14 +76,16 @@ impl Home {
     /// How many slots there are, in the order in which they are tried.
     pub const SLOTS: u32 = NEAR + WINDOW;
 
-    /// The home of a hash in a table of `mask + 1` slots. The front belongs to those that are
-    /// near: it would be full, and so would windows that begin there.
+    /// The home of a hash in a table with so many slots, as [`Config`] says it.
     #[inline(always)]
-    pub const fn new(hash: u64, mask: u32) -> Self {
-        let front = mask >> 3 & (NEAR_SLOTS - 1);
-        let (low, high) = (hash as u32 & mask, (hash >> 32) as u32);
-        let window = if NEAR != 0 && low <= front { high & mask } else { low };
-        Self { near: high & front & !NEAR.saturating_sub(1), window, mask }
+    pub const fn new(hash: u64, slots: u64, near: u32) -> Self {
+        let (low, high) = (hash as u32, (hash >> 32) as u32);
+        let mask = slots as u32;
+        let window = low & mask;
+        let pair = !NEAR.saturating_sub(1);
+        let near =
+            if near == 0 { window & pair } else { before_near(slots) + (high & (near - 1) & pair) };
+        Self { near, window, mask }
     }
 
     /// One of them.
@@ -97,7 +102,44 @@ impl Home {
 /// The slots of a key.
 #[inline(always)]
 pub fn home<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Home {
-    Home::new(T::A::hash(key, tables.config().seed.load()), window_mask(tables))
+    let config = tables.config();
+    let hash = T::A::hash(key, config.seed.load());
+    Home::new(hash, config.slots.load(), near_slots(config))
+}
+
+/// How many near slots a table of so many window slots has.
+pub const fn near_slots_beside(window: u32) -> u32 {
+    if NEAR == 0 || window / 8 < NEAR {
+        0
+    } else if window / 8 < NEAR_SLOTS {
+        window / 8
+    } else {
+        NEAR_SLOTS
+    }
+}
+
+#[inline(always)]
+fn near_slots(config: &Config) -> u32 {
+    (config.tick_shift.load() >> 32) as u32
+}
+
+/// Slots of the window and of overflow.
+#[inline(always)]
+const fn before_near(slots: u64) -> u32 {
+    (slots as u32).wrapping_add(1).wrapping_add((slots >> 32) as u32)
+}
+
+/// How many slots there are, of every kind.
+#[inline(always)]
+pub fn all_slots(config: &Config) -> u32 {
+    before_near(config.slots.load()).wrapping_add(near_slots(config))
+}
+
+/// The numbers of the slots that are kept for overflow.
+#[inline(always)]
+pub fn overflow_slots(config: &Config) -> core::ops::Range<u32> {
+    let slots = config.slots.load();
+    (slots as u32).wrapping_add(1)..before_near(slots)
 }
 
 /// Window slots less one.
@@ -274,7 +316,7 @@ pub fn publish<T: Tables>(tables: &T, index: u32, class: Class, now: u32) {
 pub fn release<T: Tables>(tables: &T, index: u32) {
     let Some(entry) = tables.slot(index) else { return };
     let meta = entry.load_meta();
-    if index > window_mask(tables) {
+    if overflow_slots(tables.config()).contains(&index) {
         // The name goes first: a key in the map always leads to a slot that shows it.
         tables.remove_overflow(&entry.key());
         entry.meta().store(meta.freed().0);
@@ -306,30 +348,42 @@ pub fn thaw<T: Tables>(tables: &T, index: u32, meta: Meta) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn few_sessions_need_few_pages_and_many_spread_over_all() {
-        let mask = (1 << 22) - 1;
-        // As good a hash as any.
-        let hash = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ n << 40;
-        let homes: Vec<_> = (1..=100_000).map(|n| Home::new(hash(n), mask)).collect();
-        for home in &homes {
-            assert!((0..NEAR).all(|n| home.slot(n) < NEAR_SLOTS), "{home:?}");
-            assert!((NEAR..Home::SLOTS).all(|n| home.slot(n) <= mask), "{home:?}");
-        }
-        let windows_in_front = homes.iter().filter(|home| home.slot(NEAR) < NEAR_SLOTS).count();
-        assert!(windows_in_front < 20, "{windows_in_front} of 100,000 windows begin in front");
-        let halves = homes.iter().filter(|home| home.slot(NEAR) > mask / 2).count();
-        assert!((49_000..51_000).contains(&halves), "{halves}");
+    /// As good a hash as any.
+    fn hash(n: u64) -> u64 {
+        n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ n << 40
     }
 
     #[test]
-    fn the_front_is_an_eighth_of_a_small_table() {
-        for (slots, front) in [(64, 8), (4096, 512), (65_536, 8192), (1 << 24, 8192)] {
-            let mask = slots - 1;
-            let most = (0..100_000_u64)
-                .map(|n| Home::new(n.wrapping_mul(0x9e37_79b9_7f4a_7c15), mask).slot(NEAR - 1))
-                .max();
-            assert_eq!(most, Some(front - 1), "{slots}");
+    fn few_sessions_need_few_pages_and_many_spread_over_all() {
+        const WINDOW_SLOTS: u32 = 1 << 22;
+        let slots = u64::from(WINDOW_SLOTS - 1) | 1000 << 32;
+        let near = near_slots_beside(WINDOW_SLOTS);
+        let homes: Vec<_> = (1..=100_000).map(|n| Home::new(hash(n), slots, near)).collect();
+        let near = WINDOW_SLOTS + 1000..WINDOW_SLOTS + 1000 + NEAR_SLOTS;
+        for home in &homes {
+            assert!((0..NEAR).all(|n| near.contains(&home.slot(n))), "{home:?}");
+            assert!((NEAR..Home::SLOTS).all(|n| home.slot(n) < WINDOW_SLOTS), "{home:?}");
+        }
+        for half in [NEAR_SLOTS / 2 + near.start, WINDOW_SLOTS / 2] {
+            let slot = |home: &Home| home.slot(if half < WINDOW_SLOTS { NEAR } else { 0 });
+            let above = homes.iter().filter(|home| slot(home) >= half).count();
+            assert!((49_000..51_000).contains(&above), "{above} in the upper half");
+        }
+    }
+
+    #[test]
+    fn a_table_made_without_near_slots_has_its_windows_where_they_were() {
+        for n in 0..1000 {
+            let home = Home::new(hash(n), 4095 | 64 << 32, 0);
+            assert_eq!(home.slot(NEAR), hash(n) as u32 & 4095);
+            assert!((0..Home::SLOTS).all(|n| home.slot(n) < 4096), "{home:?}");
+        }
+    }
+
+    #[test]
+    fn near_slots_are_an_eighth_of_a_small_table() {
+        for (window, expected) in [(8, 0), (16, 2), (4096, 512), (65_536, 8192), (1 << 24, 8192)] {
+            assert_eq!(near_slots_beside(window), expected, "{window}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
+use xdp::table::near_slots_beside;
 use xdp_abi::{
     names,
     policy::{POOL_ADDRESSES, RULES, SNAT_POLICIES},
@@ -49,6 +50,10 @@ impl Sizes {
     pub fn overflow_slots(&self) -> u32 {
         (self.window_slots() / OVERFLOW_SHARE).max(64)
     }
+    /// Slots that are tried first.
+    pub fn near_slots(&self) -> u32 {
+        near_slots_beside(self.window_slots())
+    }
     /// Port bitmaps for hot pairs: one in 512 sessions' worth of ports, at least some.
     pub fn bitmaps(&self) -> u32 {
         (self.sessions / 512).max(64)
@@ -57,7 +62,7 @@ impl Sizes {
     fn of_maps(&self) -> Vec<(&'static str, u32)> {
         let banks = 2;
         vec![
-            (names::SLOTS4, self.window_slots() + self.overflow_slots()),
+            (names::SLOTS4, self.window_slots() + self.overflow_slots() + self.near_slots()),
             (names::RECORDS4, self.sessions),
             (names::FREE_RECORDS4, self.sessions),
             (names::OVERFLOW4, self.overflow_slots()),

@@ -159,7 +159,7 @@ impl Datapath {
             let c = &config.all()[0];
             c.seed.store(random_seed());
             c.slots.store(u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32);
-            c.tick_shift.store(u64::from(clock.shift()));
+            c.tick_shift.store(u64::from(clock.shift()) | u64::from(sizes.near_slots()) << 32);
             c.abi.store(u64::from(ABI_VERSION));
         }
         Ok(Self {
@@ -294,7 +294,7 @@ impl Datapath {
 
     /// Every slot that the table has.
     pub fn all_slots(&self) -> u32 {
-        self.sizes.window_slots() + self.sizes.overflow_slots()
+        xdp::table::all_slots(self.settings())
     }
 }
 

@@ -132,12 +132,12 @@ impl Tables for Tables4 {
     fn give_record(&self, _: u32) {}
     /// Looks through the overflow slots, which are few: their map belongs to the datapath.
     fn overflow(&self, key: &[u64; 2]) -> Option<u32> {
-        let window = self.config().slots.load() as u32 + 1;
-        let slots = self.datapath.slots.all().get(window as usize..)?;
+        let numbers = xdp::table::overflow_slots(self.config());
+        let slots = self.datapath.slots.all().get(numbers.start as usize..numbers.end as usize)?;
         let found = slots.iter().position(|entry| {
             entry.load_meta().state_bits() >= State::Keyed as u64 && entry.key() == *key
         })?;
-        Some(window + found as u32)
+        Some(numbers.start + found as u32)
     }
     fn add_overflow(&self, _: &[u64; 2], _: u32) -> bool {
         false

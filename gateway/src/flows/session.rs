@@ -127,10 +127,9 @@ fn traffic(first: u64, count: impl Fn() -> u64, record: &Record, at: usize) -> (
     (count.packets() + before.0, count.bytes() + before.1)
 }
 
-/// How many slots the table has, window and overflow.
+/// How many slots the table has, of every kind.
 pub fn all_slots<T: Tables>(tables: &T) -> u32 {
-    let slots = tables.config().slots.load();
-    slots as u32 + 1 + (slots >> 32) as u32
+    xdp::table::all_slots(tables.config())
 }
 
 /// How many sessions there is room for.

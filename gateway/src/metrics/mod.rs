@@ -1,6 +1,6 @@
 //! Metrics for Prometheus, and whether the gateway is alive and ready.
 //!
-//! `/metrics` is written anew for every reader: [`mod@page`] turns what the tables say at that moment
+//! `/metrics` is written anew for every reader: `page` turns what the tables say at that moment
 //! into text, so that there are no counters of counters that could drift. `/healthz` says that the
 //! daemon answers, `/readyz` that packets are served as configured, or why not, in sentences.
 //!

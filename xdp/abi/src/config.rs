@@ -15,7 +15,8 @@ pub struct Config {
     pub seed: Word,
     /// Slots of the window table less one | slots kept for overflow in the upper half.
     pub slots: Word,
-    /// How many bits a jiffy count is shifted right to make a tick (about 1/16 s).
+    /// How many bits a jiffy count is shifted right to make a tick (about 1/16 s) | near slots in
+    /// the upper half, behind those kept for overflow; zero in a table that was made without.
     pub tick_shift: Word,
     /// Idle time in ticks, two classes a word: `Class` number n is half n & 1 of word n / 2.
     pub timeouts: [Word; Class::COUNT / 2],

@@ -21,11 +21,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// How many slots after its home an entry may stand in.
 pub const WINDOW: u32 = if cfg!(loom) { 2 } else { 8 };
-/// How many slots at the front of the table an entry is tried in before.
+/// How many near slots an entry is tried in before.
 pub const NEAR: u32 = if cfg!(loom) { 0 } else { 2 };
-/// Slots at the front of the table, at most: half a megabyte. While there are few sessions all of
-/// them are there, so that they need few pages: a page whose translation the processor has
-/// forgotten costs as much as everything else that an established packet takes.
+/// Near slots, at most: half a megabyte. While there are few sessions all of them are there, so
+/// that they need few pages: a page whose translation the processor has forgotten costs as much
+/// as everything else that an established packet takes.
 pub const NEAR_SLOTS: u32 = 1 << 13;
 /// Table slots per session: two entries at half fill.
 pub const SLOTS_PER_SESSION: u32 = 4;
@@ -239,9 +239,11 @@ impl Stamp {
     }
 }
 
-/// How many identity epochs there are: 16 kB of counters, which stay in the first-level cache. An
-/// identity that changes has one session in so many judged again beside its own.
-pub const EPOCHS: usize = 1 << 12;
+/// How many identity epochs there is room for.
+pub const EPOCHS: usize = 1 << 14;
+/// How many are in use: 16 kB of counters, which stay in the first-level cache. An identity that
+/// changes has one session in so many judged again beside its own.
+pub const EPOCHS_USED: u32 = 1 << 12;
 const EPOCH_MASK: u64 = EPOCHS as u64 - 1;
 
 /// Word 7 of an entry: packets and bytes since the last spill, in one add.

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     address::V4,
     repeat::Repeat,
+    table::near_slots_beside,
     tables::{Route, Tables, Tally, admit, glance},
 };
 use std::{
@@ -107,12 +108,13 @@ impl Memory {
     #[must_use]
     pub fn new(sizes: Sizes, seed: u64) -> Self {
         let slots = sizes.slots.next_power_of_two();
+        let near = near_slots_beside(slots);
         let memory = Self {
             config: Config {
                 policy: Word::new(0),
                 seed: Word::new(seed ^ 0x5eed),
                 slots: Word::new((sizes.overflow as u64) << 32 | (slots as u64 - 1)),
-                tick_shift: Word::new(4),
+                tick_shift: Word::new((near as u64) << 32 | 4),
                 timeouts: words(),
                 rest: Word::new(120 * 16),
                 non_routable: words(),
@@ -134,7 +136,7 @@ impl Memory {
                 nanoseconds: Word::new(0),
             },
             epochs: vec![0; EPOCHS],
-            slots: (0..slots + sizes.overflow).map(|_| Entry4 { words: words() }).collect(),
+            slots: (0..slots + sizes.overflow + near).map(|_| Entry4 { words: words() }).collect(),
             records: (0..sizes.records).map(|_| empty_record()).collect(),
             free_records: queue(0..sizes.records),
             overflow: Mutex::default(),

@@ -21,6 +21,7 @@ use xdp::{
     frame::Frame as _,
     pipeline::{self, Done, Egress, Hook, Work},
     session::{Ending, end},
+    table,
     tables::Tables as _,
     verdict::Code,
 };
@@ -411,8 +412,7 @@ pub fn control(ctx: XdpContext) -> u32 {
     let now = kernel.now();
     match what {
         control::SWEEP => {
-            let slots = kernel.config().slots.load();
-            let all = (slots as u32).wrapping_add(1).wrapping_add((slots >> 32) as u32);
+            let all = table::all_slots(kernel.config());
             // The daemon alone sweeps, so the cursor may move by what was looked at.
             let cursor = &kernel.shared().sweep_cursor;
             let from = (cursor.load() % all.max(1) as u64) as u32;
