@@ -412,7 +412,9 @@ impl Tables for Kernel {
         // SAFETY: the kernel filled in the IPv4 members for an IPv4 request.
         let gateway = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
         match answer {
-            0 => Route::Via {
+            // On TC the helper also looks at the packet's length, after it has found everything:
+            // what is too long (8) is told so by the core, which knows whom to tell.
+            0 | 8 => Route::Via {
                 ifindex: params.ifindex,
                 gateway,
                 destination_mac: Some(params.dmac),
