@@ -87,8 +87,12 @@ pub struct Memory {
     counters: Mutex<Counters>,
     clock: AtomicU64,
     random: AtomicU64,
+    drawn: AtomicU64,
     fail_one_in: AtomicU32,
 }
+
+/// In `Memory::drawn`: the generator answers.
+const NOT_DRAWN: u64 = u64::MAX;
 
 fn words<const N: usize>() -> [Word; N] {
     core::array::from_fn(|_| Word::new(0))
@@ -166,6 +170,7 @@ impl Memory {
             counters: Mutex::new(no_counts()),
             clock: AtomicU64::new(0),
             random: AtomicU64::new(seed),
+            drawn: AtomicU64::new(NOT_DRAWN),
             fail_one_in: AtomicU32::new(0),
         };
         for (class, seconds) in [
@@ -185,6 +190,11 @@ impl Memory {
     /// Sets the monotonic clock, in nanoseconds.
     pub fn set_clock(&self, nanoseconds: u64) {
         self.clock.store(nanoseconds, Relaxed);
+    }
+    /// Answers every request for random bits with these, for whoever repeats what another
+    /// gateway has drawn; `None`: with those of the generator again.
+    pub fn set_random(&self, bits: Option<u32>) {
+        self.drawn.store(bits.map_or(NOT_DRAWN, u64::from), Relaxed);
     }
     /// Lets one in so many calls that may fail do so; zero: none.
     pub fn fail_one_in(&self, calls: u32) {
@@ -294,7 +304,10 @@ impl Tables for Memory {
         self.epochs.get(slot as usize).copied().unwrap_or(0)
     }
     fn random(&self) -> u32 {
-        (self.next_random() >> 32) as u32
+        match self.drawn.load(Relaxed) {
+            NOT_DRAWN => (self.next_random() >> 32) as u32,
+            drawn => drawn as u32,
+        }
     }
     fn clock(&self) -> u64 {
         self.clock.load(Relaxed)
