@@ -124,7 +124,7 @@ fn traffic(first: u64, count: impl Fn() -> u64, record: &Record, at: usize) -> (
         (count_now, before) = (again, after);
     }
     let count = Count(count_now);
-    (count.packets() + before.0, count.bytes() + before.1)
+    (count.packets().saturating_add(before.0), count.bytes().saturating_add(before.1))
 }
 
 /// How many slots the table has, of every kind.
