@@ -7,7 +7,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 BENCH = cargo run --release --quiet --package tests --bin sluice-bench --
 DEMO = cargo run --release --quiet --package tests --bin sluice-demo --
 
-.PHONY: help setup test test-all demo demo-shell bench fmt lint
+.PHONY: help setup test test-all fuzz demo demo-shell bench fmt lint
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
@@ -21,6 +21,9 @@ test: setup ## Checks format, lints, documentation and dependencies, and runs th
 test-all: ## The same with the slow tests, and with cargo-deny, which takes minutes to install.
 	@scripts/setup.sh --all
 	@scripts/test.sh --all
+
+fuzz: setup ## Feeds every reader of foreign bytes for FUZZ_SECONDS (10) each, and says what it found.
+	@scripts/fuzz.sh
 
 demo: setup ## Builds two clusters, a gateway and an internet from namespaces, and shows it at work.
 	@$(DEMO)

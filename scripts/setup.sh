@@ -34,6 +34,7 @@ as_root() {
 debian_packages() {
     cat <<'PACKAGES'
 gcc               links Rust programs
+g++               builds libFuzzer for make fuzz
 libc6-dev         links Rust programs
 git               names the measured commit in bench reports
 procps            the lab reads and sets sysctls

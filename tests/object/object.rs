@@ -219,7 +219,8 @@ impl Object {
     /// Stops the clock: a jiffy count has no bit above the 63rd, so that every tick is zero.
     /// From then on time passes by [`Self::age`] only.
     pub(crate) fn stop_clock(&self) {
-        self.datapath.settings().tick_shift.store(63);
+        let shift = &self.datapath.settings().tick_shift;
+        shift.store(shift.load() >> 32 << 32 | 63);
     }
 
     /// Lets seconds pass, by making everything that remembers a tick so much older. Only the

@@ -83,7 +83,7 @@ enum Sent {
 
 impl Twin {
     /// Loads the object and gives the core in memory the same tables. With `window`, only so
-    /// many slots of the session table are used, so that most entries overflow. Where there is
+    /// many slots of the session table are used and none is near, so that most entries overflow. Where there is
     /// room then depends on the port, so [`Rules::OnePort`] belongs to it.
     pub(crate) fn new(stand: &Stand, rules: Rules, seed: u64, window: Option<u32>) -> Result<Self> {
         let object = Object::load(stand, rules)?;
@@ -92,6 +92,8 @@ impl Twin {
         if let Some(window) = window {
             let slots = config.slots.load();
             config.slots.store(slots >> 32 << 32 | u64::from(window - 1));
+            let shift = &config.tick_shift;
+            shift.store(u64::from(shift.load() as u32));
         }
         object.stop_clock();
         let oracle = Gateway { tables: remember(&object)?, hook: Hook::Xdp };
@@ -271,8 +273,7 @@ impl Twin {
         self.sent = Sent::Sweep(slots);
         self.object.datapath.sweep(slots)?;
         let tables = &self.oracle.tables;
-        let word = tables.config().slots.load();
-        let all = (word as u32).wrapping_add(1).wrapping_add((word >> 32) as u32);
+        let all = table::all_slots(tables.config());
         for _ in 0..slots.div_ceil(SWEEP_SLOTS) {
             let cursor = &tables.shared().sweep_cursor;
             let from = (cursor.load() % u64::from(all)) as u32;
@@ -582,6 +583,8 @@ fn remember(object: &Object) -> Result<Memory> {
     ] {
         to.store(from.load());
     }
+    let near = from.tick_shift.load() >> 32 << 32;
+    to.tick_shift.store(near | u64::from(to.tick_shift.load() as u32));
     for (from, to) in from.timeouts.iter().zip(&to.timeouts) {
         to.store(from.load());
     }

@@ -135,6 +135,13 @@ pub fn all_slots(config: &Config) -> u32 {
     before_near(config.slots.load()).wrapping_add(near_slots(config))
 }
 
+/// Whether a slot is one of those kept for overflow.
+#[inline(always)]
+fn is_overflow(config: &Config, index: u32) -> bool {
+    let slots = config.slots.load();
+    index > slots as u32 && index.wrapping_sub(before_near(slots)) >= near_slots(config)
+}
+
 /// The numbers of the slots that are kept for overflow.
 #[inline(always)]
 pub fn overflow_slots(config: &Config) -> core::ops::Range<u32> {
@@ -316,7 +323,7 @@ pub fn publish<T: Tables>(tables: &T, index: u32, class: Class, now: u32) {
 pub fn release<T: Tables>(tables: &T, index: u32) {
     let Some(entry) = tables.slot(index) else { return };
     let meta = entry.load_meta();
-    if overflow_slots(tables.config()).contains(&index) {
+    if is_overflow(tables.config(), index) {
         // The name goes first: a key in the map always leads to a slot that shows it.
         tables.remove_overflow(&entry.key());
         entry.meta().store(meta.freed().0);

@@ -16,6 +16,8 @@
 
 mod dialogue;
 mod follow;
+#[cfg(feature = "fuzz")]
+pub mod foreign;
 pub mod guard;
 mod hardware;
 mod neighbour;

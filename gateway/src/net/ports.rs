@@ -83,6 +83,14 @@ fn request(family: u8, transport: Transport) -> Request {
     Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP).fixed(&body)
 }
 
+/// Reads a message as the answer about each kind of socket.
+#[cfg(feature = "fuzz")]
+pub(super) fn read(message: &Message<'_>) {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        decode(message, transport);
+    }
+}
+
 /// Reads one socket; `None` if it cannot receive IPv4, or is bound to no port.
 fn decode(message: &Message<'_>, transport: Transport) -> Option<ListeningPort> {
     if message.kind != SOCK_DIAG_BY_FAMILY {

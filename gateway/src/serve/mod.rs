@@ -59,5 +59,11 @@ pub async fn serve(
     socket.serve(routes, end).await
 }
 
+/// Reads bytes as the kernel's answer to where a packet would be routed.
+#[cfg(feature = "fuzz")]
+pub fn read_foreign_route(answer: &[u8]) {
+    route::read_foreign(answer);
+}
+
 #[cfg(test)]
 mod tests;

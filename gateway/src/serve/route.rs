@@ -81,6 +81,13 @@ fn question(incoming: Option<(u32, V4)>, destination: V4) -> Vec<u8> {
     message
 }
 
+/// See [`super::read_foreign_route`].
+#[cfg(feature = "fuzz")]
+pub(super) fn read_foreign(answer: &[u8]) {
+    // That it is refused is an answer too.
+    let _ = read(answer, V4([192, 0, 2, 1]));
+}
+
 fn read(answer: &[u8], destination: V4) -> Result<Route, Failure> {
     let number = |at: usize| answer.get(at..)?.first_chunk::<4>().copied().map(i32::from_ne_bytes);
     let kind = answer.get(4..6).ok_or(Failure::Silent)?;

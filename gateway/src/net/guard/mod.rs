@@ -159,6 +159,20 @@ impl Chain {
     }
 }
 
+/// Reads a payload as a chain and as the expressions of a rule.
+#[cfg(feature = "fuzz")]
+pub(super) fn read_foreign(payload: &[u8]) {
+    Chain::read(payload);
+    expression::Expression::read_list(payload);
+    // Behind the header of nfnetlink, as in a message.
+    if let Some(rest) = payload.get(4..) {
+        Chain::read(rest);
+        for (_, value) in wire::attributes(rest) {
+            expression::Expression::read_list(value);
+        }
+    }
+}
+
 /// The guard as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardState {
