@@ -31,6 +31,11 @@ use traffic::{Dice, Traffic};
 use twin::{Outcome, Twin};
 use wire::{SYN, echo, ethernet, icmp_error, ip_of, tcp, udp};
 
+/// The hardware address of an interface.
+fn mac_of(ifindex: u32) -> [u8; 6] {
+    [0x02, 0, 0, 0, 0, ifindex as u8]
+}
+
 /// How often the tables are compared, in frames.
 const OFTEN: u64 = 512;
 

@@ -77,10 +77,6 @@ fn name_of(index: u32) -> &'static str {
     link.expect("every interface here is one of the list").0
 }
 
-fn mac_of(index: u32) -> String {
-    format!("02:00:00:00:00:{index:02x}")
-}
-
 /// The hardware address of a gateway, made from its own.
 fn neighbour_mac(address: &str) -> [u8; 6] {
     let [a, b, c, d] = v4(address).0;
@@ -109,7 +105,7 @@ impl Stand {
         let netns = Netns::new(&site, "object")?;
         let mut batch = String::new();
         for (name, index, address, mtu) in LINKS {
-            let mac = mac_of(index);
+            let mac = crate::mac_of(index).map(|byte| format!("{byte:02x}")).join(":");
             batch += &format!(
                 "link add name {name} index {index} address {mac} mtu {mtu} \
                  type veth peer name far{index}\n\

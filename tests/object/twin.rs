@@ -28,6 +28,7 @@ use xdp::decide::sweep;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, Sizes};
 use xdp::pipeline::{Egress, Fate, Hook};
 use xdp::session::{Ending, end, halves, pair};
+use xdp::table;
 use xdp::tables::Tables as _;
 use xdp_abi::config::Shared;
 use xdp_abi::control::{MARK, MARK_MASK, SWEEP_SLOTS};
@@ -40,6 +41,7 @@ use xdp_abi::session::{Link, Meta, State};
 
 use crate::object::{Action, Object, Told};
 use crate::stand::{Rules, Stand};
+use crate::wire::sent_to;
 
 /// A second, in ticks.
 const SECOND: u32 = 16;
@@ -197,6 +199,7 @@ impl Twin {
         frame: &[u8],
         (mark, segments): (u32, u32),
     ) -> Result<Outcome> {
+        let frame = &sent_to(ifindex, frame);
         self.sent = Sent::In { hook, ifindex, mark, segments, frame: frame.to_vec() };
         let begun = self.object.begun();
         let ran = self.object.ingress(hook, ifindex, frame, mark, segments)?;
@@ -447,8 +450,7 @@ impl Twin {
                 ];
                 let [slots, rules, identities, policy, facts] = plain.map(|word| word.load());
                 let identity = record.identity.load();
-                let happened = u64::from(record.event.load() != 0);
-                [slots, rules, identities, policy, facts, s0, s1, s2, s3, identity, happened]
+                [slots, rules, identities, policy, facts, s0, s1, s2, s3, identity]
             };
             let twin = core.record(n).context("the core has as many records")?;
             self.same(&format!("record {n}"), "", &words(record), &words(twin));
