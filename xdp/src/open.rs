@@ -317,5 +317,5 @@ const RECLAIM_SLOTS: u32 = 32;
 #[inline(always)]
 fn reclaim<T: Tables<A = V4>>(tables: &T, now: u32) {
     let from = tables.shared().sweep_cursor.fetch_add(RECLAIM_SLOTS as u64) as u32;
-    sweep(tables, from & table::window_mask(tables), RECLAIM_SLOTS, now);
+    sweep(tables, from % table::all_slots(tables.config()).max(1), RECLAIM_SLOTS, now);
 }

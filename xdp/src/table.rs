@@ -207,10 +207,11 @@ pub(crate) fn standing<T: Tables>(
     let mut i = 0;
     while i < Home::SLOTS {
         let index = home.slot(i);
-        if index != except
-            && let Some(entry) = tables.slot(index)
+        // The exception last: the verifier follows everything behind a check for both outcomes.
+        if let Some(entry) = tables.slot(index)
             && entry.load_meta().state_bits() >= State::Keyed as u64
             && entry.key() == *key
+            && index != except
         {
             return Some(index);
         }

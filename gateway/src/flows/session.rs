@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn the_table_says_itself_how_large_it_is() {
         let scene = testing::scene(TWO_CLUSTERS);
-        assert_eq!(all_slots(&*scene.memory), 4096 + 64);
+        assert_eq!(all_slots(&*scene.memory), 4096 + 64 + 512);
         assert_eq!(room(&*scene.memory), 1024);
     }
 }

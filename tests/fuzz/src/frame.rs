@@ -10,6 +10,7 @@ use xdp::pipeline::{Fate, Hook};
 #[allow(missing_docs, clippy::wildcard_enum_match_arm, reason = "part of the core's own tests")]
 mod scene;
 
+use scene::wire::sent_to;
 use scene::{Scene, TWO_CLUSTERS};
 
 const RULES: &str = "
@@ -41,7 +42,9 @@ pub(crate) fn frames(mut bytes: &[u8]) {
         if head & 0x40 != 0 {
             lab.pass_seconds(200);
         }
-        let output = lab.send(2 + u32::from(head & 7), frame);
+        let ifindex = 2 + u32::from(head & 7);
+        let frame = &sent_to(ifindex, frame)[..];
+        let output = lab.send(ifindex, frame);
         if output.egress.is_some_and(|egress| ROUTABLE.contains(&egress)) {
             assert!(!is_inside(&output.frame.bytes), "a leak: {:?}", output.fate);
         }
