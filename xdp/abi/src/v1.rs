@@ -3,7 +3,9 @@
 //!
 //! Only the record was another. It had a twelfth word for the time of the last phase change,
 //! which was written as zero and never read. Entries, ports, next hops, counters and the events'
-//! ring were as they are now, so they are not carried over but used on.
+//! ring were as they are now, so they are not carried over but used on. A table of that layout
+//! has no near slots, which its settings say; its stamps name epochs that are no longer moved,
+//! until the first policy of today has every session judged again.
 
 use crate::{session, word::Word};
 
