@@ -321,10 +321,10 @@ impl Loop {
         let share = datapath.all_slots() / SWEEP_ROUNDS;
         let cursor = || datapath.shared_words().sweep_cursor.load();
         let (from, begun) = (cursor(), Instant::now());
-        // A run looks at fewer slots where sessions end, so it is repeated until the share of
-        // this round is done.
+        // One turn after the other, so that time is looked at in between; a turn in which many
+        // sessions end looks at fewer slots.
         while cursor().wrapping_sub(from) < u64::from(share) && begun.elapsed() < SWEEP_AT_MOST {
-            if let Err(failed) = datapath.sweep(share) {
+            if let Err(failed) = datapath.sweep(1) {
                 error!("the table cannot be swept: {failed}");
                 return;
             }

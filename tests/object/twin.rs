@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use gateway::datapath::tables::lock;
 use xdp::address::{Address as _, Entry as _, Key, V4};
-use xdp::decide::sweep;
+use xdp::decide::sweep_turn;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, Sizes};
 use xdp::pipeline::{Egress, Fate, Hook};
 use xdp::session::{Ending, end, halves, pair};
@@ -280,7 +280,7 @@ impl Twin {
         for _ in 0..slots.div_ceil(SWEEP_SLOTS) {
             let cursor = &tables.shared().sweep_cursor;
             let from = (cursor.load() % u64::from(all)) as u32;
-            cursor.fetch_add(u64::from(sweep(tables, from, SWEEP_SLOTS, self.now)));
+            cursor.fetch_add(u64::from(sweep_turn(tables, from, self.now)));
         }
         self.after_order()
     }

@@ -22,7 +22,6 @@ const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
 
 everywhere!(
-    #[ignore = "on a busy machine a start, which keeps a core busy, costs packets in the veth rings"]
     traffic_does_not_need_the_daemon,
     a_gateway_taken_out_leaves_a_guard,
     sessions_of_an_older_layout_live_on

@@ -18,6 +18,7 @@ use crate::{
 };
 use xdp_abi::{
     config::{MIDSTREAM_ADOPT, MIDSTREAM_RESET, PolicyWord},
+    control::{SWEEP_ENDS, SWEEP_SLOTS},
     event,
     forward::{
         ATTACHED, Attachment, BY_ADDRESS4, BY_MAC, HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED,
@@ -705,14 +706,28 @@ pub fn current_stamp<T: Tables>(
     policy.generation().wrapping_add(tables.epoch(source)).wrapping_add(tables.epoch(destination))
 }
 
-/// Ends the first session whose time is over among `slots` slots from `from` on, and says how
-/// many slots were looked at. One session a call: a BPF program has bounded steps.
+/// Ends sessions whose time is over among the next slots of the table, and says how many slots
+/// were looked at: all that a turn may look at, unless it ended all that it may.
+#[inline(always)]
+pub fn sweep_turn<T: Tables<A = V4>>(tables: &T, from: u32, now: u32) -> u32 {
+    let mut looked = 0;
+    T::repeat(SWEEP_ENDS, || {
+        looked += sweep(tables, from.wrapping_add(looked), SWEEP_SLOTS.wrapping_sub(looked), now);
+        looked >= SWEEP_SLOTS
+    });
+    looked
+}
+
+/// Ends the first session whose time is over among `slots` slots from `from` on, around the end,
+/// and says how many slots were looked at.
 #[inline(never)]
 pub fn sweep<T: Tables<A = V4>>(tables: &T, from: u32, slots: u32, now: u32) -> u32 {
     let mut record = NO_RECORD;
     let mut looked = 0;
+    let all = table::all_slots(tables.config());
     T::repeat(slots, || {
-        record = expired(tables, from.wrapping_add(looked), now);
+        let index = from.wrapping_add(looked);
+        record = expired(tables, if index < all { index } else { index - all }, now);
         looked += 1;
         record != NO_RECORD
     });

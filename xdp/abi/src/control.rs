@@ -5,7 +5,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Look at [`SWEEP_SLOTS`] slots from the common cursor on.
+/// Look at [`SWEEP_SLOTS`] slots from the common cursor on, or end [`SWEEP_ENDS`] sessions.
 pub const SWEEP: u32 = 1;
 /// End one session, whatever it does.
 pub const END: u32 = 2;
@@ -13,7 +13,9 @@ pub const END: u32 = 2;
 pub const CLOCK: u32 = 3;
 
 /// How many slots one sweep looks at.
-pub const SWEEP_SLOTS: u32 = 256;
+pub const SWEEP_SLOTS: u32 = 4096;
+/// How many sessions one sweep ends.
+pub const SWEEP_ENDS: u32 = 64;
 
 /// An order, after an Ethernet header's length of zeros (the least that a test run takes).
 #[derive(

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use frame::{Copied, Direct, Skb};
 use maps::{Kernel, TC_STAGES, XDP_STAGES, work};
 use xdp::{
-    decide::sweep,
+    decide::sweep_turn,
     frame::Frame as _,
     pipeline::{self, Done, Egress, Hook, Work},
     session::{Ending, end},
@@ -26,7 +26,7 @@ use xdp::{
     verdict::Code,
 };
 use xdp_abi::{
-    control::{self, MARK, MARK_MASK, SWEEP_SLOTS},
+    control::{self, MARK, MARK_MASK},
     names,
     reason::Reason,
 };
@@ -416,7 +416,7 @@ pub fn control(ctx: XdpContext) -> u32 {
             // The daemon alone sweeps, so the cursor may move by what was looked at.
             let cursor = &kernel.shared().sweep_cursor;
             let from = (cursor.load() % all.max(1) as u64) as u32;
-            cursor.fetch_add(sweep(&kernel, from, SWEEP_SLOTS, now) as u64);
+            cursor.fetch_add(sweep_turn(&kernel, from, now) as u64);
         }
         control::END => {
             end(&kernel, record, Ending::now(cause as u8, incarnation), now);
