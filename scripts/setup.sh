@@ -32,6 +32,12 @@ as_root() {
 
 # Debian package, and why it is needed.
 debian_packages() {
+    if [ "${1-}" = --all ]; then
+        cat <<'PACKAGES'
+qemu-system-x86   boots the kernels of Debian
+xz-utils          unpacks their modules
+PACKAGES
+    fi
     cat <<'PACKAGES'
 gcc               links Rust programs
 g++               builds libFuzzer for make fuzz
@@ -42,16 +48,11 @@ iproute2          the lab makes namespaces, links and routes
 nftables          benches compare with the kernel's own NAT
 conntrack         benches empty the kernel's session table between rounds
 ethtool           the lab switches offloads
-bpftool           shows loaded programs and maps
 iputils-ping      demo client
 curl              demo client
-bind9-dnsutils    demo client: dig
 iperf3            demo client and throughput
-tcpdump           captures behind the gateway
-tshark            reads captures and checks their checksums
-openssl           certificates for the metrics listener in tests
-socat             raw connections in tests
-jq                reads flow records in the demo
+tshark            a test reads with it what sluicectl has captured
+jq                for reading flow records in `make demo-shell`
 PACKAGES
 }
 
@@ -63,7 +64,7 @@ install_packages() {
             say "installing $package: $why"
             missing+=("$package")
         fi
-    done < <(debian_packages)
+    done < <(debian_packages "$@")
     if [ ${#missing[@]} -eq 0 ]; then
         return
     fi
@@ -106,6 +107,26 @@ install_program() {
     env -u CARGO_TARGET_DIR cargo install --quiet --locked --force "$1" --version "$2"
 }
 
+# The newest kernel of a series that Debian has for clouds, unpacked for tests that boot it.
+unpack_kernel() {
+    local series=$1 cache package
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/sluice/kernels
+    if compgen -G "$cache/linux-image-$series.*-cloud-amd64/boot/vmlinuz-*" >/dev/null; then
+        return
+    fi
+    package=$(apt-cache search --names-only "^linux-image-${series//./\\.}\..*-cloud-amd64\$" |
+        cut -d ' ' -f 1 | sort --version-sort | tail -n 1)
+    if [ -z "$package" ]; then
+        say "no kernel $series in the package lists: tests that boot it are skipped"
+        return
+    fi
+    say "unpacking $package: the object is loaded on it under qemu"
+    changed=yes
+    mkdir -p "$cache"
+    (cd "$cache" && apt-get download -qq "$package" &&
+        dpkg-deb --extract "$package"_*.deb "$package" && rm "$package"_*.deb)
+}
+
 mount_bpffs() {
     if grep -q ' /sys/fs/bpf bpf ' /proc/mounts; then
         return
@@ -119,11 +140,13 @@ mount_bpffs() {
 command -v apt-get >/dev/null || die "made for Debian 12; elsewhere install by hand:
 $(debian_packages)"
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-install_packages
+install_packages "$@"
 install_toolchain
 install_program bpf-linker "$bpf_linker_version" "links the eBPF objects, with this compiler's LLVM"
 if [ "${1-}" = --all ]; then
     install_program cargo-deny "$cargo_deny_version" "checks licences and sources of dependencies"
+    unpack_kernel 6.1
+    unpack_kernel 6.12
 fi
 mount_bpffs
 if [ "$changed" = no ]; then

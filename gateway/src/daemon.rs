@@ -29,6 +29,8 @@ use tokio::{
 use tracing::{error, info, warn};
 use xdp_abi::{ABI_VERSION, config::PolicyWord};
 
+/// What the programs are made for and tried on (ADR 10).
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// How often expired sessions are looked for. Every slot is looked at once in
 /// [`SWEEP_ROUNDS`] rounds.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -57,6 +59,9 @@ pub enum StartError {
     /// The privileges are missing.
     #[error("sluice-gateway needs {0}; run it as root or by its systemd unit")]
     Privilege(&'static str),
+    /// The kernel is older than the programs can be loaded on.
+    #[error("this machine runs Linux {0}; sluice-gateway needs 6.1 or later")]
+    Kernel(String),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -96,6 +101,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
+    kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
     privileges()?;
     let (follower, changes) = Follower::start(1024).await?;
     let counters = read_counters(&config.gateway.state_dir);
@@ -345,6 +351,18 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
     Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }
 
+/// Refuses a kernel that is too old, by its release; one that says nothing readable may try.
+fn kernel(release: &str) -> Result<(), StartError> {
+    let release = release.trim();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST_KERNEL => {
+            Err(StartError::Kernel(release.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses early and in one sentence what would fail late and in a kernel's words.
 fn privileges() -> Result<(), StartError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -385,5 +403,28 @@ fn save_counters(engine: &Engine) {
         .and_then(|()| fs::rename(&temporary, &file));
     if let Err(error) = saved {
         warn!(%error, file = %file.display(), "the record of rule counters cannot be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_refused_in_a_sentence() {
+        for (release, refused) in [
+            ("5.19.17", true),
+            ("6.0.19-1", true),
+            ("6.1.0-56-cloud-amd64\n", false),
+            ("6.18", false),
+            ("10.0.1", false),
+            ("something else", false),
+        ] {
+            assert_eq!(kernel(release).is_err(), refused, "{release}");
+        }
+        assert_eq!(
+            kernel("5.10.0-30-amd64\n").unwrap_err().to_string(),
+            "this machine runs Linux 5.10.0-30-amd64; sluice-gateway needs 6.1 or later"
+        );
     }
 }

@@ -11,7 +11,7 @@ use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
 use xdp_abi::reason::Reason;
 
-use crate::stand::{Place, Stand, everywhere, show, within};
+use crate::stand::{Own, Place, Stand, everywhere, show, within};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
@@ -72,6 +72,7 @@ fn yes(answers: &[bool]) -> usize {
 
 fn every_port_of_a_range_is_lent_and_none_twice(stand: &mut Stand) -> Result<()> {
     let lab = &stand.lab;
+    let own = Own::start(lab)?;
     let web = &lab.pod("prod-eu", "web").netns;
     let before = stand.counters()?.dropped(Reason::PortsExhausted);
     let (_first, answered) = ask(web, INTERNET, PORTS)?;
@@ -88,11 +89,13 @@ fn every_port_of_a_range_is_lent_and_none_twice(stand: &mut Stand) -> Result<()>
     let elsewhere = SocketAddrV4::new(INTERNET_SERVERS[1], ECHO);
     let (_elsewhere, answered) = ask(web, elsewhere, 10)?;
     ensure!(yes(&answered) == 10, "{} of 10 elsewhere", yes(&answered));
+    own.assert_alive()?;
     stand.ctl(&["sessions", "clear", "--all"])?;
     Ok(())
 }
 
 fn a_full_table_refuses_new_flows(stand: &mut Stand) -> Result<()> {
+    let own = Own::start(&stand.lab)?;
     let api = stand.lab.pod("prod-eu", "api").netns.clone();
     let stream = client::connect_to(&api, TRANSIT, PATIENCE)?.open()?;
     let old = client::talk(&api, stream, Duration::from_millis(2), PATIENCE);
@@ -113,6 +116,7 @@ fn a_full_table_refuses_new_flows(stand: &mut Stand) -> Result<()> {
     ensure!(!old.ended());
     let old = old.stop()?;
     ensure!(old.broke.is_none(), "{old:?}");
+    own.assert_alive()?;
     // Room comes back with time.
     stand.config.set_timer("udp", "1s");
     stand.config.set_timer("port_rest", "1s");

@@ -13,7 +13,7 @@ use lab::servers::ECHO;
 use serde_json::json;
 use xdp_abi::reason::Reason;
 
-use crate::stand::{Place, Stand, eventually, everywhere, show};
+use crate::stand::{Own, Place, Stand, eventually, everywhere, show};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
@@ -33,8 +33,10 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
     )
 }
 
-/// Flows that a change is not about: a conversation and a train of numbered datagrams.
+/// Flows that a change is not about: a conversation, a train of numbered datagrams, and one with
+/// the machine itself.
 struct Others {
+    own: Own,
     talk: Background<Talk>,
     datagrams: Background<UdpReport>,
 }
@@ -48,7 +50,7 @@ impl Others {
         let load = UdpLoad { packets: u32::MAX, ..UdpLoad::default() };
         let datagrams = client::udp_flow(&lab.pod("prod-us", "web").netns, INTERNET, load)?;
         thread::sleep(Duration::from_millis(200));
-        Ok(Self { talk, datagrams })
+        Ok(Self { own: Own::start(lab)?, talk, datagrams })
     }
 
     /// Nothing of them was lost.
@@ -59,7 +61,7 @@ impl Others {
         ensure!(talk.slowest < Duration::from_secs(1), "it stalled: {talk:?}");
         ensure!(datagrams.sent > 200 && datagrams.wrong == 0, "{datagrams:?}");
         ensure!(datagrams.lost() == 0, "{datagrams:?}");
-        Ok(())
+        self.own.assert_alive()
     }
 }
 

@@ -1,12 +1,15 @@
 //! Where a scenario plays: a lab with servers, the daemon, and captures outside.
 
+use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lab::client::{self, Talk};
 use lab::daemon::ctl_binary;
 use lab::plan::NON_ROUTABLE;
-use lab::{Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
+use lab::servers;
+use lab::{Background, Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
 use serde_json::Value;
 
 use crate::counters::Counters;
@@ -177,6 +180,33 @@ impl Stand {
                 result => return result,
             }
         }
+    }
+}
+
+/// A connection to the machine itself, as an administrator has one, and its server.
+pub(crate) struct Own {
+    talk: Background<Talk>,
+    _server: Background<()>,
+}
+
+impl Own {
+    /// Opens it.
+    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        const SSH: u16 = 22;
+        let _server = servers::tcp(&lab.gateway, SSH, servers::echo)?;
+        let to = SocketAddrV4::new(lab.transit_address(), SSH);
+        let patience = Duration::from_secs(2);
+        let stream = client::connect_to(&lab.transit, to, patience)?.open()?;
+        let talk = client::talk(&lab.transit, stream, Duration::from_millis(5), patience);
+        Ok(Self { talk, _server })
+    }
+
+    /// It is still there.
+    pub(crate) fn assert_alive(self) -> Result<()> {
+        ensure!(!self.talk.ended(), "the machine's own connection ended");
+        let talk = self.talk.stop()?;
+        ensure!(talk.broke.is_none() && talk.answered > 0, "the machine's own: {talk:?}");
+        Ok(())
     }
 }
 

@@ -167,7 +167,9 @@ mod tests {
             arguments.extend(["-e", field]);
         }
         let Ok(mut child) = tshark(&arguments) else {
-            eprintln!("skipped: tshark is not installed");
+            println!(
+                "SKIPPED: tshark_reads_time_interface_lengths_and_comments: tshark is not installed"
+            );
             return;
         };
         child.stdin.take().unwrap().write_all(&file()).unwrap();
