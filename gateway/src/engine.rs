@@ -441,13 +441,7 @@ impl Engine {
 
     /// One address has another identity: only its flows are judged again.
     pub fn touch(&self, domain: u16, address: Ipv4Addr) {
-        let slot = epoch_slot(domain, V4(address.octets()));
-        let epochs = self.datapath.epochs.as_ptr(0).cast::<u32>();
-        // SAFETY: `epoch_slot` gives a slot of the array; this process is its only writer.
-        unsafe {
-            let epoch = epochs.add(slot as usize);
-            epoch.write_volatile(epoch.read_volatile().wrapping_add(1));
-        }
+        self.datapath.move_epoch(epoch_slot(domain, V4(address.octets())));
     }
 }
 

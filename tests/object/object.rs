@@ -220,7 +220,7 @@ impl Object {
     /// From then on time passes by [`Self::age`] only.
     pub(crate) fn stop_clock(&self) {
         let shift = &self.datapath.settings().tick_shift;
-        shift.store(shift.load() >> 32 << 32 | 63);
+        shift.store(shift.load() | 63);
     }
 
     /// Lets seconds pass, by making everything that remembers a tick so much older. Only the

@@ -9,7 +9,8 @@ use crate::{
     established::HOP_AGE,
     open::{Plan, translate},
     packet::{Kind, Packet},
-    policy::{Judgement, judge},
+    policy::{Judgement, judge, parties},
+    recent::{self, Line, Origin},
     session::{self, Ended, Ending, LEASED, end, halves, idle, seems_expired},
     table::{self, Found},
     tables::{Route, Tables, Tally, is_non_routable},
@@ -27,7 +28,7 @@ use xdp_abi::{
     },
     policy::{ACTION_PERMIT, ACTION_REJECT},
     reason::Reason,
-    session::{Class, Count, EPOCHS_USED, Facts, Link, Stamp, State},
+    session::{Class, Count, EPOCHS_USED, Facts, Link, NETWORK_EPOCH, Stamp, State},
 };
 
 /// Where and how a packet came in.
@@ -60,6 +61,17 @@ pub struct Decision {
     pub outbound: bool,
     /// The attachment itself. Here, because the stack of a BPF program is short.
     from: Attachment,
+    doom: Doom,
+}
+
+/// The session that [`Code::END`] is about. It is ended by the caller, when the stack of whoever
+/// found that out is free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Doom {
+    record: u32,
+    ending: Ending,
+    /// The domain that it leads into.
+    towards: u16,
 }
 
 impl Decision {
@@ -71,6 +83,7 @@ impl Decision {
         address: [0; 4],
         outbound: false,
         from: Attachment::NONE,
+        doom: Doom { record: 0, ending: Ending::EXPIRE, towards: 0 },
     };
 
     /// The verdict, spelt out.
@@ -80,13 +93,14 @@ impl Decision {
 }
 
 /// The packet of a known session: what becomes of it, or that there is no session
-/// ([`Code::ANEW`]).
+/// ([`Code::ANEW`]). What is said of it, if it is judged again, is left in `judgement`.
 #[inline(always)]
 pub fn continued<T: Tables<A = V4>>(
     tables: &T,
     packet: &mut Packet<V4>,
     arrival: &Arrival,
     decision: &mut Decision,
+    judgement: &mut Judgement,
 ) {
     if !locate(tables, packet, arrival, decision) {
         return;
@@ -96,23 +110,36 @@ pub fn continued<T: Tables<A = V4>>(
         decision.code = Code::ANEW;
         return;
     };
-    let mut code = way.known(&found, &mut decision.forward);
+    let Decision { forward, doom, .. } = decision;
+    let mut code = way.known(&found, forward, doom);
     if code.is(Code::STALE) {
-        code = way.judge_again(&found);
+        code = way.judge_again(&found, judgement, doom);
+        if code.is(Code::END) {
+            end(tables, doom.record, doom.ending, way.now);
+            decision.code = way.cut(judgement, doom);
+            return;
+        }
         if code.is(Code::GO_ON) {
             // Its stamp is that of just now, unless the policy changed once more: then the
             // next packet is judged.
-            code = way.known(&found, &mut decision.forward);
+            code = way.known(&found, forward, doom);
             if code.is(Code::STALE) {
                 code = Code::drop(Reason::Contended);
             }
         }
     }
+    if code.is(Code::END) {
+        code = match end(tables, doom.record, doom.ending, way.now) {
+            Ended::Gone => Code::ANEW,
+            // It rests, or a packet has just revived it: the next packet sees which.
+            Ended::Rests | Ended::Lives => Code::drop(Reason::Contended),
+        };
+    }
     decision.code = code;
 }
 
-/// The packet of an unknown flow, after [`continued`] found that it is one and where it came
-/// from.
+/// The packet of an unknown flow, after it was found that it is one, and by [`locate`] where it
+/// came from.
 #[inline(always)]
 pub fn opened<T: Tables<A = V4>>(
     tables: &T,
@@ -125,7 +152,10 @@ pub fn opened<T: Tables<A = V4>>(
     // One after the other, and not one inside the other: their frames share the stack.
     let mut code = way.unknown(plan);
     if code.is(Code::OPEN) {
-        code = way.enter(plan);
+        code = way.choose(plan);
+        if code.is(Code::GO_ON) {
+            code = way.enter(plan);
+        }
         if code.is(Code::GO_ON) {
             code = way.write_down(plan, &mut decision.forward);
         } else {
@@ -146,6 +176,17 @@ fn locate<T: Tables<A = V4>>(
 ) -> bool {
     let place = port(arrival.ifindex, arrival.vlan);
     let number = tables.attachment_of(place, packet.key.source).unwrap_or(0);
+    located(tables, packet, number, decision)
+}
+
+/// Takes a packet for one of an attachment, or decides without one; zero: it is of none.
+#[inline(always)]
+fn located<T: Tables<A = V4>>(
+    tables: &T,
+    packet: &mut Packet<V4>,
+    number: u16,
+    decision: &mut Decision,
+) -> bool {
     decision.attachment = number;
     decision.outbound = false;
     decision.address = [0; 4];
@@ -158,6 +199,90 @@ fn locate<T: Tables<A = V4>>(
     packet.key.domain = attachment.domain;
     decision.from = attachment;
     true
+}
+
+/// The plain first packet of a flow, by an untagged interface, in a frame that was sent to `to`.
+/// What is found out of its source is remembered.
+#[inline(always)]
+pub(crate) fn first<T: Tables<A = V4>>(
+    tables: &T,
+    packet: &mut Packet<V4>,
+    arrival: &Arrival,
+    to: &[u8; 6],
+    decision: &mut Decision,
+    plan: &mut Plan,
+) {
+    plan.begin(tables.epoch(NETWORK_EPOCH), true);
+    plan.policy = PolicyWord(tables.config().policy.load());
+    let number = origin(tables, packet.key.source, arrival, to, plan);
+    if number == NOT_OURS {
+        decision.code = Code::PASS;
+        return;
+    }
+    if !located(tables, packet, number as u16, decision) {
+        return;
+    }
+    let slot = epoch_slot(packet.key.domain, packet.key.source);
+    plan.knows_source &= plan.source_epochs == recent::epochs(tables, plan.network, slot);
+    opened(tables, packet, arrival, decision, plan);
+}
+
+/// The attachment that the source of a first packet comes by, zero if by none, or [`NOT_OURS`];
+/// with what else is remembered of it.
+#[inline(never)]
+fn origin<T: Tables<A = V4>>(
+    tables: &T,
+    source: V4,
+    arrival: &Arrival,
+    to: &[u8; 6],
+    plan: &mut Plan,
+) -> u32 {
+    let ifindex = arrival.ifindex;
+    let origin = Origin { ifindex, source, to, sender: &arrival.sender };
+    if let Some(line) = recent::source(tables, plan.policy, plan.network, &origin) {
+        plan.knows_source = true;
+        plan.source_epochs = line.epochs();
+        plan.judgement.source = line.identity();
+        plan.back_known = line.back();
+        return line.attachment() as u32;
+    }
+    if is_for_another(tables, ifindex, 0, to, source) {
+        return NOT_OURS;
+    }
+    let number = tables.attachment_of(port(ifindex, 0), source).unwrap_or(0);
+    if let Some(line) = tables.recent(recent::source_place(ifindex, source)) {
+        line.remember_origin(&origin, number);
+    }
+    number as u32
+}
+
+/// The frame is for another machine.
+const NOT_OURS: u32 = u32::MAX;
+
+/// Whether a frame is for another machine and was only flooded here, or seen because somebody
+/// looks at everything: the kernel drops it, so it is the kernel's. A tagged one may be for the
+/// address of its VLAN device, which is mostly that of the interface. Of an interface without
+/// addresses nothing is known.
+#[inline(never)]
+pub(crate) fn is_for_another<T: Tables<A = V4>>(
+    tables: &T,
+    ifindex: u32,
+    vlan: u16,
+    to: &[u8; 6],
+    source: V4,
+) -> bool {
+    if tables.link(ifindex).is_some_and(|link| link.mac == *to) {
+        return false;
+    }
+    let number = tables.attachment_of(port(ifindex, vlan), source);
+    let attachment = number.and_then(|number| attached(tables, number));
+    let link = attachment.and_then(|attachment| tables.link(attachment.ifindex));
+    link.is_some_and(|link| link.mac != *to && link.mac != [0; 6])
+}
+
+#[inline(always)]
+pub(crate) fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Attachment> {
+    tables.attachment(number).filter(|attachment| attachment.flags & ATTACHED != 0)
 }
 
 /// A packet that belongs to no attachment.
@@ -200,7 +325,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
 
     /// A packet whose key is in the table.
     #[inline(never)]
-    fn known(&self, found: &Found, out: &mut Forward<V4>) -> Code {
+    fn known(&self, found: &Found, out: &mut Forward<V4>, doom: &mut Doom) -> Code {
         let Some(entry) = self.tables.slot(found.index) else {
             return Code::drop(Reason::Contended);
         };
@@ -233,11 +358,8 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             } else {
                 Ending::now(event::ENDED_REOPENED, incarnation)
             };
-            return match end(self.tables, link.record(), ending, self.now) {
-                Ended::Gone => Code::ANEW,
-                // It rests, or a packet has just revived it: the next packet sees which.
-                Ended::Rests | Ended::Lives => Code::drop(Reason::Contended),
-            };
+            *doom = Doom { record: link.record(), ending, towards: 0 };
+            return Code::END;
         }
 
         let policy = PolicyWord(config.policy.load());
@@ -310,9 +432,9 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         }
     }
 
-    /// Judges a live session under the policy in force; `None`: it goes on.
+    /// Judges a live session under the policy in force: it goes on, or is to be [cut](Self::cut).
     #[inline(never)]
-    fn judge_again(&self, found: &Found) -> Code {
+    fn judge_again(&self, found: &Found, judgement: &mut Judgement, doom: &mut Doom) -> Code {
         let Some(entry) = self.tables.slot(found.index) else {
             return Code::drop(Reason::Contended);
         };
@@ -338,7 +460,8 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         let source = epoch_slot(key.domain, key.source);
         let destination = epoch_slot(towards, key.destination);
         let stamp = current_stamp(self.tables, policy, source, destination);
-        let judgement = judge(self.tables, policy, &key, towards, self.packet.length as u64);
+        *judgement = parties(self.tables, policy, &key, towards);
+        judge(self.tables, policy, &key, self.packet.length as u64, judgement);
         self.tables.tally(Tally::JudgedAgain);
         let withdrawn = record.identity.load() & LEASED != 0
             && !self.tables.is_outside(policy.bank(), forward.rewrite().source);
@@ -366,8 +489,14 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             return Code::GO_ON;
         }
         let cause = if withdrawn { event::ENDED_WITHDRAWN } else { event::ENDED_REVOKED };
-        end(self.tables, number, Ending::now(cause, incarnation), self.now);
-        if withdrawn {
+        *doom = Doom { record: number, ending: Ending::now(cause, incarnation), towards };
+        Code::END
+    }
+
+    /// What becomes of the packet for which a session was ended.
+    #[inline(always)]
+    fn cut(&self, judgement: &Judgement, doom: &Doom) -> Code {
+        if doom.ending.cause() == event::ENDED_WITHDRAWN {
             let inside = self.attachment.kind == KIND_SPOKE && self.packet.kind == Kind::Tcp;
             return if inside {
                 Code::reset(Reason::SnatWithdrawn)
@@ -375,7 +504,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
                 Code::drop(Reason::SnatWithdrawn)
             };
         }
-        self.refuse(&judgement, towards)
+        self.refuse(judgement, doom.towards)
     }
 
     /// Asks the kernel where a next hop is now.
@@ -432,12 +561,19 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         Code::drop(Reason::NoSession)
     }
 
-    /// A packet whose key is not in the table: judged, and its way and translation chosen
-    /// ([`Code::OPEN`]), or what becomes of it instead.
+    /// A packet whose key is not in the table: judged, and its way out found ([`Code::OPEN`]), or
+    /// what becomes of it instead.
     #[inline(never)]
     fn unknown(&self, plan: &mut Plan) -> Code {
         let key = &self.packet.key;
-        let own = is_own(self.tables, key.destination);
+        let config = self.tables.config();
+        let policy = PolicyWord(config.policy.load());
+        plan.knows_source &= plan.policy == policy;
+        plan.policy = policy;
+        // What is remembered is neither the machine's own nor an outside address.
+        plan.knows_destination =
+            recent::destination(self.tables, policy, plan.network, key.destination).is_some();
+        let own = !plan.knows_destination && is_own(self.tables, key.destination);
         let opens = match self.packet.kind {
             Kind::Tcp => tcp::opens(self.packet.tcp_flags),
             Kind::Udp | Kind::Echo => true,
@@ -454,7 +590,6 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         if key.source.is_martian() || key.destination.is_martian() {
             return Code::drop(Reason::Martian);
         }
-        let config = self.tables.config();
         match self.packet.kind {
             Kind::Tcp if !tcp::opens(self.packet.tcp_flags) => {
                 if config.midstream.load() != MIDSTREAM_ADOPT
@@ -466,15 +601,13 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             Kind::EchoReply | Kind::IcmpError => return self.unexpected(),
             Kind::Tcp | Kind::Udp | Kind::Echo => {}
         }
-        let policy = PolicyWord(config.policy.load());
         if policy.generation() == 0 {
             return Code::drop(Reason::NoPolicy);
         }
         // Nobody is behind an outside address but its sessions.
-        if self.tables.is_outside(policy.bank(), key.destination) {
+        if !plan.knows_destination && self.tables.is_outside(policy.bank(), key.destination) {
             return self.unexpected();
         }
-        plan.policy = policy;
         let exit = self.exit(plan);
         if !exit.is(Code::GO_ON) {
             return exit;
@@ -488,7 +621,8 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             source,
             destination,
         );
-        plan.judgement = judge(self.tables, policy, key, towards, self.packet.length as u64);
+        self.identify(plan, source, destination);
+        judge(self.tables, policy, key, self.packet.length as u64, &mut plan.judgement);
         if plan.judgement.action != ACTION_PERMIT {
             return self.refuse(&plan.judgement, towards);
         }
@@ -501,8 +635,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         if is_non_routable(config, key.destination) && towards != key.domain {
             return self.denied(Reason::NonRoutableDestination, &plan.judgement, towards);
         }
-        let chosen = self.choose(plan);
-        if chosen.is(Code::GO_ON) { Code::OPEN } else { self.not_opened(chosen, plan) }
+        Code::OPEN
     }
 
     /// A permitted flow that could not be opened: what its sender is told, and a record of it
@@ -520,6 +653,43 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         refused
     }
 
+    /// Finds out who the parties are, and remembers it; their identities are counted in these
+    /// epochs.
+    #[inline(always)]
+    fn identify(&self, plan: &mut Plan, source: u32, destination: u32) {
+        let (tables, key) = (self.tables, &self.packet.key);
+        let bank = plan.policy.bank();
+        if !plan.knows_source {
+            let epochs = recent::epochs(tables, plan.network, source);
+            let identity = tables.identity(bank, key.domain, key.source);
+            plan.judgement.source = identity;
+            if plan.remembers_source
+                && let Some(line) = self.source_line()
+            {
+                line.remember_identity(plan.policy, epochs, identity);
+            }
+        }
+        let line = tables.recent(recent::destination_place(key.destination));
+        let epochs = recent::epochs(tables, plan.network, destination);
+        plan.judgement.destination = match line {
+            Some(line) if plan.knows_destination && line.epochs() == epochs => line.identity(),
+            line => {
+                let identity = tables.identity(bank, plan.egress.domain, key.destination);
+                if let Some(line) = line {
+                    line.remember_identity(plan.policy, epochs, identity);
+                }
+                identity
+            }
+        };
+    }
+
+    /// Where the packet's source is remembered.
+    #[inline(always)]
+    pub(crate) fn source_line(&self) -> Option<&Line> {
+        let place = recent::source_place(self.arrival.ifindex, self.packet.key.source);
+        self.tables.recent(place)
+    }
+
     /// The way out, as the kernel would route it; or what becomes of the packet if there is
     /// none.
     #[inline(never)]
@@ -534,6 +704,10 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             Route::Unreachable => return Code::drop(Reason::NoRoute),
             Route::Failed => return Code::drop(Reason::HelperFailed),
         };
+        if plan.knows_destination && self.exit_again(plan, &route) {
+            return Code::GO_ON;
+        }
+        plan.knows_destination = false;
         let no_egress = Code::drop(Reason::NoEgress);
         let Some(link) = self.tables.link(ifindex) else { return no_egress };
         let place = port(link.parent, link.vlan);
@@ -572,7 +746,32 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         plan.hop = hop;
         plan.egress_number = number;
         plan.egress = attachment;
+        if let Some(line) = self.tables.recent(recent::destination_place(key.destination)) {
+            line.remember_way(key.destination, ifindex, gateway, plan.hop_number, number);
+        }
         Code::GO_ON
+    }
+
+    /// The way out that was found a moment ago, if the kernel still says the same of it.
+    #[inline(always)]
+    fn exit_again(&self, plan: &mut Plan, route: &Route) -> bool {
+        let place = recent::destination_place(self.packet.key.destination);
+        if let Route::Via { ifindex, gateway, destination_mac: Some(to), source_mac } = *route
+            && let Some(line) = self.tables.recent(place)
+            && let Some(number) = line.hop_by(ifindex, gateway)
+            && let Some(hop) = self.tables.hop(number)
+            && hop.is(HOP_RESOLVED)
+            && hop.destination == Hop::mac_word(to, hop.vlan())
+            && hop.source == Hop::mac_word(source_mac, hop.mtu())
+            && let Some(attachment) = self.tables.attachment(line.attachment())
+        {
+            plan.hop_number = number;
+            plan.hop = hop;
+            plan.egress_number = line.attachment();
+            plan.egress = attachment;
+            return true;
+        }
+        false
     }
 
     /// The way back: to the neighbour that this packet came from.

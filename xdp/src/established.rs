@@ -1,7 +1,7 @@
 //! The way of a packet whose session is known and unchanged: one dependent memory access.
 //!
 //! Whatever is not plain (expired, judged under another policy, SYN, FIN, RST, a next hop that
-//! is not resolved, a counter about to spill) is `None` here and [`crate::decide`]'s.
+//! is not resolved, a counter about to spill) is [`Left`] here to [`crate::decide`].
 
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
@@ -30,6 +30,15 @@ pub struct Replay<A> {
     pub reply: bool,
 }
 
+/// Why a packet is not replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Its key is not in the table.
+    Unknown,
+    /// Its session is not plain, or not now.
+    Special,
+}
+
 /// Replays what was decided for the session of `key`, or leaves the packet to `decide`.
 #[inline(always)]
 pub fn replay<T: Tables<A = V4>>(
@@ -38,7 +47,7 @@ pub fn replay<T: Tables<A = V4>>(
     flags: u8,
     length: u16,
     now: u32,
-) -> Option<Replay<V4>> {
+) -> Result<Replay<V4>, Left> {
     replay_if(tables, key, flags, length, now, |_| true)
 }
 
@@ -51,11 +60,10 @@ pub fn replay_if<T: Tables<A = V4>>(
     length: u16,
     now: u32,
     usable: impl Fn(&Hop) -> bool,
-) -> Option<Replay<V4>> {
-    if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
-        return None;
-    }
-    let (found, entry) = table::find_entry(tables, &V4::pack(key))?;
+) -> Result<Replay<V4>, Left> {
+    let Some((found, entry)) = table::find_entry(tables, &V4::pack(key)) else {
+        return Err(Left::Unknown);
+    };
     let config = tables.config();
     let rewrite = entry.rewrite();
     let link = entry.load_link();
@@ -65,25 +73,26 @@ pub fn replay_if<T: Tables<A = V4>>(
         .wrapping_add(tables.epoch(stamp.source()))
         .wrapping_add(tables.epoch(stamp.destination()));
     let class = found.meta.class();
-    if stamp.stamp() != current
+    if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0
+        || stamp.stamp() != current
         || matches!(class, Class::TcpReset | Class::Resting)
         || seems_expired(config, found.meta, now)
         || Count(entry.count().load()).is_high()
     {
-        return None;
+        return Err(Left::Special);
     }
-    let hop = tables.hop(link.next_hop())?;
+    let Some(hop) = tables.hop(link.next_hop()) else { return Err(Left::Special) };
     if !hop.is(HOP_RESOLVED)
         || length > hop.mtu()
         || hop.is(HOP_REFRESH) && crate::session::idle(now, hop.tick()) > HOP_AGE
         || hop.is(HOP_ROUTABLE) && is_non_routable(config, rewrite.source)
         || !usable(&hop)
     {
-        return None;
+        return Err(Left::Special);
     }
     // The slot may have changed hands while it was read.
     if !entry.load_meta().same_owner(found.meta) {
-        return None;
+        return Err(Left::Special);
     }
     if now != found.meta.tick() {
         // Losing means that another packet did the same, or that the session is being ended.
@@ -93,5 +102,5 @@ pub fn replay_if<T: Tables<A = V4>>(
         entry.link().fetch_or((flags as u64) << 8);
     }
     entry.count().add(Count::new(1, length as u64).0);
-    Some(Replay { rewrite, hop, reply: link.is_reply() })
+    Ok(Replay { rewrite, hop, reply: link.is_reply() })
 }

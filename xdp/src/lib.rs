@@ -24,6 +24,7 @@ pub mod open;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;
+pub mod recent;
 pub mod repeat;
 pub mod reply;
 pub mod rewrite;

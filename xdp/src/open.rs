@@ -17,7 +17,7 @@ use xdp_abi::{
     config::PolicyWord,
     event,
     forward::{Attachment, HOP_RESOLVED, HOP_ROUTABLE, Hop, ROUTABLE},
-    policy::{IdentityRef, LOG_START},
+    policy::LOG_START,
     reason::Reason,
     session::{Count, Facts, Link, Stamp},
 };
@@ -32,6 +32,18 @@ pub struct Plan {
     pub(crate) hop_number: u16,
     pub(crate) egress_number: u16,
     pub(crate) egress: Attachment,
+    /// The epoch of the network before anything was looked up.
+    pub(crate) network: u32,
+    /// Whether `judgement` has the source already, from a moment ago under `policy`.
+    pub(crate) knows_source: bool,
+    /// The epochs under which it was found out.
+    pub(crate) source_epochs: u64,
+    /// The same of the destination.
+    pub(crate) knows_destination: bool,
+    /// Whether what is found out of the source is to be remembered.
+    pub(crate) remembers_source: bool,
+    /// The next hop back from a moment ago, plus one; zero: none is known.
+    pub(crate) back_known: u32,
     snat_policy: u32,
     lendable: u32,
     translated: bool,
@@ -47,15 +59,13 @@ impl Plan {
     pub const NONE: Self = Self {
         policy: PolicyWord(0),
         stamp: Stamp(0),
-        judgement: Judgement {
-            action: 0,
-            log: 0,
-            mark: 0,
-            rule: 0,
-            would_match: 0,
-            source: IdentityRef { index: 0, id: 0 },
-            destination: IdentityRef { index: 0, id: 0 },
-        },
+        judgement: Judgement::NONE,
+        network: 0,
+        knows_source: false,
+        source_epochs: 0,
+        knows_destination: false,
+        remembers_source: false,
+        back_known: 0,
         hop: Forward::NOWHERE.hop,
         hop_number: 0,
         egress_number: 0,
@@ -69,6 +79,17 @@ impl Plan {
         reply: 0,
         reply_key: Packet::NONE.key,
     };
+}
+
+impl Plan {
+    /// Forgets what was known of the packet before, when the network is in this epoch.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, network: u32, remembers_source: bool) {
+        self.network = network;
+        self.knows_source = false;
+        self.remembers_source = remembers_source;
+        self.back_known = 0;
+    }
 }
 
 impl<T: Tables<A = V4>> Way<'_, T> {
@@ -117,9 +138,19 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if plan.translated && self.is_adopted() {
             return Code::drop(Reason::NoSession);
         }
-        match self.way_back() {
-            Some(back) => plan.back = back,
-            None => return Code::drop(Reason::NextHopsFull),
+        match plan.back_known.checked_sub(1) {
+            Some(back) => plan.back = back as u16,
+            None => match self.way_back() {
+                Some(back) => {
+                    plan.back = back;
+                    if plan.remembers_source
+                        && let Some(line) = self.source_line()
+                    {
+                        line.remember_back(back);
+                    }
+                }
+                None => return Code::drop(Reason::NextHopsFull),
+            },
         }
         Code::GO_ON
     }
@@ -140,7 +171,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         };
         plan.forward = match table::claim(tables, &V4::pack(&self.packet.key)) {
             Claim::Taken(index) => index,
-            refused @ (Claim::Exists | Claim::Contended | Claim::NoRoom) => {
+            refused @ (Claim::Contended | Claim::NoRoom) => {
                 tables.give_record(plan.record);
                 return Code::drop(not_claimed(refused));
             }
@@ -150,9 +181,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         } else {
             match table::claim(tables, &V4::pack(&plan.reply_key)) {
                 Claim::Taken(index) => Ok(index),
-                refused @ (Claim::Exists | Claim::Contended | Claim::NoRoom) => {
-                    Err(not_claimed(refused))
-                }
+                refused @ (Claim::Contended | Claim::NoRoom) => Err(not_claimed(refused)),
             }
         };
         match claimed {
@@ -259,7 +288,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 const fn not_claimed(claim: Claim) -> Reason {
     match claim {
         Claim::NoRoom => Reason::TableFull,
-        Claim::Exists | Claim::Contended | Claim::Taken(_) => Reason::Contended,
+        Claim::Contended | Claim::Taken(_) => Reason::Contended,
     }
 }
 

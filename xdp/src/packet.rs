@@ -25,6 +25,9 @@ pub const TIME_EXCEEDED: u8 = 11;
 /// Ethernet header without a tag.
 pub const ETHERNET: u32 = 14;
 
+/// Where the transport header of a [`plain`] packet begins.
+pub const PLAIN_TRANSPORT: u32 = ETHERNET + 20;
+
 /// The link layer of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkLayer {
@@ -213,7 +216,7 @@ pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {
 #[inline(always)]
 pub fn plain<F: Frame>(frame: &F) -> Option<Packet<V4>> {
     const NETWORK: u32 = ETHERNET;
-    const TRANSPORT: u32 = ETHERNET + 20;
+    const TRANSPORT: u32 = PLAIN_TRANSPORT;
     if frame.load::<2>(12)? != IPV4 || frame.vlan_offload().is_some() {
         return None;
     }

@@ -1,8 +1,9 @@
 //! The order of steps from a frame to its fate, the same for every hook and for the host.
 //!
 //! In stages, because BPF programs tail-call from one to the next: [`fast`] for the plain
-//! packet of a known session; for everything else [`read`], and then [`continued`], [`opened`]
-//! or [`error`], as [`Done::code`] says; [`answer`] for what is told to a sender.
+//! packet of a known session, [`first`] for that of none; for everything else [`read`], and then
+//! [`continued`], [`opened`] or [`error`], as [`Done::code`] says; [`answer`] for what is told to a
+//! sender.
 //! [`egress`] stands where the kernel sends: it translates what was punted and is the second
 //! guard of invariant 1.
 //!
@@ -10,9 +11,9 @@
 //! may be half written: no hook may let it go on.
 
 use crate::{
-    address::{Address, Entry, Key, V4},
-    decide::{self, Arrival, Decision, is_own},
-    established,
+    address::{Address, Entry, Key, Rewrite, V4},
+    decide::{self, Arrival, Decision, attached, is_for_another, is_own},
+    established::{self, Left},
     frame::Frame,
     icmp,
     open::Plan,
@@ -22,15 +23,16 @@ use crate::{
     session::seems_expired,
     table,
     tables::{Tables, Tally, is_non_routable},
+    tcp,
     verdict::{Answer, Code, Forward},
 };
 use xdp_abi::{
     config::Config,
     count::{Amount, Counters, INBOUND, OUTBOUND, UNKNOWN},
     event::{VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_PASSED, VERDICT_PUNTED},
-    forward::{ATTACHED, Attachment, HOP_REDIRECT, Hop, KIND_SPOKE, ROUTABLE, port},
+    forward::{HOP_REDIRECT, Hop, KIND_SPOKE, ROUTABLE, port},
     reason::Reason,
-    session::Class,
+    session::{Class, NETWORK_EPOCH},
 };
 
 /// ARP's ethertype.
@@ -126,6 +128,8 @@ pub struct Work {
     /// The number of its copies for `capture`; zero: none are made.
     pub copy: u64,
     layer: LinkLayer,
+    /// The hardware address that a handed-over packet was sent to.
+    to: [u8; 6],
     packet: Packet<V4>,
     arrival: Arrival,
     decision: Decision,
@@ -140,6 +144,7 @@ impl Work {
             length: 0,
             copy: 0,
             layer: LinkLayer { vlan: 0, tag_in_frame: false, network: 0, ethertype: [0; 2] },
+            to: [0; 6],
             packet: Packet::NONE,
             arrival: Arrival { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, now: 0 },
             decision: Decision::NONE,
@@ -155,6 +160,36 @@ impl Default for Work {
 }
 
 impl Work {
+    /// Leaves to the next stage what [`fast`] has read of a plain packet.
+    #[inline(always)]
+    pub fn hand_over<T: Tables<A = V4>, F: Frame>(
+        &mut self,
+        tables: &T,
+        frame: &F,
+        packet: &Packet<V4>,
+        ifindex: u32,
+        now: u32,
+    ) -> Option<()> {
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = frame.load::<12>(0)?;
+        self.done = Done::nowhere(Code::drop(Reason::HelperFailed));
+        self.length = frame.length();
+        // While somebody looks on, nothing is handed over.
+        self.copy = 0;
+        self.layer = LinkLayer {
+            vlan: 0,
+            tag_in_frame: false,
+            network: packet::ETHERNET,
+            ethertype: packet::IPV4,
+        };
+        self.packet = *packet;
+        self.to = [d0, d1, d2, d3, d4, d5];
+        self.arrival =
+            Arrival { ifindex, vlan: 0, sender: [s0, s1, s2, s3, s4, s5], segments: 1, now };
+        self.plan.judgement.rule = 0;
+        self.plan.begin(tables.epoch(NETWORK_EPOCH), false);
+        Some(())
+    }
+
     /// What `capture` tells of the packet's fate: session, rule, verdict and reason.
     #[inline(always)]
     pub fn told(&self) -> Told {
@@ -215,15 +250,31 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
     ifindex: u32,
     now: u32,
 ) -> Done {
-    if let Some(done) = fast(tables, frame, hook, ifindex, now) {
-        return done;
-    }
     let mut work = Work::new();
-    slow(tables, frame, hook, ifindex, now, &mut work);
+    match fast(tables, frame, hook, ifindex, now) {
+        Quick::Done(done) => return done,
+        Quick::First(packet) => {
+            work.hand_over(tables, frame, &packet, ifindex, now);
+            first(tables, &mut work);
+            if is_plainly_sent(hook, &work) {
+                send_plainly(frame, &mut work);
+            } else {
+                send(frame, hook, &mut work);
+            }
+            if work.done.code.is_answer() {
+                answer(tables, frame, &mut work, now);
+            }
+        }
+        Quick::Known(packet) => {
+            work.hand_over(tables, frame, &packet, ifindex, now);
+            known(tables, frame, hook, now, &mut work);
+        }
+        Quick::Longer => slow(tables, frame, hook, ifindex, now, &mut work),
+    }
     work.done
 }
 
-/// All stages but the first.
+/// All stages of the longer way.
 #[inline(always)]
 pub fn slow<T: Tables<A = V4>, F: Frame>(
     tables: &T,
@@ -237,8 +288,24 @@ pub fn slow<T: Tables<A = V4>, F: Frame>(
     if work.done.code.is(Code::ERROR) {
         error(tables, frame, hook, work);
     } else if work.done.code.is(Code::GO_ON) {
-        continued(tables, frame, hook, work);
+        known(tables, frame, hook, now, work);
+        return;
     }
+    if work.done.code.is_answer() {
+        answer(tables, frame, work, now);
+    }
+}
+
+/// The stages of a packet that a session may be for.
+#[inline(always)]
+fn known<T: Tables<A = V4>, F: Frame>(
+    tables: &T,
+    frame: &mut F,
+    hook: Hook,
+    now: u32,
+    work: &mut Work,
+) {
+    continued(tables, frame, hook, work);
     if work.done.code.is(Code::ANEW) {
         opened(tables, frame, hook, work);
     }
@@ -247,8 +314,22 @@ pub fn slow<T: Tables<A = V4>, F: Frame>(
     }
 }
 
-/// The plain packet of a known session; `None`: nothing was touched or counted, go on with
-/// [`slow`].
+/// What [`fast`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quick {
+    /// The frame is settled.
+    Done(Done),
+    /// A plain packet that no session is known for, and that may open one: [hand it
+    /// over](Work::hand_over) and go on with [`first`].
+    First(Packet<V4>),
+    /// A plain packet of a session that is not plain, or not now: hand it over and go on with
+    /// [`continued`].
+    Known(Packet<V4>),
+    /// Anything else: go on with [`slow`].
+    Longer,
+}
+
+/// The plain packet of a known session; of anything else nothing was touched or counted.
 #[inline(always)]
 pub fn fast<T: Tables<A = V4>, F: Frame>(
     tables: &T,
@@ -256,32 +337,91 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
     hook: Hook,
     ifindex: u32,
     now: u32,
-) -> Option<Done> {
+) -> Quick {
     // While somebody looks on, every packet goes where copies are made.
     if tables.config().capture.load() != 0 || frame.segments() > 1 {
-        return None;
+        return Quick::Longer;
     }
-    let mut packet = packet::plain(frame)?;
-    packet.key.domain = tables.domain_at_a_glance(ifindex, packet.key.source)?;
-    let replay =
-        established::replay_if(tables, &packet.key, packet.tcp_flags, packet.length, now, |hop| {
-            matches!(hook, Hook::Tc) || hop.vlan() == 0 && hop.is(HOP_REDIRECT)
-        })?;
-    let layer = LinkLayer {
-        vlan: 0,
-        tag_in_frame: false,
-        network: packet.network,
-        ethertype: packet::IPV4,
+    let Some(mut packet) = packet::plain(frame) else { return Quick::Longer };
+    let Some(domain) = tables.domain_at_a_glance(ifindex, packet.key.source) else {
+        return Quick::Longer;
     };
-    let written = rewrite::network(frame, &packet, &replay.rewrite, Ttl::Down)
-        .and_then(|()| rewrite::link(frame, &layer, &replay.hop));
-    let mut done = Done::nowhere(Code::drop(Reason::HelperFailed));
-    if written.is_some() {
-        done.code = Code::FORWARD;
-        done.hop = replay.hop;
-        done.reply = replay.reply;
+    packet.key.domain = domain;
+    let usable = |hop: &Hop| is_plain(hook, hop);
+    match established::replay_if(tables, &packet.key, packet.tcp_flags, packet.length, now, usable)
+    {
+        Ok(replay) => {
+            let mut done = Done::nowhere(Code::drop(Reason::HelperFailed));
+            if rewrite_plainly(frame, &packet, &replay.rewrite, &replay.hop).is_some() {
+                done.code = Code::FORWARD;
+                done.hop = replay.hop;
+                done.reply = replay.reply;
+            }
+            Quick::Done(done)
+        }
+        Err(Left::Unknown) if packet.kind == Kind::Udp || tcp::opens(packet.tcp_flags) => {
+            Quick::First(packet)
+        }
+        Err(Left::Special) => Quick::Known(packet),
+        Err(Left::Unknown) => Quick::Longer,
     }
-    Some(done)
+}
+
+/// Whether a hop takes a frame without a tag as this hook sends it.
+#[inline(always)]
+const fn is_plain(hook: Hook, hop: &Hop) -> bool {
+    matches!(hook, Hook::Tc) || hop.vlan() == 0 && hop.is(HOP_REDIRECT)
+}
+
+/// Rewrites a plain packet, all of it at offsets that are known beforehand.
+#[inline(always)]
+fn rewrite_plainly<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<V4>,
+    to: &Rewrite<V4>,
+    hop: &Hop,
+) -> Option<()> {
+    let packet =
+        Packet { network: packet::ETHERNET, transport: packet::PLAIN_TRANSPORT, ..*packet };
+    // What is done by pointer first: a helper may move the frame.
+    rewrite::stations(frame, hop)?;
+    rewrite::network(frame, &packet, to, Ttl::Down)?;
+    if hop.vlan() != 0 {
+        frame.set_vlan(0, hop.vlan())?;
+    }
+    Some(())
+}
+
+/// A plain packet of no known session ([`Quick::First`]): what becomes of it, which [`send`] or
+/// [`send_plainly`] carries out.
+#[inline(always)]
+pub fn first<T: Tables<A = V4>>(tables: &T, work: &mut Work) {
+    let Work { done, to, packet, arrival, decision, plan, .. } = work;
+    // Sent to many: never transit, as in [`read`].
+    if to[0] & 1 != 0 {
+        done.code = Code::PASS;
+        return;
+    }
+    decide::first(tables, packet, arrival, to, decision, plan);
+    decided(work);
+}
+
+/// Whether [`send_plainly`] can send what [`first`] has left.
+#[inline(always)]
+pub fn is_plainly_sent(hook: Hook, work: &Work) -> bool {
+    work.done.code.is(Code::FORWARD) && is_plain(hook, &work.decision.forward.hop)
+}
+
+/// Writes the decision of [`first`] into its frame.
+#[inline(always)]
+pub fn send_plainly<F: Frame>(frame: &mut F, work: &mut Work) {
+    let Work { done, packet, decision, .. } = work;
+    let forward = &decision.forward;
+    done.hop = forward.hop;
+    done.reply = forward.reply;
+    if rewrite_plainly(frame, packet, &forward.rewrite, &forward.hop).is_none() {
+        done.code = Code::drop(Reason::HelperFailed);
+    }
 }
 
 /// Reads a frame that is not [`fast`]'s, and says what it is: settled already, an error
@@ -299,6 +439,7 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     // Nothing of the packet before is told of this one.
     *packet = Packet::NONE;
     plan.judgement.rule = 0;
+    plan.begin(tables.epoch(NETWORK_EPOCH), false);
     match packet::link_layer(frame) {
         Ok(read) => *layer = read,
         Err(reason) => {
@@ -357,27 +498,6 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     done.code = if packet.kind == Kind::IcmpError { Code::ERROR } else { Code::GO_ON };
 }
 
-/// Whether a frame is for another machine and was only flooded here, or seen because somebody
-/// looks at everything: the kernel drops it, so it is the kernel's. A tagged one may be for the
-/// address of its VLAN device, which is mostly that of the interface. Of an interface without
-/// addresses nothing is known.
-#[inline(never)]
-fn is_for_another<T: Tables<A = V4>>(
-    tables: &T,
-    ifindex: u32,
-    vlan: u16,
-    to: &[u8; 6],
-    source: V4,
-) -> bool {
-    if tables.link(ifindex).is_some_and(|link| link.mac == *to) {
-        return false;
-    }
-    let number = tables.attachment_of(port(ifindex, vlan), source);
-    let attachment = number.and_then(|number| attached(tables, number));
-    let link = attachment.and_then(|attachment| tables.link(attachment.ifindex));
-    link.is_some_and(|link| link.mac != *to && link.mac != [0; 6])
-}
-
 /// The packet of a known session, or [`Code::ANEW`].
 #[inline(always)]
 pub fn continued<T: Tables<A = V4>, F: Frame>(
@@ -386,7 +506,8 @@ pub fn continued<T: Tables<A = V4>, F: Frame>(
     hook: Hook,
     work: &mut Work,
 ) {
-    decide::continued(tables, &mut work.packet, &work.arrival, &mut work.decision);
+    let Work { packet, arrival, decision, plan, .. } = work;
+    decide::continued(tables, packet, arrival, decision, &mut plan.judgement);
     decided(work);
     send(frame, hook, work);
 }
@@ -426,7 +547,7 @@ pub fn error<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, hook: Hook,
 
 /// Writes a decision into the frame, if it is to go on.
 #[inline(never)]
-fn send<F: Frame>(frame: &mut F, hook: Hook, work: &mut Work) {
+pub fn send<F: Frame>(frame: &mut F, hook: Hook, work: &mut Work) {
     let Work { done, layer, packet, decision, .. } = work;
     if !done.code.is(Code::FORWARD) {
         return;
@@ -463,11 +584,6 @@ fn belonging<T: Tables<A = V4>>(tables: &T, place: u32, source: V4, done: &mut D
         done.direction =
             if attachment.kind == KIND_SPOKE { OUTBOUND as u32 } else { INBOUND as u32 };
     }
-}
-
-#[inline(always)]
-fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Attachment> {
-    tables.attachment(number).filter(|attachment| attachment.flags & ATTACHED != 0)
 }
 
 /// IPv6 to the machine or its link passes, neighbour discovery with it; transit is not
@@ -592,11 +708,7 @@ pub fn egress<T: Tables<A = V4>, F: Frame>(
 
 /// The rewrite of a live session, without touching it: ingress has counted the packet.
 #[inline(always)]
-fn late<T: Tables<A = V4>>(
-    tables: &T,
-    key: &Key<V4>,
-    now: u32,
-) -> Option<crate::address::Rewrite<V4>> {
+fn late<T: Tables<A = V4>>(tables: &T, key: &Key<V4>, now: u32) -> Option<Rewrite<V4>> {
     let found = table::find(tables, &V4::pack(key))?;
     let entry = tables.slot(found.index)?;
     let rewrite = entry.rewrite();

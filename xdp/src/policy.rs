@@ -23,7 +23,7 @@ use xdp_abi::{
 pub const DEFAULT_COUNTER: u32 = 0;
 
 /// What a policy says of a flow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
     /// `ACTION_*`.
     pub action: u8,
@@ -41,6 +41,19 @@ pub struct Judgement {
     pub destination: IdentityRef,
 }
 
+impl Judgement {
+    /// Nobody, and nothing said of it.
+    pub const NONE: Self = Self {
+        action: 0,
+        log: 0,
+        mark: 0,
+        rule: 0,
+        would_match: 0,
+        source: IdentityRef { index: 0, id: 0 },
+        destination: IdentityRef { index: 0, id: 0 },
+    };
+}
+
 /// Where a protocol and port stand in the class table.
 #[inline(always)]
 pub const fn class_index(protocol: u8, destination_port: [u8; 2]) -> u32 {
@@ -52,23 +65,37 @@ pub const fn class_index(protocol: u8, destination_port: [u8; 2]) -> u32 {
     }
 }
 
-/// Judges a flow by its first packet's key; the destination is in domain `towards`.
+/// Who the ends of a flow are; its destination is in domain `towards`.
+#[inline(always)]
+pub fn parties<T: Tables>(
+    tables: &T,
+    policy: PolicyWord,
+    key: &Key<T::A>,
+    towards: u16,
+) -> Judgement {
+    let bank = policy.bank();
+    Judgement {
+        source: tables.identity(bank, key.domain, key.source),
+        destination: tables.identity(bank, towards, key.destination),
+        ..Judgement::NONE
+    }
+}
+
+/// Judges a flow between the parties of `judgement`, by its first packet's key.
 #[inline(never)]
 pub fn judge<T: Tables>(
     tables: &T,
     policy: PolicyWord,
     key: &Key<T::A>,
-    towards: u16,
     bytes: u64,
-) -> Judgement {
+    judgement: &mut Judgement,
+) {
     let bank = policy.bank();
-    let mut judgement = Judgement {
-        action: policy.default_action(),
-        log: policy.default_log(),
-        source: tables.identity(bank, key.domain, key.source),
-        destination: tables.identity(bank, towards, key.destination),
-        ..Judgement::default()
-    };
+    judgement.action = policy.default_action();
+    judgement.log = policy.default_log();
+    judgement.mark = 0;
+    judgement.rule = 0;
+    judgement.would_match = 0;
     let class = tables.class(bank, class_index(key.protocol, key.destination_port));
     let (Some(by_source), Some(by_destination), Some(by_class), Some(monitors)) = (
         tables.source_rules(bank, judgement.source.index),
@@ -77,7 +104,7 @@ pub fn judge<T: Tables>(
         tables.monitors(bank),
     ) else {
         judgement.action = ACTION_DENY;
-        return judgement;
+        return;
     };
 
     let sets = Sets { source: by_source, destination: by_destination, class: by_class, monitors };
@@ -91,7 +118,7 @@ pub fn judge<T: Tables>(
     if let Some(bit) = matches.decides() {
         let Some(rule) = tables.rule(bank, bit) else {
             judgement.action = ACTION_DENY;
-            return judgement;
+            return;
         };
         tables.count_rule(rule.counter, bytes);
         judgement.action = rule.action;
@@ -101,7 +128,6 @@ pub fn judge<T: Tables>(
     } else {
         tables.count_rule(DEFAULT_COUNTER, bytes);
     }
-    judgement
 }
 
 /// The sets that meet.
@@ -145,8 +171,9 @@ fn first_match<R: Repeat>(sets: Sets<'_>) -> Matches {
         meeting.words = meeting.sets.source.summary[meeting.group]
             & meeting.sets.destination.summary[meeting.group]
             & meeting.sets.class.summary[meeting.group];
-        if meeting.words != 0 {
-            R::repeat(64, || meeting.step());
+        // Mostly the first word has it: that one without the helper's two calls.
+        if meeting.words != 0 && !meeting.step() {
+            R::repeat(63, || meeting.step());
         }
         meeting.group += 1;
     }

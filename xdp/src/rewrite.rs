@@ -91,6 +91,12 @@ pub fn link<F: Frame>(frame: &mut F, layer: &LinkLayer, hop: &Hop) -> Option<()>
     } else if layer.vlan != hop.vlan() {
         frame.set_vlan(layer.vlan, hop.vlan())?;
     }
+    stations(frame, hop)
+}
+
+/// Writes the hardware addresses of a hop.
+#[inline(always)]
+pub fn stations<F: Frame>(frame: &mut F, hop: &Hop) -> Option<()> {
     let d = Hop::mac(hop.destination);
     let s = Hop::mac(hop.source);
     frame.store::<12>(0, [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]])

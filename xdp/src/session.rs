@@ -83,8 +83,9 @@ impl Ending {
     const fn is_replacement(self) -> bool {
         self.0 >> 56 == 2
     }
+    /// `ENDED_*`, if it is unconditional.
     #[inline(always)]
-    const fn cause(self) -> u8 {
+    pub const fn cause(self) -> u8 {
         (self.0 >> 48) as u8
     }
     #[inline(always)]

@@ -6,6 +6,12 @@
 //! fixed by the key ([`Home`]); the protocol does not care. Readers take no lock; nobody ever
 //! waits.
 //!
+//! **Hints** ([`Tables::hints`]) make "nobody" cost two bytes and not ten lines: for each window
+//! slot as a home a byte says which slots of its window hold keys of that home, and for each near
+//! slot one says what tag its key has, zero if none. A hint is given before a key is looked for
+//! elsewhere, and taken back before its slot is free; in between it belongs to whoever owns the
+//! slot. A hint for nothing costs a look.
+//!
 //! **States** of an entry's word 0, with who may write it:
 //!
 //! ```text
@@ -38,7 +44,7 @@ use crate::{
     tables::Tables,
 };
 use xdp_abi::{
-    config::Config,
+    config::{Config, HINTED},
     session::{Class, Meta, NEAR, NEAR_SLOTS, State, WINDOW},
 };
 
@@ -56,9 +62,7 @@ pub struct Found {
 pub enum Claim {
     /// The slot is ours, Keyed.
     Taken(u32),
-    /// The key is in the table.
-    Exists,
-    /// Another processor is inserting the same key.
+    /// The key is in the table, or another processor is inserting it.
     Contended,
     /// No slot in the window, none in overflow.
     NoRoom,
@@ -70,6 +74,9 @@ pub struct Home {
     near: u32,
     window: u32,
     mask: u32,
+    /// Where the near slots begin; zero: there are none.
+    near_from: u32,
+    tag: u8,
 }
 
 impl Home {
@@ -83,9 +90,10 @@ impl Home {
         let mask = slots as u32;
         let window = low & mask;
         let pair = !NEAR.saturating_sub(1);
-        let near =
-            if near == 0 { window & pair } else { before_near(slots) + (high & (near - 1) & pair) };
-        Self { near, window, mask }
+        let near_from = if near == 0 { 0 } else { before_near(slots) };
+        let near = if near == 0 { window & pair } else { near_from + (high & (near - 1) & pair) };
+        let tag = (hash >> 48) as u8;
+        Self { near, window, mask, near_from, tag: if tag == 0 { 1 } else { tag } }
     }
 
     /// One of them.
@@ -97,6 +105,103 @@ impl Home {
             self.window.wrapping_add(number - NEAR) & self.mask
         }
     }
+
+    /// Where the byte of its window stands among [`Tables::hints`]: the word, and how far to
+    /// shift it.
+    #[inline(always)]
+    const fn window_byte(self) -> (u32, u32) {
+        (self.window >> 3, (self.window & 7) << 3)
+    }
+
+    /// The same of the first of its near slots; the others follow in the same word.
+    #[inline(always)]
+    const fn near_byte(self) -> (u32, u32) {
+        let place = self.near - self.near_from;
+        ((self.mask >> 3) + 1 + (place >> 3), (place & 7) << 3)
+    }
+
+    /// What a slot that holds a key of this home has set, in which word, and all that it may
+    /// have set; `None`: nothing is said of this slot.
+    #[inline(always)]
+    const fn mark(self, index: u32) -> Option<(u32, u64, u64)> {
+        let distance = index.wrapping_sub(self.window) & self.mask;
+        if index <= self.mask && distance < WINDOW {
+            let (word, shift) = self.window_byte();
+            let bit = 1 << (shift + distance);
+            return Some((word, bit, bit));
+        }
+        if self.near_from != 0 && index.wrapping_sub(self.near) < NEAR {
+            let (word, shift) = self.near_byte();
+            let shift = shift + ((index - self.near) << 3);
+            return Some((word, (self.tag as u64) << shift, 0xff << shift));
+        }
+        None
+    }
+}
+
+/// Which slots of a window may hold keys of its home, from the lowest bit on.
+#[inline(always)]
+fn in_window<T: Tables>(tables: &T, home: Home) -> u64 {
+    let (word, shift) = home.window_byte();
+    match tables.hints(word) {
+        Some(hints) if is_hinted(tables.config()) => hints.load() >> shift & ALL_OF_WINDOW,
+        Some(_) | None => ALL_OF_WINDOW,
+    }
+}
+
+const ALL_OF_WINDOW: u64 = (1 << WINDOW) - 1;
+
+/// The tags of the near slots of a home, a byte each from the lowest on; `None`: nothing is said
+/// of them.
+#[inline(always)]
+fn tags<T: Tables>(tables: &T, home: Home) -> Option<u64> {
+    if NEAR == 0 || home.near_from == 0 || !is_hinted(tables.config()) {
+        return None;
+    }
+    let (word, shift) = home.near_byte();
+    tables.hints(word).map(|hints| hints.load() >> shift)
+}
+
+/// Which near slots may hold a key of this home, from the lowest bit on.
+#[inline(always)]
+fn in_near<T: Tables>(tables: &T, home: Home) -> u64 {
+    let Some(tags) = tags(tables, home) else { return (1 << NEAR) - 1 };
+    let mut may = 0;
+    let mut i = 0;
+    while i < NEAR {
+        if (tags >> (i << 3)) as u8 == home.tag {
+            may |= 1 << i;
+        }
+        i += 1;
+    }
+    may
+}
+
+/// Says that a slot holds a key of this home, or no longer does. A full barrier if it says
+/// anything.
+#[inline(always)]
+fn hint<T: Tables>(tables: &T, home: Home, index: u32, holds: bool) {
+    if let Some((word, set, all)) = home.mark(index)
+        && is_hinted(tables.config())
+        && let Some(hints) = tables.hints(word)
+    {
+        if holds {
+            hints.fetch_or(set);
+        } else {
+            hints.fetch_and(!all);
+        }
+    }
+}
+
+/// Words of hints of a table with so many slots: a byte for each window slot, and for each near
+/// slot.
+pub const fn hint_words(window: u32, near: u32) -> u32 {
+    window.div_ceil(8) + near.div_ceil(8)
+}
+
+#[inline(always)]
+fn is_hinted(config: &Config) -> bool {
+    config.tick_shift.load() & HINTED != 0
 }
 
 /// The slots of a key.
@@ -156,7 +261,8 @@ pub fn window_mask<T: Tables>(tables: &T) -> u32 {
 }
 
 /// Where the live entry of a key stands.
-#[inline(always)]
+// Not inlined: its stack is free again when the session that it found is ended.
+#[inline(never)]
 pub fn find<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Option<Found> {
     find_entry(tables, key).map(|(found, _)| found)
 }
@@ -168,17 +274,42 @@ pub fn find_entry<'a, T: Tables>(
     key: &<T::A as Address>::Words,
 ) -> Option<(Found, &'a <T::A as Address>::Entry)> {
     let home = home(tables, key);
+    let near = in_near(tables, home);
     let mut i = 0;
-    while i < Home::SLOTS {
-        let index = home.slot(i);
-        let entry = tables.slot(index)?;
-        let meta = entry.load_meta();
-        if meta.is(State::Live) && entry.key() == *key {
-            return Some((Found { index, meta }, entry));
+    // Behind the near slots most stand in the first of the window; the byte is not worth its
+    // memory access for them.
+    while i <= NEAR {
+        if (near >> i & 1 != 0 || i == NEAR)
+            && let Some(found) = live(tables, key, home.slot(i))
+        {
+            return Some(found);
         }
         i += 1;
     }
+    let mut held = in_window(tables, home) >> 1;
+    while i < Home::SLOTS && held != 0 {
+        if held & 1 != 0
+            && let Some(found) = live(tables, key, home.slot(i))
+        {
+            return Some(found);
+        }
+        held >>= 1;
+        i += 1;
+    }
     find_overflow(tables, key)
+}
+
+/// The entry in a slot, if it is this key's and live.
+#[inline(always)]
+fn live<'a, T: Tables>(
+    tables: &'a T,
+    key: &<T::A as Address>::Words,
+    index: u32,
+) -> Option<(Found, &'a <T::A as Address>::Entry)> {
+    let entry = tables.slot(index)?;
+    let meta = entry.load_meta();
+    let is_it = meta.is(State::Live) && entry.key() == *key;
+    is_it.then_some((Found { index, meta }, entry))
 }
 
 #[inline(always)]
@@ -189,11 +320,7 @@ fn find_overflow<'a, T: Tables>(
     if tables.shared().overflowed.load() == 0 {
         return None;
     }
-    let index = tables.overflow(key)?;
-    let entry = tables.slot(index)?;
-    let meta = entry.load_meta();
-    let is_it = meta.is(State::Live) && entry.key() == *key;
-    is_it.then_some((Found { index, meta }, entry))
+    live(tables, key, tables.overflow(key)?)
 }
 
 /// The slot of the key's window, any but `except`, in which it stands in whatever state shows it.
@@ -204,17 +331,20 @@ pub(crate) fn standing<T: Tables>(
     home: Home,
     except: u32,
 ) -> Option<u32> {
+    let mut held = in_window(tables, home) << NEAR | in_near(tables, home);
     let mut i = 0;
-    while i < Home::SLOTS {
+    while i < Home::SLOTS && held != 0 {
         let index = home.slot(i);
         // The exception last: the verifier follows everything behind a check for both outcomes.
-        if let Some(entry) = tables.slot(index)
+        if held & 1 != 0
+            && let Some(entry) = tables.slot(index)
             && entry.load_meta().state_bits() >= State::Keyed as u64
             && entry.key() == *key
             && index != except
         {
             return Some(index);
         }
+        held >>= 1;
         i += 1;
     }
     None
@@ -242,7 +372,6 @@ pub fn is_held<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> bool {
 #[inline(always)]
 pub fn claim<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Claim {
     match claim_code(tables, key) {
-        EXISTS => Claim::Exists,
         CONTENDED => Claim::Contended,
         NO_ROOM => Claim::NoRoom,
         index => Claim::Taken(index),
@@ -250,23 +379,21 @@ pub fn claim<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> Claim {
 }
 
 // A claim in one register: what a BPF function returns.
-const EXISTS: u32 = u32::MAX;
-const CONTENDED: u32 = u32::MAX - 1;
-const NO_ROOM: u32 = u32::MAX - 2;
+const CONTENDED: u32 = u32::MAX;
+const NO_ROOM: u32 = u32::MAX - 1;
 
 #[inline(never)]
 fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
     let home = home(tables, key);
-    if is_elsewhere(tables, key, home, u32::MAX) {
-        return EXISTS;
-    }
-    let crowded = tables.shared().overflowed.load() != 0;
-    if crowded && tables.overflow(key).is_some() {
-        return EXISTS;
-    }
+    // A near slot with a tag is somebody's.
+    let tags = tags(tables, home).unwrap_or(0);
     let mut taken = u32::MAX;
     let mut i = 0;
     while i < Home::SLOTS {
+        if i < NEAR && (tags >> (i << 3)) as u8 != 0 {
+            i += 1;
+            continue;
+        }
         let index = home.slot(i);
         let Some(entry) = tables.slot(index) else { return NO_ROOM };
         let meta = entry.load_meta();
@@ -280,9 +407,11 @@ fn claim_code<T: Tables>(tables: &T, key: &<T::A as Address>::Words) -> u32 {
     let meta = entry.load_meta();
     entry.set_key(key);
     entry.meta().swap(meta.with_state(State::Keyed).0);
+    hint(tables, home, taken, true);
     // From here on others see the key; now look for theirs.
     let crowded = tables.shared().overflowed.load() != 0;
     if is_elsewhere(tables, key, home, taken) || crowded && tables.overflow(key).is_some() {
+        hint(tables, home, taken, false);
         entry.meta().store(meta.freed().0);
         return CONTENDED;
     }
@@ -331,6 +460,7 @@ pub fn release<T: Tables>(tables: &T, index: u32) {
         tables.shared().overflowed.fetch_add(u64::MAX);
         tables.give_overflow(index);
     } else {
+        hint(tables, home(tables, &entry.key()), index, false);
         entry.meta().store(meta.freed().0);
     }
 }

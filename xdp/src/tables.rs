@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Address, V4},
+    recent::Line,
     repeat::Repeat,
 };
 use xdp_abi::{
@@ -69,6 +70,10 @@ pub trait Tables: Repeat {
 
     /// An entry of the session table; window slots first, then overflow slots.
     fn slot(&self, index: u32) -> Option<&<Self::A as Address>::Entry>;
+    /// Eight bytes of hints, of window slots and behind these of near slots ([`crate::table`]).
+    fn hints(&self, word: u32) -> Option<&Word>;
+    /// What this processor remembers at a place of [`crate::recent`].
+    fn recent(&self, place: u32) -> Option<&Line>;
     /// A cold record.
     fn record(&self, index: u32) -> Option<&Record>;
     /// Takes the index of a record that no session uses.

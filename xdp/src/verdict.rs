@@ -84,6 +84,8 @@ impl Code {
     pub const ERROR: Self = Self(9 << 56);
     /// The flow is permitted, and its session may be opened.
     pub const OPEN: Self = Self(11 << 56);
+    /// A session is in the way and is to be ended first.
+    pub(crate) const END: Self = Self(12 << 56);
     /// The session was judged under another policy: judge it again first.
     pub const STALE: Self = Self(10 << 56);
 

@@ -10,6 +10,7 @@ use super::{
 use crate::net::{Mac, NetworkState};
 use std::net::{IpAddr, Ipv4Addr};
 use xdp_abi::forward::{HOP_REFRESH, HOP_RESOLVED, HOP_USED, Hop, LINK_UP, NextHop};
+use xdp_abi::session::NETWORK_EPOCH;
 
 /// A reading of a next hop.
 pub fn read(hop: &NextHop) -> Hop {
@@ -105,4 +106,5 @@ pub fn forget(datapath: &Datapath, network: &NetworkState) {
     for key in gone {
         let _ = index.remove(&key);
     }
+    datapath.move_epoch(NETWORK_EPOCH);
 }

@@ -10,7 +10,10 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
-use xdp::table::near_slots_beside;
+use xdp::{
+    recent::LINES,
+    table::{hint_words, near_slots_beside},
+};
 use xdp_abi::{
     names,
     policy::{POOL_ADDRESSES, RULES, SNAT_POLICIES},
@@ -63,6 +66,7 @@ impl Sizes {
         let banks = 2;
         vec![
             (names::SLOTS4, self.window_slots() + self.overflow_slots() + self.near_slots()),
+            (names::HINTS4, hint_words(self.window_slots(), self.near_slots())),
             (names::RECORDS4, self.sessions),
             (names::FREE_RECORDS4, self.sessions),
             (names::OVERFLOW4, self.overflow_slots()),
@@ -128,6 +132,9 @@ pub enum ObjectError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel does not say how many processors there may be.
+    #[error("cannot count the processors by {0}: {1}")]
+    Processors(&'static str, io::Error),
     /// The object and this program do not belong together.
     #[error("the datapath object has no `{0}`")]
     Missing(&'static str),
@@ -182,6 +189,7 @@ impl Object {
         for (name, size) in &of_maps {
             loader.map_max_entries(name, *size);
         }
+        loader.map_max_entries(names::RECENT, processors()? * LINES);
         if let Some(pins) = pins {
             for name in names::ALL.into_iter().filter(|name| !STAGES.contains(name)) {
                 let beside = apart.contains(&name);
@@ -302,6 +310,13 @@ impl Object {
         rows.sort();
         rows
     }
+}
+
+/// How many processors there may be: the numbers that programs see are below.
+fn processors() -> Result<u32, ObjectError> {
+    let count =
+        aya::util::nr_cpus().map_err(|(file, source)| ObjectError::Processors(file, source))?;
+    Ok(count as u32)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ObjectError>

@@ -23,6 +23,7 @@ use xdp_abi::forward::{
     ATTACHED, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT, LINK_UP,
     LinkInfo, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
 };
+use xdp_abi::session::NETWORK_EPOCH;
 
 /// Which hook serves an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +181,13 @@ impl Places {
 
     /// Brings the tables from `before` to this.
     pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
+        let written = self.write_tables(datapath, before);
+        // Also of what was written before something failed nothing older is to be remembered.
+        datapath.move_epoch(NETWORK_EPOCH);
+        written
+    }
+
+    fn write_tables(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
         prefixes(&datapath.sources, &self.sources, &before.sources)?;
         prefixes(&datapath.routes, &self.routes, &before.routes)?;
         prefixes(&datapath.carries, &self.carries, &before.carries)?;

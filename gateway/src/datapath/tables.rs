@@ -23,7 +23,7 @@ use std::{
 };
 use xdp_abi::{
     ABI_VERSION,
-    config::{Config, Shared},
+    config::{Config, HINTED, Shared},
     control::{self, Order, SWEEP_SLOTS},
     count::{Counters, RuleCount},
     forward::{Attachment, LinkInfo, NextHop, NextHopKey, PortAddress4, PortInfo},
@@ -159,7 +159,8 @@ impl Datapath {
             let c = &config.all()[0];
             c.seed.store(random_seed());
             c.slots.store(u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32);
-            c.tick_shift.store(u64::from(clock.shift()) | u64::from(sizes.near_slots()) << 32);
+            let near = u64::from(sizes.near_slots());
+            c.tick_shift.store(u64::from(clock.shift()) | HINTED | near << 32);
             c.abi.store(u64::from(ABI_VERSION));
         }
         Ok(Self {
@@ -211,6 +212,16 @@ impl Datapath {
     /// The global settings.
     pub fn settings(&self) -> &Config {
         &self.config.all()[0]
+    }
+
+    /// Moves an epoch: what was remembered or judged under it is looked up or judged again.
+    pub fn move_epoch(&self, slot: u32) {
+        let epochs = self.epochs.as_ptr(0).cast::<u32>();
+        // SAFETY: the index is in bounds; this process is the only writer.
+        unsafe {
+            let epoch = epochs.add(slot as usize % EPOCHS);
+            epoch.write_volatile(epoch.read_volatile().wrapping_add(1));
+        }
     }
 
     /// The shared words.

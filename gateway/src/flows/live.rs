@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use xdp::address::V4;
+use xdp::recent::Line;
 use xdp::repeat::Repeat;
 use xdp::tables::{Route, Tables, Tally, glance};
 use xdp_abi::config::{Config, Shared};
@@ -21,6 +22,7 @@ use xdp_abi::policy::{
 };
 use xdp_abi::port::{PairKey4, Ports};
 use xdp_abi::session::{Entry4, Record, State};
+use xdp_abi::word::Word;
 
 use crate::datapath::memory::Mapped;
 use crate::datapath::tables::{Datapath, lock};
@@ -122,6 +124,14 @@ impl Tables for Tables4 {
 
     fn slot(&self, index: u32) -> Option<&Entry4> {
         self.datapath.slots.get(index)
+    }
+    /// Whoever reads here is in no hurry: every slot of a window is looked at.
+    fn hints(&self, _: u32) -> Option<&Word> {
+        None
+    }
+    /// What processors remember is theirs.
+    fn recent(&self, _: u32) -> Option<&Line> {
+        None
     }
     fn record(&self, index: u32) -> Option<&Record> {
         self.datapath.records.get(index)

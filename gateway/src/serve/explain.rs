@@ -17,7 +17,7 @@ use axum::extract::rejection::JsonRejection;
 use xdp::address::{Address, Entry, Key, V4};
 use xdp::decide::{current_stamp, is_own};
 use xdp::packet::{ICMP, TCP, UDP};
-use xdp::policy::{Judgement, judge};
+use xdp::policy::{Judgement, judge, parties};
 use xdp::session::{halves, pair, seems_expired};
 use xdp::snat::{FlowFacts, matching, paired};
 use xdp::table::find;
@@ -346,7 +346,8 @@ impl<T: Tables<A = V4>> Told<'_, T> {
     /// What the rules say.
     fn judged(&mut self, key: &Key<V4>, exit: &Exit) -> Result<Judgement, End> {
         let towards = exit.attachment.domain;
-        let judgement = judge(self.tables, self.policy, key, towards, 0);
+        let mut judgement = parties(self.tables, self.policy, key, towards);
+        judge(self.tables, self.policy, key, 0, &mut judgement);
         self.party("source", key.domain, key.source, judgement.source);
         self.party("destination", towards, key.destination, judgement.destination);
         if let Some(watched) = self.named(judgement.would_match) {

@@ -15,8 +15,9 @@ pub struct Config {
     pub seed: Word,
     /// Slots of the window table less one | slots kept for overflow in the upper half.
     pub slots: Word,
-    /// How many bits a jiffy count is shifted right to make a tick (about 1/16 s) | near slots in
-    /// the upper half, behind those kept for overflow; zero in a table that was made without.
+    /// How many bits a jiffy count is shifted right to make a tick (about 1/16 s), below 64 |
+    /// [`HINTED`] | near slots in the upper half, behind those kept for overflow; zero in a table
+    /// that was made without.
     pub tick_shift: Word,
     /// Idle time in ticks, two classes a word: `Class` number n is half n & 1 of word n / 2.
     pub timeouts: [Word; Class::COUNT / 2],
@@ -38,6 +39,9 @@ pub struct Config {
     /// Capture filter: port 16 | protocol 8 (zero: any).
     pub capture_ports: Word,
 }
+
+/// In `Config::tick_shift`: the table was made with hints (`xdp::table`), and these are right.
+pub const HINTED: u64 = 1 << 8;
 
 /// Where every version has its own number, in bytes: what is read before anything else is known
 /// of a layout.

@@ -2,6 +2,9 @@
 
 /// Slots of the IPv4 session table ([`crate::session::Entry4`]).
 pub const SLOTS4: &str = "SLOTS4";
+/// Where in the session table a key need not be looked for: a byte for each window slot and each
+/// near slot, eight a word (`xdp::table`).
+pub const HINTS4: &str = "HINTS4";
 /// Cold records ([`crate::session::Record`]).
 pub const RECORDS4: &str = "RECORDS4";
 /// Indices of records that no session uses.
@@ -78,6 +81,8 @@ pub const FREE_NEXT_HOPS: &str = "FREE_NEXT_HOPS";
 pub const EVENTS: &str = "EVENTS";
 /// Buckets that bound how often something is answered or reported.
 pub const RATES: &str = "RATES";
+/// What processors remember of addresses (`xdp::recent`); of one load, not pinned.
+pub const RECENT: &str = "RECENT";
 /// Tail-call targets of XDP.
 pub const XDP_STAGES: &str = "XDP_STAGES";
 /// Tail-call targets of TC.
@@ -93,28 +98,32 @@ pub const STAGE_OPEN: u32 = 2;
 pub const STAGE_ERROR: u32 = 3;
 /// See [`STAGE_SLOW`].
 pub const STAGE_REPLY: u32 = 4;
+/// See [`STAGE_SLOW`].
+pub const STAGE_FIRST: u32 = 5;
 
 /// XDP entry: established packets.
 pub const XDP_INGRESS: &str = "xdp_ingress";
 /// XDP: the stages behind it.
-pub const XDP_STAGE_PROGRAMS: [(&str, u32); 5] = [
+pub const XDP_STAGE_PROGRAMS: [(&str, u32); 6] = [
     ("xdp_slow", STAGE_SLOW),
     ("xdp_known", STAGE_KNOWN),
     ("xdp_open", STAGE_OPEN),
     ("xdp_error", STAGE_ERROR),
     ("xdp_reply", STAGE_REPLY),
+    ("xdp_first", STAGE_FIRST),
 ];
 /// TC ingress beside XDP: puts the mark on what XDP sent up.
 pub const TC_MARK: &str = "tc_mark";
 /// TC entry.
 pub const TC_INGRESS: &str = "tc_ingress";
 /// TC: the stages behind it.
-pub const TC_STAGE_PROGRAMS: [(&str, u32); 5] = [
+pub const TC_STAGE_PROGRAMS: [(&str, u32); 6] = [
     ("tc_slow", STAGE_SLOW),
     ("tc_known", STAGE_KNOWN),
     ("tc_open", STAGE_OPEN),
     ("tc_error", STAGE_ERROR),
     ("tc_reply", STAGE_REPLY),
+    ("tc_first", STAGE_FIRST),
 ];
 /// TC egress: translates what the kernel routed, and guards.
 pub const TC_EGRESS: &str = "tc_egress";
@@ -122,10 +131,11 @@ pub const TC_EGRESS: &str = "tc_egress";
 pub const CONTROL: &str = "control";
 
 /// Every map, for pinning; `PENDING` lives for one packet only.
-pub const ALL: [&str; 41] = [
+pub const ALL: [&str; 42] = [
     LOCALS6,
     MONITORS,
     SLOTS4,
+    HINTS4,
     RECORDS4,
     FREE_RECORDS4,
     OVERFLOW4,

@@ -244,6 +244,9 @@ pub const EPOCHS: usize = 1 << 14;
 /// How many are in use: 16 kB of counters, which stay in the first-level cache. An identity that
 /// changes has one session in so many judged again beside its own.
 pub const EPOCHS_USED: u32 = 1 << 12;
+/// Counts what the daemon changes of places: attachments, links, addresses, next hops. One of
+/// the epochs that no identity uses.
+pub const NETWORK_EPOCH: u32 = EPOCHS_USED;
 const EPOCH_MASK: u64 = EPOCHS as u64 - 1;
 
 /// Word 7 of an entry: packets and bytes since the last spill, in one add.

@@ -57,18 +57,22 @@ pub struct RouteEntry {
 impl Memory {
     /// Numbers an interface.
     pub fn set_link(&mut self, ifindex: u32, link: LinkInfo) {
+        self.move_network_epoch();
         self.links.insert(ifindex, link);
     }
     /// Says what an attachment is.
     pub fn set_attachment(&mut self, number: u16, attachment: Attachment) {
+        self.move_network_epoch();
         self.attachments.insert(number, attachment);
     }
     /// A source prefix behind a port (`forward::port`).
     pub fn add_source(&mut self, port: u32, prefix: Prefix, attachment: u16) {
+        self.move_network_epoch();
         self.sources.entry(port).or_default().push((prefix, attachment));
     }
     /// A destination prefix ahead of a port.
     pub fn add_route_ahead(&mut self, port: u32, prefix: Prefix, attachment: u16) {
+        self.move_network_epoch();
         self.ahead.entry(port).or_default().push((prefix, attachment));
     }
     /// A non-routable prefix that an attachment carries as it is.
@@ -86,6 +90,7 @@ impl Memory {
 
     /// An address of the machine itself.
     pub fn add_local(&mut self, address: V4) {
+        self.move_network_epoch();
         self.locals.insert(address);
     }
     /// A line of the routing table.

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     address::V4,
+    recent::{Line, SOURCES},
     repeat::Repeat,
-    table::near_slots_beside,
+    table::{hint_words, near_slots_beside},
     tables::{Route, Tables, Tally, admit, glance},
 };
 use std::{
@@ -18,14 +19,14 @@ use std::{
     },
 };
 use xdp_abi::{
-    config::{Config, Shared},
+    config::{Config, HINTED, Shared},
     count::{Counters, RuleCount},
     event::Event4,
     forward::{Attachment, Hop, LinkInfo, NextHopKey, PortInfo},
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
     port::{PairKey4, Ports},
     reason::Reason,
-    session::{Class, EPOCHS, Entry4, Record},
+    session::{Class, EPOCHS, Entry4, NETWORK_EPOCH, Record},
     word::Word,
 };
 
@@ -58,6 +59,8 @@ pub struct Memory {
     shared: Shared,
     pub(super) epochs: Vec<u32>,
     slots: Vec<Entry4>,
+    hints: Vec<Word>,
+    recent: Vec<Line>,
     records: Vec<Record>,
     free_records: Mutex<VecDeque<u32>>,
     overflow: Mutex<HashMap<[u64; 2], u32>>,
@@ -91,6 +94,10 @@ pub struct Memory {
     fail_one_in: AtomicU32,
 }
 
+/// Lines that are remembered: few, because many such tables are made.
+const FEW_SOURCES: u32 = 64;
+const FEW_DESTINATIONS: u32 = 16;
+
 /// In `Memory::drawn`: the generator answers.
 const NOT_DRAWN: u64 = u64::MAX;
 
@@ -118,7 +125,7 @@ impl Memory {
                 policy: Word::new(0),
                 seed: Word::new(seed ^ 0x5eed),
                 slots: Word::new((sizes.overflow as u64) << 32 | (slots as u64 - 1)),
-                tick_shift: Word::new((near as u64) << 32 | 4),
+                tick_shift: Word::new((near as u64) << 32 | HINTED | 4),
                 timeouts: words(),
                 rest: Word::new(120 * 16),
                 non_routable: words(),
@@ -141,6 +148,8 @@ impl Memory {
             },
             epochs: vec![0; EPOCHS],
             slots: (0..slots + sizes.overflow + near).map(|_| Entry4 { words: words() }).collect(),
+            hints: (0..hint_words(slots, near)).map(|_| Word::new(0)).collect(),
+            recent: (0..FEW_SOURCES + FEW_DESTINATIONS).map(|_| Line { words: words() }).collect(),
             records: (0..sizes.records).map(|_| empty_record()).collect(),
             free_records: queue(0..sizes.records),
             overflow: Mutex::default(),
@@ -195,6 +204,15 @@ impl Memory {
     /// gateway has drawn; `None`: with those of the generator again.
     pub fn set_random(&self, bits: Option<u32>) {
         self.drawn.store(bits.map_or(NOT_DRAWN, u64::from), Relaxed);
+    }
+    /// Remembers nothing from one packet to the next: what is remembered is one processor's, and
+    /// several are going to be at work.
+    pub fn forget_recent(&mut self) {
+        self.recent = Vec::new();
+    }
+    /// Places have changed: what was found out under the old ones counts no more.
+    pub(super) fn move_network_epoch(&mut self) {
+        self.epochs[NETWORK_EPOCH as usize] += 1;
     }
     /// Lets one in so many calls that may fail do so; zero: none.
     pub fn fail_one_in(&self, calls: u32) {
@@ -315,6 +333,18 @@ impl Tables for Memory {
 
     fn slot(&self, index: u32) -> Option<&Entry4> {
         self.slots.get(index as usize)
+    }
+    fn hints(&self, word: u32) -> Option<&Word> {
+        self.hints.get(word as usize)
+    }
+    /// Of one processor: none, once several may be at work.
+    fn recent(&self, place: u32) -> Option<&Line> {
+        let place = if place < SOURCES {
+            place % FEW_SOURCES
+        } else {
+            FEW_SOURCES + place % FEW_DESTINATIONS
+        };
+        self.recent.get(place as usize)
     }
     fn record(&self, index: u32) -> Option<&Record> {
         self.records.get(index as usize)

@@ -210,18 +210,17 @@ impl Frame for Skb {
         // The helper knows a checksum that the device is to finish: such a field holds the
         // pseudo header's part alone, so that part and the rest are changed apart.
         let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
-        let ports = fold(transport as u32 + !address as u32);
-        // SAFETY: the helper checks the packet's bounds.
-        let failed = unsafe {
-            bpf_l4_csum_replace(
-                self.ctx,
-                offset,
-                0,
-                address as u64,
-                BPF_F_PSEUDO_HDR as u64 | mangled,
-            ) | bpf_l4_csum_replace(self.ctx, offset, 0, ports as u64, mangled)
+        let change = |by: u16, flags: u64| {
+            // SAFETY: the helper checks the packet's bounds.
+            let failed = unsafe { bpf_l4_csum_replace(self.ctx, offset, 0, by as u64, flags) };
+            if failed == 0 { Some(()) } else { None }
         };
-        if failed == 0 { Some(()) } else { None }
+        change(address, BPF_F_PSEUDO_HDR as u64 | mangled)?;
+        // A port that was kept changes nothing.
+        match fold(transport as u32 + !address as u32) {
+            0 | 0xffff => Some(()),
+            ports => change(ports, mangled),
+        }
     }
     #[inline(always)]
     fn vlan_offload(&self) -> Option<u16> {
@@ -251,6 +250,65 @@ impl Frame for Skb {
         // SAFETY: the kernel passes a valid context.
         let segments = unsafe { (*self.ctx).gso_segs };
         if segments == 0 { 1 } else { segments }
+    }
+}
+
+/// A frame in TC, read and written through pointers as far as it lies in one piece, for offsets
+/// that the compiler knows. The pointers are good until a helper changes the frame: checksum and
+/// tag come last.
+pub(crate) struct DirectSkb {
+    bytes: Direct,
+    whole: Skb,
+}
+
+impl DirectSkb {
+    #[inline(always)]
+    pub(crate) fn new(ctx: *mut __sk_buff) -> Self {
+        // SAFETY: the kernel passes a valid context.
+        let (data, end) = unsafe { ((*ctx).data, (*ctx).data_end) };
+        let bytes = Direct { data: data as usize, end: end as usize };
+        Self { bytes, whole: Skb::new(ctx) }
+    }
+}
+
+impl Frame for DirectSkb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.whole.length()
+    }
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.bytes.load(offset)
+    }
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        self.bytes.store(offset, bytes)
+    }
+    #[inline(always)]
+    fn fix_transport(
+        &mut self,
+        offset: u32,
+        address: u16,
+        transport: u16,
+        udp: bool,
+    ) -> Option<()> {
+        self.whole.fix_transport(offset, address, transport, udp)
+    }
+    #[inline(always)]
+    fn vlan_offload(&self) -> Option<u16> {
+        self.whole.vlan_offload()
+    }
+    #[inline(always)]
+    fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
+        self.whole.set_vlan(was, vlan)
+    }
+    #[inline(always)]
+    fn resize(&mut self, _: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        self.whole.segments()
     }
 }
 

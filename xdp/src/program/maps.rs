@@ -4,15 +4,17 @@ use super::words::opaque;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibParams},
     helpers::generated::{
-        bpf_fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_loop,
+        bpf_fib_lookup, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64,
+        bpf_ktime_get_ns, bpf_loop,
     },
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, Queue, RingBuf, lpm_trie::Key},
 };
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 use xdp::{
     address::V4,
     pipeline::Work,
+    recent::{LINES, Line},
     repeat::Repeat,
     tables::{Route, Tables, Tally, glance},
 };
@@ -36,6 +38,8 @@ use xdp_abi::{
 // The sizes below are the least that loads; the loader sets those of the configuration.
 #[map]
 static SLOTS4: Array<Entry4> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+#[map]
+static HINTS4: Array<Word> = Array::with_max_entries(512, BPF_F_MMAPABLE);
 #[map]
 static RECORDS4: Array<Record> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
@@ -120,6 +124,10 @@ pub(crate) static XDP_STAGES: ProgramArray = ProgramArray::with_max_entries(8, 0
 #[map]
 pub(crate) static TC_STAGES: ProgramArray = ProgramArray::with_max_entries(8, 0);
 
+/// So many lines for each processor: one after the other, because those of a per-CPU map begin
+/// anywhere.
+#[map]
+static RECENT: Array<Line> = Array::with_max_entries(LINES, BPF_F_MMAPABLE);
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 
@@ -230,6 +238,16 @@ impl Tables for Kernel {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<&Entry4> {
         SLOTS4.get(index)
+    }
+    #[inline(always)]
+    fn hints(&self, word: u32) -> Option<&Word> {
+        HINTS4.get(word)
+    }
+    #[inline(always)]
+    fn recent(&self, place: u32) -> Option<&Line> {
+        // SAFETY: the helper has no preconditions.
+        let processor = unsafe { bpf_get_smp_processor_id() };
+        RECENT.get(processor.wrapping_mul(LINES).wrapping_add(place))
     }
     #[inline(always)]
     fn record(&self, index: u32) -> Option<&Record> {
@@ -400,15 +418,24 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn route(&self, ifindex: u32, source: V4, destination: V4) -> Route {
-        // SAFETY: all zeros is a valid request.
-        let mut params: FibParams = unsafe { core::mem::zeroed() };
+        let mut params = MaybeUninit::<FibParams>::uninit();
+        // SAFETY: all zeros is a valid request. Word by word, because the compiler would call a
+        // function that does it by bytes.
+        let params = unsafe {
+            let words = params.as_mut_ptr().cast::<u32>();
+            let mut i = 0;
+            while i < size_of::<FibParams>() / 4 {
+                words.add(i).write_volatile(0);
+                i += 1;
+            }
+            params.assume_init_mut()
+        };
         params.family = AF_INET;
         params.ifindex = ifindex;
         params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
         params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
         // SAFETY: context and request are valid for the call.
-        let answer =
-            unsafe { bpf_fib_lookup(self.ctx, &raw mut params, size_of::<FibParams>() as i32, 0) };
+        let answer = unsafe { bpf_fib_lookup(self.ctx, params, size_of::<FibParams>() as i32, 0) };
         // SAFETY: the kernel filled in the IPv4 members for an IPv4 request.
         let gateway = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
         match answer {

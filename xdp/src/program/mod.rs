@@ -14,12 +14,12 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use frame::{Copied, Direct, Skb};
+use frame::{Copied, Direct, DirectSkb, Skb};
 use maps::{Kernel, TC_STAGES, XDP_STAGES, work};
 use xdp::{
     decide::sweep_turn,
     frame::Frame as _,
-    pipeline::{self, Done, Egress, Hook, Work},
+    pipeline::{self, Done, Egress, Hook, Quick, Work},
     session::{Ending, end},
     table,
     tables::Tables as _,
@@ -37,6 +37,7 @@ const KNOWN: u32 = names::STAGE_KNOWN;
 const OPEN: u32 = names::STAGE_OPEN;
 const ERROR: u32 = names::STAGE_ERROR;
 const REPLY: u32 = names::STAGE_REPLY;
+const FIRST: u32 = names::STAGE_FIRST;
 
 /// Something that the loader rules out is missing, or a stage is: nothing goes on.
 const BROKEN: Done = Done::nowhere(Code::drop(Reason::HelperFailed));
@@ -48,17 +49,32 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     let mut frame = Direct::new(md);
     let ifindex = xdp_ifindex(md);
     let length = frame.length();
-    match pipeline::fast(&kernel, &mut frame, Hook::Xdp, ifindex, kernel.now()) {
-        Some(done) => xdp_act(md, &kernel, &done, length),
-        None => {
+    let now = kernel.now();
+    let (packet, is_first) = match pipeline::fast(&kernel, &mut frame, Hook::Xdp, ifindex, now) {
+        Quick::Done(done) => return xdp_act(md, &kernel, &done, length),
+        Quick::First(packet) => (packet, true),
+        Quick::Known(packet) => (packet, false),
+        Quick::Longer => {
             // SAFETY: the array holds programs of this type only.
             unsafe { XDP_STAGES.tail_call(&ctx, SLOW) };
-            xdp_act(md, &kernel, &BROKEN, length)
+            return xdp_act(md, &kernel, &BROKEN, length);
+        }
+    };
+    if let Some(work) = work()
+        && work.hand_over(&kernel, &frame, &packet, ifindex, now).is_some()
+    {
+        if is_first {
+            // SAFETY: as above.
+            unsafe { XDP_STAGES.tail_call(&ctx, FIRST) };
+        } else {
+            // SAFETY: as above.
+            unsafe { XDP_STAGES.tail_call(&ctx, KNOWN) };
         }
     }
+    xdp_act(md, &kernel, &BROKEN, length)
 }
 
-/// Reads what the first stage left, and hands it to the stage that it is for.
+/// Reads what the entry left, and hands it to the stage that it is for.
 #[xdp]
 pub fn xdp_slow(ctx: XdpContext) -> u32 {
     let md = ctx.ctx;
@@ -107,6 +123,23 @@ pub fn xdp_open(ctx: XdpContext) -> u32 {
     };
     let mut frame = Copied::new(md);
     pipeline::opened(&kernel, &mut frame, Hook::Xdp, work);
+    xdp_end(&ctx, md, &kernel, work)
+}
+
+/// The plain first packet of a flow.
+#[xdp]
+pub fn xdp_first(ctx: XdpContext) -> u32 {
+    let md = ctx.ctx;
+    let (Some(kernel), Some(work)) = (Kernel::new(ctx.as_ptr()), work()) else {
+        return xdp_action::XDP_DROP;
+    };
+    let mut frame = Direct::new(md);
+    pipeline::first(&kernel, work);
+    if pipeline::is_plainly_sent(Hook::Xdp, work) {
+        pipeline::send_plainly(&mut frame, work);
+    } else {
+        pipeline::send(&mut Copied::new(md), Hook::Xdp, work);
+    }
     xdp_end(&ctx, md, &kernel, work)
 }
 
@@ -232,19 +265,35 @@ fn set_mark(skb: *mut __sk_buff, mark: u32) {
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(kernel) = Kernel::new(ctx.as_ptr()) else { return TC_ACT_SHOT };
-    let mut frame = Skb::new(skb);
+    let mut frame = DirectSkb::new(skb);
     let length = frame.length();
-    match pipeline::fast(&kernel, &mut frame, Hook::Tc, tc_ifindex(skb), kernel.now()) {
-        Some(done) => tc_act(skb, &kernel, &done, length),
-        None => {
-            // SAFETY: the array holds programs of this type only.
-            unsafe { TC_STAGES.tail_call(&ctx, SLOW) };
-            tc_act(skb, &kernel, &BROKEN, length)
+    let now = kernel.now();
+    let (packet, is_first) =
+        match pipeline::fast(&kernel, &mut frame, Hook::Tc, tc_ifindex(skb), now) {
+            Quick::Done(done) => return tc_act(skb, &kernel, &done, length),
+            Quick::First(packet) => (packet, true),
+            Quick::Known(packet) => (packet, false),
+            Quick::Longer => {
+                // SAFETY: the array holds programs of this type only.
+                unsafe { TC_STAGES.tail_call(&ctx, SLOW) };
+                return tc_act(skb, &kernel, &BROKEN, length);
+            }
+        };
+    if let Some(work) = work()
+        && work.hand_over(&kernel, &frame, &packet, tc_ifindex(skb), now).is_some()
+    {
+        if is_first {
+            // SAFETY: as above.
+            unsafe { TC_STAGES.tail_call(&ctx, FIRST) };
+        } else {
+            // SAFETY: as above.
+            unsafe { TC_STAGES.tail_call(&ctx, KNOWN) };
         }
     }
+    tc_act(skb, &kernel, &BROKEN, length)
 }
 
-/// Reads what the first stage left, and hands it to the stage that it is for.
+/// Reads what the entry left, and hands it to the stage that it is for.
 #[classifier]
 pub fn tc_slow(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
@@ -293,6 +342,23 @@ pub fn tc_open(ctx: TcContext) -> i32 {
     };
     let mut frame = Skb::new(skb);
     pipeline::opened(&kernel, &mut frame, Hook::Tc, work);
+    tc_end(&ctx, skb, &kernel, work)
+}
+
+/// The plain first packet of a flow.
+#[classifier]
+pub fn tc_first(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let (Some(kernel), Some(work)) = (Kernel::new(ctx.as_ptr()), work()) else {
+        return TC_ACT_SHOT;
+    };
+    let mut frame = DirectSkb::new(skb);
+    pipeline::first(&kernel, work);
+    if pipeline::is_plainly_sent(Hook::Tc, work) {
+        pipeline::send_plainly(&mut frame, work);
+    } else {
+        pipeline::send(&mut Skb::new(skb), Hook::Tc, work);
+    }
     tc_end(&ctx, skb, &kernel, work)
 }
 
