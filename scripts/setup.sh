@@ -123,7 +123,7 @@ unpack_kernel() {
     say "unpacking $package: the object is loaded on it under qemu"
     changed=yes
     mkdir -p "$cache"
-    (cd "$cache" && apt-get download -qq "$package" &&
+    (cd "$cache" && apt-get -o APT::Sandbox::User=root download -qq "$package" &&
         dpkg-deb --extract "$package"_*.deb "$package" && rm "$package"_*.deb)
 }
 
