@@ -350,7 +350,10 @@ impl Engine {
     }
 
     fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
-        places.write(&self.datapath, &self.places)?;
+        let written = places.write(&self.datapath, &self.places);
+        // Also if not all of it could be written: a link that leads outside now is guarded now.
+        hops::relink(&self.datapath, &places);
+        written?;
         self.places = places;
         self.reserve();
         Ok(())

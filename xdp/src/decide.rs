@@ -5,7 +5,7 @@
 //! hop); an unknown flow is judged, given a way out, translated, and written down.
 
 use crate::{
-    address::{Address, Entry, V4},
+    address::{Address, Entry, Key, V4},
     established::HOP_AGE,
     open::{Plan, translate},
     packet::{Kind, Packet},
@@ -72,6 +72,12 @@ struct Doom {
     ending: Ending,
     /// The domain that it leads into.
     towards: u16,
+    /// What its first packet carried.
+    key: Key<V4>,
+    /// The interface that it came in by.
+    from: u32,
+    /// Whether its way out is to be looked up again.
+    goes_anew: bool,
 }
 
 impl Decision {
@@ -83,7 +89,14 @@ impl Decision {
         address: [0; 4],
         outbound: false,
         from: Attachment::NONE,
-        doom: Doom { record: 0, ending: Ending::EXPIRE, towards: 0 },
+        doom: Doom {
+            record: 0,
+            ending: Ending::EXPIRE,
+            towards: 0,
+            key: Packet::NONE.key,
+            from: 0,
+            goes_anew: false,
+        },
     };
 
     /// The verdict, spelt out.
@@ -93,14 +106,14 @@ impl Decision {
 }
 
 /// The packet of a known session: what becomes of it, or that there is no session
-/// ([`Code::ANEW`]). What is said of it, if it is judged again, is left in `judgement`.
+/// ([`Code::ANEW`]). What is said of it, if it is judged again, is left in `plan`.
 #[inline(always)]
 pub fn continued<T: Tables<A = V4>>(
     tables: &T,
     packet: &mut Packet<V4>,
     arrival: &Arrival,
     decision: &mut Decision,
-    judgement: &mut Judgement,
+    plan: &mut Plan,
 ) {
     if !locate(tables, packet, arrival, decision) {
         return;
@@ -113,11 +126,33 @@ pub fn continued<T: Tables<A = V4>>(
     let Decision { forward, doom, .. } = decision;
     let mut code = way.known(&found, forward, doom);
     if code.is(Code::STALE) {
-        code = way.judge_again(&found, judgement, doom);
+        // One after the other, and not one inside the other, as in `opened`.
+        code = way.recall(&found, plan, doom);
+        if code.is(Code::GO_ON) || code.is(Code::END) {
+            let bytes = packet.length as u64;
+            judge(tables, plan.policy, &doom.key, bytes, &mut plan.judgement);
+            tables.tally(Tally::JudgedAgain);
+            if plan.judgement.action != ACTION_PERMIT {
+                code = Code::END;
+            }
+        }
+        if code.is(Code::GO_ON) && doom.goes_anew {
+            plan.knows_destination = false;
+            code = way.exit(doom.from, &doom.key, plan);
+            if code.is(Code::GO_ON) && plan.egress.domain != doom.towards {
+                doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
+                code = Code::END;
+            } else if code.is(Code::PASS) {
+                code = Code::drop(Reason::NoRoute);
+            }
+        }
         if code.is(Code::END) {
             end(tables, doom.record, doom.ending, way.now);
-            decision.code = way.cut(judgement, doom);
+            decision.code = way.cut(&plan.judgement, doom);
             return;
+        }
+        if code.is(Code::GO_ON) {
+            code = way.renew(&found, plan, doom.goes_anew);
         }
         if code.is(Code::GO_ON) {
             // Its stamp is that of just now, unless the policy changed once more: then the
@@ -342,15 +377,16 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         let config = self.tables.config();
         let class = found.meta.class();
 
-        // A session that is over: its tuple may be opened anew from where it was opened.
+        // A session that is over: its tuple may be opened anew.
         let over = matches!(class, Class::Resting)
             || seems_expired(config, found.meta, self.now) && self.other_half_expired(*found, link);
-        let reopened = !link.is_reply()
-            && self.packet.kind == Kind::Tcp
+        let reopened = self.packet.kind == Kind::Tcp
             && tcp::opens(self.packet.tcp_flags)
             && matches!(class, Class::TcpClosed | Class::TcpReset);
         if over || reopened {
-            if link.is_reply() {
+            // Behind an outside address there is nobody to open anything towards; without
+            // translation the other end may, and is judged for itself.
+            if link.is_reply() && record.identity.load() & LEASED != 0 {
                 return self.unexpected();
             }
             let ending = if over {
@@ -358,7 +394,8 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             } else {
                 Ending::now(event::ENDED_REOPENED, incarnation)
             };
-            *doom = Doom { record: link.record(), ending, towards: 0 };
+            doom.record = link.record();
+            doom.ending = ending;
             return Code::END;
         }
 
@@ -432,65 +469,90 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         }
     }
 
-    /// Judges a live session under the policy in force: it goes on, or is to be [cut](Self::cut).
+    /// Reads of a live session what judging it again takes: its first packet's key, who its
+    /// parties are under the policy in force, where it leads.
     #[inline(never)]
-    fn judge_again(&self, found: &Found, judgement: &mut Judgement, doom: &mut Doom) -> Code {
-        let Some(entry) = self.tables.slot(found.index) else {
-            return Code::drop(Reason::Contended);
-        };
-        let link = entry.load_link();
-        let policy = PolicyWord(self.tables.config().policy.load());
-        let number = link.record();
-        let Some(record) = self.tables.record(number) else {
-            return Code::drop(Reason::Contended);
-        };
+    fn recall(&self, found: &Found, plan: &mut Plan, doom: &mut Doom) -> Code {
+        let contended = Code::drop(Reason::Contended);
+        let tables = self.tables;
+        let Some(entry) = tables.slot(found.index) else { return contended };
+        let policy = PolicyWord(tables.config().policy.load());
+        let number = entry.load_link().record();
+        let Some(record) = tables.record(number) else { return contended };
         let incarnation = (record.identity.load() >> 32) as u32;
         if !entry.load_meta().same_owner(found.meta) {
-            return Code::drop(Reason::Contended);
+            return contended;
         }
         let halves = halves(record);
-        let (Some(forward), Some(reply)) =
-            (self.tables.slot(halves.forward), self.tables.slot(halves.reply))
+        let (Some(forward), Some(reply)) = (tables.slot(halves.forward), tables.slot(halves.reply))
         else {
-            return Code::drop(Reason::Contended);
+            return contended;
         };
         let key = V4::unpack(&forward.key());
         let towards = V4::unpack(&reply.key()).domain;
         // Read before judging: what changes meanwhile is judged at the next packet.
         let source = epoch_slot(key.domain, key.source);
         let destination = epoch_slot(towards, key.destination);
-        let stamp = current_stamp(self.tables, policy, source, destination);
-        *judgement = parties(self.tables, policy, &key, towards);
-        judge(self.tables, policy, &key, self.packet.length as u64, judgement);
-        self.tables.tally(Tally::JudgedAgain);
-        let withdrawn = record.identity.load() & LEASED != 0
-            && !self.tables.is_outside(policy.bank(), forward.rewrite().source);
-        if judgement.action == ACTION_PERMIT && !withdrawn {
-            let facts = Facts(record.facts.load());
-            record.rules.store((judgement.rule as u64) << 32 | judgement.would_match as u64);
-            record
-                .identities
-                .store((judgement.source.id as u64) << 32 | judgement.destination.id as u64);
-            let snat_policy = record.policy.load() >> 32 << 32;
-            record.policy.store(snat_policy | policy.generation() as u64);
-            // A log setting that changed holds from now on; losing to a phase change is
-            // mended at the next judgement.
-            let new = Facts::new(
-                facts.phase(),
-                judgement.log,
-                facts.ingress(),
-                facts.egress(),
-                judgement.mark,
-            );
-            record.facts.replace(facts.0, new.0);
-            let stamp = Stamp::new(stamp, source, destination);
-            forward.stamp().store(stamp.0);
-            reply.stamp().store(stamp.0);
-            return Code::GO_ON;
+        let stamp = current_stamp(tables, policy, source, destination);
+        plan.policy = policy;
+        plan.stamp = Stamp::new(stamp, source, destination);
+        plan.judgement = parties(tables, policy, &key, towards);
+        doom.record = number;
+        doom.ending = Ending::now(event::ENDED_REVOKED, incarnation);
+        doom.towards = towards;
+        doom.key = key;
+        // An identity that changed moves no route; a new generation may stand for one.
+        doom.goes_anew = record.policy.load() as u32 != policy.generation();
+        let ingress = tables.attachment(Facts(record.facts.load()).ingress());
+        let ingress = ingress.filter(|ingress| ingress.domain == key.domain);
+        doom.from = ingress.map_or(0, |ingress| ingress.ifindex);
+        let withdrawn = ingress.is_none()
+            || record.identity.load() & LEASED != 0
+                && !tables.is_outside(policy.bank(), forward.rewrite().source);
+        if withdrawn {
+            doom.ending = Ending::now(event::ENDED_WITHDRAWN, incarnation);
+            return Code::END;
         }
-        let cause = if withdrawn { event::ENDED_WITHDRAWN } else { event::ENDED_REVOKED };
-        *doom = Doom { record: number, ending: Ending::now(cause, incarnation), towards };
-        Code::END
+        Code::GO_ON
+    }
+
+    /// Writes down that a live session was judged again, and where it goes now.
+    #[inline(never)]
+    fn renew(&self, found: &Found, plan: &Plan, goes_anew: bool) -> Code {
+        let contended = Code::drop(Reason::Contended);
+        let Some(entry) = self.tables.slot(found.index) else { return contended };
+        let Some(record) = self.tables.record(entry.load_link().record()) else { return contended };
+        let halves = halves(record);
+        let (Some(forward), Some(reply)) =
+            (self.tables.slot(halves.forward), self.tables.slot(halves.reply))
+        else {
+            return contended;
+        };
+        if !entry.load_meta().same_owner(found.meta) {
+            return contended;
+        }
+        let facts = Facts(record.facts.load());
+        let mut egress = facts.egress();
+        if goes_anew {
+            egress = plan.egress_number;
+            // Losing to a flag that another packet sets is mended at the next judgement.
+            let link = forward.load_link();
+            forward.link().replace(link.0, link.with_next_hop(plan.hop_number).0);
+        }
+        let judgement = &plan.judgement;
+        record.rules.store((judgement.rule as u64) << 32 | judgement.would_match as u64);
+        record
+            .identities
+            .store((judgement.source.id as u64) << 32 | judgement.destination.id as u64);
+        let snat_policy = record.policy.load() >> 32 << 32;
+        record.policy.store(snat_policy | plan.policy.generation() as u64);
+        // A log setting that changed holds from now on; losing to a phase change is mended at
+        // the next judgement.
+        let new = Facts::new(facts.phase(), judgement.log, facts.ingress(), egress, judgement.mark);
+        record.facts.replace(facts.0, new.0);
+        forward.stamp().store(plan.stamp.0);
+        reply.stamp().store(plan.stamp.0);
+        Code::GO_ON
     }
 
     /// What becomes of the packet for which a session was ended.
@@ -608,7 +670,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         if !plan.knows_destination && self.tables.is_outside(policy.bank(), key.destination) {
             return self.unexpected();
         }
-        let exit = self.exit(plan);
+        let exit = self.exit(self.attachment.ifindex, key, plan);
         if !exit.is(Code::GO_ON) {
             return exit;
         }
@@ -690,12 +752,11 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         self.tables.recent(place)
     }
 
-    /// The way out, as the kernel would route it; or what becomes of the packet if there is
-    /// none.
+    /// The way out of a flow that comes in by an interface, as the kernel would route it; or what
+    /// becomes of the packet if there is none.
     #[inline(never)]
-    fn exit(&self, plan: &mut Plan) -> Code {
-        let key = &self.packet.key;
-        let route = self.tables.route(self.attachment.ifindex, key.source, key.destination);
+    fn exit(&self, from: u32, key: &Key<V4>, plan: &mut Plan) -> Code {
+        let route = self.tables.route(from, key.source, key.destination);
         let (ifindex, gateway, destination_mac, source_mac) = match route {
             Route::Via { ifindex, gateway, destination_mac, source_mac } => {
                 (ifindex, gateway, destination_mac, source_mac)
@@ -704,7 +765,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             Route::Unreachable => return Code::drop(Reason::NoRoute),
             Route::Failed => return Code::drop(Reason::HelperFailed),
         };
-        if plan.knows_destination && self.exit_again(plan, &route) {
+        if plan.knows_destination && self.exit_again(key.destination, plan, &route) {
             return Code::GO_ON;
         }
         plan.knows_destination = false;
@@ -754,8 +815,8 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
 
     /// The way out that was found a moment ago, if the kernel still says the same of it.
     #[inline(always)]
-    fn exit_again(&self, plan: &mut Plan, route: &Route) -> bool {
-        let place = recent::destination_place(self.packet.key.destination);
+    fn exit_again(&self, destination: V4, plan: &mut Plan, route: &Route) -> bool {
+        let place = recent::destination_place(destination);
         if let Route::Via { ifindex, gateway, destination_mac: Some(to), source_mac } = *route
             && let Some(line) = self.tables.recent(place)
             && let Some(number) = line.hop_by(ifindex, gateway)

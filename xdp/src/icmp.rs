@@ -8,7 +8,7 @@
 use crate::{
     address::{Address, Entry, Key, V4},
     checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
-    decide::Arrival,
+    decide::{Arrival, current_stamp},
     frame::Frame,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
     session::seems_expired,
@@ -17,6 +17,7 @@ use crate::{
     verdict::{Code, Forward},
 };
 use xdp_abi::{
+    config::PolicyWord,
     forward::{ATTACHED, HOP_RESOLVED, HOP_ROUTABLE, port},
     reason::Reason,
     session::Class,
@@ -83,6 +84,13 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     {
         return foreign(Reason::NoSession);
     }
+    let stamp = entry.load_stamp();
+    let policy = PolicyWord(config.policy.load());
+    if stamp.stamp() != current_stamp(tables, policy, stamp.source(), stamp.destination()) {
+        // To be judged again first, which the next packet of the flow is; then the error that it
+        // meets passes.
+        return Code::drop(Reason::Contended);
+    }
     // REQ-3: silently, and before anything of it is believed.
     if !sound {
         return Code::drop(Reason::IcmpChecksum);
@@ -144,6 +152,10 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
         return Code::drop(Reason::Fragment);
     }
     let transport = network + header_length;
+    // What lies behind the packet in its frame is not quoted.
+    if transport + 8 > packet.network + packet.length as u32 {
+        return Code::drop(Reason::Truncated);
+    }
     let Some(first) = frame.load::<8>(transport) else { return Code::drop(Reason::Truncated) };
     let protocol = header[9];
     let (source_port, destination_port, query) = match protocol {

@@ -507,7 +507,7 @@ pub fn continued<T: Tables<A = V4>, F: Frame>(
     work: &mut Work,
 ) {
     let Work { packet, arrival, decision, plan, .. } = work;
-    decide::continued(tables, packet, arrival, decision, &mut plan.judgement);
+    decide::continued(tables, packet, arrival, decision, plan);
     decided(work);
     send(frame, hook, work);
 }

@@ -75,6 +75,11 @@ impl Ending {
     pub const fn now(cause: u8, incarnation: u32) -> Self {
         Self(3 << 56 | (cause as u64) << 48 | incarnation as u64)
     }
+    /// The same for another cause.
+    #[inline(always)]
+    pub const fn because(self, cause: u8) -> Self {
+        Self(self.0 & !(0xff << 48) | (cause as u64) << 48)
+    }
     #[inline(always)]
     const fn is_unconditional(self) -> bool {
         self.0 >> 56 == 3

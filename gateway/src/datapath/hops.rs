@@ -9,7 +9,10 @@ use super::{
 };
 use crate::net::{Mac, NetworkState};
 use std::net::{IpAddr, Ipv4Addr};
-use xdp_abi::forward::{HOP_REFRESH, HOP_RESOLVED, HOP_USED, Hop, LINK_UP, NextHop};
+use xdp_abi::forward::{
+    HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, HOP_USED, Hop, LINK_REDIRECT, LINK_UP,
+    NextHop, ROUTABLE,
+};
 use xdp_abi::session::NETWORK_EPOCH;
 
 /// A reading of a next hop.
@@ -55,27 +58,55 @@ pub fn moved(
             Some(_) | None => {}
         }
     }
+    if count > 0 {
+        // A way back that is remembered may be another one now.
+        datapath.move_epoch(NETWORK_EPOCH);
+    }
     count
 }
 
-/// Links changed: next hops on a link that is down are not used; hardware address and MTU of
-/// the others are theirs.
+/// Links or attachments changed: next hops on a link that is down are not used; of the others
+/// everything but the neighbour is what their attachment and its link are now.
 pub fn relink(datapath: &Datapath, places: &Places) {
     for entry in datapath.hops.all() {
-        let hop = read(entry);
-        if !hop.is(HOP_USED) {
+        let old = read(entry);
+        if !old.is(HOP_USED) {
             continue;
         }
-        let link = places.routed_by(hop.attachment()).and_then(|ifindex| places.link_info(ifindex));
-        let Some(link) = link.filter(|link| link.flags & LINK_UP != 0) else {
-            entry.words[2].store(hop.place & !u64::from(HOP_RESOLVED));
-            continue;
-        };
-        entry.words[1].store(Hop::mac_word(link.mac, link.mtu));
-        // One with an address is resolved again by whoever uses it; one without is as before.
-        if !hop.is(HOP_REFRESH) {
-            entry.words[2].store(hop.place | u64::from(HOP_RESOLVED));
+        let new = relinked(&old, places);
+        if old.place != new.place || old.destination != new.destination {
+            // Nobody may send by half of it.
+            entry.words[2].store(new.place & !u64::from(HOP_RESOLVED));
         }
+        entry.words[0].store(new.destination);
+        entry.words[1].store(new.source);
+        entry.words[2].store(new.place);
+    }
+    datapath.move_epoch(NETWORK_EPOCH);
+}
+
+fn relinked(hop: &Hop, places: &Places) -> Hop {
+    let number = hop.attachment();
+    let attachment = places.attachments.get(usize::from(number).wrapping_sub(1));
+    let link = places.routed_by(number).and_then(|ifindex| places.link_info(ifindex));
+    let (Some(attachment), Some(link)) = (attachment, link) else {
+        return Hop { place: hop.place & !u64::from(HOP_RESOLVED), ..*hop };
+    };
+    let up = link.flags & LINK_UP != 0;
+    // One with an address is resolved again by whoever uses it; one without is as before.
+    let resolved = up && (hop.is(HOP_RESOLVED) || !hop.is(HOP_REFRESH));
+    let kept = hop.place as u16 & (HOP_USED | HOP_REFRESH);
+    let flags = [
+        (HOP_RESOLVED, resolved),
+        (HOP_ROUTABLE, attachment.flags & ROUTABLE != 0),
+        (HOP_REDIRECT, link.flags & LINK_REDIRECT != 0),
+    ];
+    let flags = flags.into_iter().filter(|(_, set)| *set).fold(kept, |all, (flag, _)| all | flag);
+    Hop {
+        destination: Hop::mac_word(Hop::mac(hop.destination), link.vlan),
+        source: Hop::mac_word(link.mac, link.mtu),
+        place: u64::from(link.parent) << 32 | u64::from(number) << 16 | u64::from(flags),
+        checked: hop.checked,
     }
 }
 
@@ -107,4 +138,65 @@ pub fn forget(datapath: &Datapath, network: &NetworkState) {
         let _ = index.remove(&key);
     }
     datapath.move_epoch(NETWORK_EPOCH);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xdp_abi::forward::{ATTACHED, Attachment, LinkInfo};
+
+    /// One attachment, whose traffic is on interface 12.
+    fn places(flags: u8, link: LinkInfo) -> Places {
+        let attachment = Attachment { flags: ATTACHED | flags, ifindex: 12, ..Attachment::NONE };
+        Places::with_link(attachment, 12, link)
+    }
+
+    fn hop(flags: u16) -> Hop {
+        Hop {
+            destination: Hop::mac_word([2, 0, 0, 0, 0, 9], 7),
+            source: Hop::mac_word([2, 0, 0, 0, 0, 1], 9000),
+            place: 11 << 32 | 1 << 16 | u64::from(HOP_USED | flags),
+            checked: 5,
+        }
+    }
+
+    #[test]
+    fn a_next_hop_becomes_what_its_attachment_and_link_are_now() {
+        let link = LinkInfo {
+            parent: 13,
+            vlan: 9,
+            mtu: 1400,
+            mac: [2, 0, 0, 0, 0, 3],
+            flags: LINK_UP | LINK_REDIRECT,
+        };
+        let routable = places(ROUTABLE, link);
+        let new = relinked(&hop(HOP_RESOLVED | HOP_REFRESH), &routable);
+        assert_eq!((new.ifindex(), new.vlan(), new.mtu()), (13, 9, 1400));
+        assert_eq!(Hop::mac(new.destination), [2, 0, 0, 0, 0, 9], "the neighbour is the same");
+        assert_eq!(Hop::mac(new.source), link.mac);
+        for (flag, expected) in [
+            (HOP_USED, true),
+            (HOP_REFRESH, true),
+            (HOP_RESOLVED, true),
+            (HOP_ROUTABLE, true),
+            (HOP_REDIRECT, true),
+        ] {
+            assert_eq!(new.is(flag), expected, "{flag}");
+        }
+        let inside = places(0, LinkInfo { flags: LINK_UP, ..link });
+        let new = relinked(&hop(HOP_ROUTABLE | HOP_REDIRECT), &inside);
+        assert!(!new.is(HOP_ROUTABLE) && !new.is(HOP_REDIRECT));
+    }
+
+    #[test]
+    fn a_next_hop_on_a_link_that_is_down_or_gone_is_not_used() {
+        let link = LinkInfo { parent: 12, ..LinkInfo::default() };
+        for places in [places(0, link), Places::default()] {
+            assert!(!relinked(&hop(HOP_RESOLVED), &places).is(HOP_RESOLVED));
+        }
+        // Back up: one without an address is as before, one with is resolved by whoever uses it.
+        let up = places(0, LinkInfo { flags: LINK_UP, ..link });
+        assert!(relinked(&hop(0), &up).is(HOP_RESOLVED));
+        assert!(!relinked(&hop(HOP_REFRESH), &up).is(HOP_RESOLVED));
+    }
 }

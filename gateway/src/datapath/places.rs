@@ -232,6 +232,13 @@ impl Places {
         Ok(())
     }
 
+    /// One attachment behind one link.
+    #[cfg(test)]
+    pub(super) fn with_link(attachment: Attachment, ifindex: u32, link: LinkInfo) -> Self {
+        let links = BTreeMap::from([(ifindex, link)]);
+        Self { attachments: vec![attachment], links, ..Self::default() }
+    }
+
     /// The L3 interface of an attachment.
     pub fn routed_by(&self, number: u16) -> Option<u32> {
         let attachment = self.attachments.get(usize::from(number).checked_sub(1)?)?;

@@ -211,7 +211,7 @@ impl Memory {
         self.recent = Vec::new();
     }
     /// Places have changed: what was found out under the old ones counts no more.
-    pub(super) fn move_network_epoch(&mut self) {
+    pub fn move_network_epoch(&mut self) {
         self.epochs[NETWORK_EPOCH as usize] += 1;
     }
     /// Lets one in so many calls that may fail do so; zero: none.

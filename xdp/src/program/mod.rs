@@ -195,6 +195,8 @@ fn xdp_finish(md: *mut xdp_md, kernel: &Kernel, work: &Work) -> u32 {
 
 #[inline(always)]
 fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
+    let lost = done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_none();
+    let done = if lost { &BROKEN } else { done };
     pipeline::count(kernel.counters(), done, length as u64);
     if done.code.is(Code::FORWARD) || done.code.is_answered() {
         // Also back out of the same interface: veth loses what `XDP_TX` sends to a peer without
@@ -204,8 +206,7 @@ fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
         // SAFETY: the helper has no preconditions.
         return unsafe { bpf_redirect(ifindex, 0) as u32 };
     }
-    let passes = done.code.is(Code::PASS)
-        || done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_some();
+    let passes = done.code.is(Code::PASS) || done.code.is(Code::PUNT);
     if passes { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
 }
 

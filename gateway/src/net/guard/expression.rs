@@ -336,7 +336,8 @@ mod tests {
             let mut list = messages(&bytes).next().unwrap().payload.to_vec();
             let place = place.index(list.len());
             list[place] ^= flip;
-            prop_assert!(Expression::read_list(&list).len() <= rule.len());
+            // A length that became shorter lets what lies inside be read as a list of its own.
+            prop_assert!(Expression::read_list(&list).len() <= list.len() / 4);
         }
 
         #[test]
