@@ -12,6 +12,7 @@ use crate::{
         pairs::Cooling,
         places::{Places, Served},
         publish::{PublishError, Publisher},
+        recycle::Recycling,
         settings,
         tables::{Datapath, TablesError},
     },
@@ -105,6 +106,7 @@ pub struct Engine {
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
+    recycling: Recycling,
     carried: Option<usize>,
 }
 
@@ -235,6 +237,7 @@ impl Engine {
             pins,
             reserved,
             cooling: Cooling::default(),
+            recycling: Recycling::default(),
             carried,
         })
     }
@@ -416,9 +419,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes port bitmaps back from pairs that need them no more.
+    /// Takes port bitmaps back from pairs that need them no more, and numbers from next hops.
     pub fn cool(&mut self) {
         self.cooling.tend(&self.datapath);
+        self.recycling.tend(&self.datapath);
     }
 
     /// Has the kernel keep the next hops in use resolved, also when this process is gone.

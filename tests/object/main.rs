@@ -25,11 +25,12 @@ use xdp_abi::control::MARK;
 use xdp_abi::count::Counters;
 use xdp_abi::reason::Reason;
 
-use object::{SHORTEST, runnable};
+use gateway::datapath::recycle::Recycling;
+use object::{Action, Object, SHORTEST, runnable};
 use stand::{BLUE, CARRIED, INTERNET, RED, ROUTABLE, Rules, SLOW, Stand, TRANSIT, prefix};
 use traffic::{Dice, Traffic};
 use twin::{Outcome, Twin};
-use wire::{SYN, echo, ethernet, icmp_error, ip_of, tcp, udp};
+use wire::{SYN, echo, ethernet, icmp_error, ip_of, sent_to, tcp, udp};
 
 /// The hardware address of an interface.
 fn mac_of(ifindex: u32) -> [u8; 6] {
@@ -233,7 +234,7 @@ fn the_object_does_what_the_core_does_to_any_frame() -> Result<()> {
     stand.netns.enter(|| {
         let mut twin = Twin::new(&stand, Rules::Usual, seed, None)?;
         let (sent, fates) =
-            run(&mut twin, seed, &both, 40_000, Duration::from_secs(12), &POLICIES)?;
+            run(&mut twin, seed, &both, 40_000, Duration::from_secs(120), &POLICIES)?;
         println!("{sent} frames: {fates:#?}");
         ensure_seen(&fates, &FATES)?;
         ensure_seen(&fates, &["snat_ports_exhausted", "next_hops_full", "no_snat_policy"])
@@ -250,7 +251,7 @@ fn the_object_spills_over_and_fills_up_as_the_core_does() -> Result<()> {
     stand.netns.enter(|| {
         let mut twin = Twin::new(&stand, Rules::OnePort, seed, Some(64))?;
         let (sent, fates) =
-            run(&mut twin, seed, &both, 20_000, Duration::from_secs(8), &[Rules::OnePort])?;
+            run(&mut twin, seed, &both, 20_000, Duration::from_secs(60), &[Rules::OnePort])?;
         println!("{sent} frames: {fates:#?}");
         ensure_seen(&fates, &["forwarded", "answer forwarded", "table_full"])
     })
@@ -338,4 +339,38 @@ fn frames_by_the_million_through_xdp_leak_nothing_and_are_all_accounted_for() ->
 fn frames_by_the_million_through_tc_leak_nothing_and_are_all_accounted_for() -> Result<()> {
     lab::require!(Need::Lab);
     by_the_million(Hook::Tc)
+}
+
+#[test]
+fn next_hops_that_no_session_uses_give_their_numbers_back() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    stand.netns.enter(|| {
+        let object = Object::load(&stand, Rules::Usual)?;
+        let mut recycling = Recycling::default();
+        let open = |n: u8| -> Result<bool> {
+            let from = format!("100.64.1.{n}:4000");
+            let frame = tcp(&from, "198.51.100.9:443", SYN).sender([2, 0xcc, 0, 0, 0, n]).frame();
+            let ran = object.ingress(Hook::Xdp, RED, &sent_to(RED, &frame), 0, 1)?;
+            Ok(ran.action == Action::Redirect)
+        };
+        let mut turn = || {
+            recycling.tend(&object.datapath);
+            std::thread::sleep(Duration::from_millis(150));
+        };
+        let opened = (0..64).filter(|n| matches!(open(*n), Ok(true))).count();
+        ensure!((16..64).contains(&opened), "{opened} neighbours for 32 numbers");
+        // Sessions hold their numbers, and keep them.
+        turn();
+        turn();
+        ensure!(!open(200)?, "a number in use was given away");
+        ensure!(open(0)?, "a session lost its next hop");
+        object.clear_all()?;
+        turn();
+        turn();
+        for n in 201..211 {
+            ensure!(open(n)?, "neighbour {n} finds no number");
+        }
+        Ok(())
+    })
 }

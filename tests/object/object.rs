@@ -13,9 +13,9 @@ use gateway::engine::compile;
 use xdp::decide::epoch_slot;
 use xdp::pipeline::Hook;
 use xdp_abi::config::PolicyWord;
-use xdp_abi::event::{CAPTURE, Captured, Event4};
+use xdp_abi::event::{CAPTURE, Captured, ENDED_REOPENED, Event4};
 use xdp_abi::names;
-use xdp_abi::session::{Meta, State};
+use xdp_abi::session::{Link, Meta, State};
 use xdp_abi::word::Word;
 use zerocopy::FromBytes as _;
 
@@ -249,6 +249,19 @@ impl Object {
                 bucket.store(second << 40 | word & 0xff_ffff_ffff);
             }
         }
+    }
+
+    /// Ends every session at once.
+    pub(crate) fn clear_all(&self) -> Result<()> {
+        for slot in self.datapath.slots.all() {
+            let link = Link(slot.words[5].load());
+            if Meta(slot.words[0].load()).is(State::Live) && !link.is_reply() {
+                let record = self.datapath.records.get(link.record()).context("a record")?;
+                let incarnation = (record.identity.load() >> 32) as u32;
+                self.datapath.clear(link.record(), incarnation, ENDED_REOPENED)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the flows of an address judged again, as the engine does.

@@ -12,6 +12,7 @@ pub mod object;
 pub mod pairs;
 pub mod places;
 pub mod publish;
+pub mod recycle;
 pub mod settings;
 #[cfg(test)]
 mod stack;
