@@ -42,6 +42,8 @@ pub struct Arrival {
     pub sender: [u8; 6],
     /// Packets of the wire that it stands for.
     pub segments: u32,
+    /// The longest of them, from the IP header on.
+    pub longest: u32,
     /// When, in ticks.
     pub now: u32,
 }
@@ -598,7 +600,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         if self.packet.ttl <= 1 {
             return Code::icmp(Reason::TtlExpired, 11, 0, 0);
         }
-        if self.packet.length > hop.mtu() && self.arrival.segments <= 1 {
+        if self.arrival.longest > hop.mtu() as u32 {
             if self.packet.dont_fragment {
                 return Code::icmp(Reason::TooBig, 3, 4, hop.mtu());
             }

@@ -23,4 +23,8 @@ pub trait Frame {
     fn resize(&mut self, length: u32) -> Option<()>;
     /// How many packets of the wire this is (more than one where segments are still together).
     fn segments(&self) -> u32;
+    /// How much of each segment is payload, where segments are still together; else zero.
+    fn segment(&self) -> u32;
+    /// Whether somebody behind this hook may be about to finish the transport checksum.
+    fn may_be_unfinished(&self) -> bool;
 }

@@ -146,7 +146,14 @@ impl Work {
             layer: LinkLayer { vlan: 0, tag_in_frame: false, network: 0, ethertype: [0; 2] },
             to: [0; 6],
             packet: Packet::NONE,
-            arrival: Arrival { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, now: 0 },
+            arrival: Arrival {
+                ifindex: 0,
+                vlan: 0,
+                sender: [0; 6],
+                segments: 1,
+                longest: 0,
+                now: 0,
+            },
             decision: Decision::NONE,
             plan: Plan::NONE,
         }
@@ -183,8 +190,14 @@ impl Work {
         };
         self.packet = *packet;
         self.to = [d0, d1, d2, d3, d4, d5];
-        self.arrival =
-            Arrival { ifindex, vlan: 0, sender: [s0, s1, s2, s3, s4, s5], segments: 1, now };
+        self.arrival = Arrival {
+            ifindex,
+            vlan: 0,
+            sender: [s0, s1, s2, s3, s4, s5],
+            segments: 1,
+            longest: packet.length as u32,
+            now,
+        };
         self.plan.judgement.rule = 0;
         self.plan.begin(tables.epoch(NETWORK_EPOCH), false);
         Some(())
@@ -493,9 +506,24 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
         vlan: layer.vlan,
         sender: [s0, s1, s2, s3, s4, s5],
         segments: frame.segments(),
+        longest: longest(frame, packet),
         now,
     };
     done.code = if packet.kind == Kind::IcmpError { Code::ERROR } else { Code::GO_ON };
+}
+
+/// The longest packet that a frame stands for, from the IP header on.
+#[inline(always)]
+fn longest<F: Frame>(frame: &F, packet: &Packet<V4>) -> u32 {
+    let segment = frame.segment();
+    if segment == 0 {
+        return packet.length as u32;
+    }
+    let header = match frame.load::<1>(packet.transport + 12) {
+        Some([offset]) if packet.kind == Kind::Tcp => (offset >> 4) as u32 * 4,
+        Some(_) | None => 8,
+    };
+    packet.transport - packet.network + header + segment
 }
 
 /// The packet of a known session, or [`Code::ANEW`].

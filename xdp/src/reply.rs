@@ -2,9 +2,9 @@
 
 use crate::address::V4;
 use crate::{
-    checksum::{finish, sum4},
+    checksum::{finish, fold, sum, sum4},
     frame::Frame,
-    packet::{ICMP, Packet, TCP},
+    packet::{ICMP, Kind, Packet, TCP},
     tcp,
     verdict::Answer,
 };
@@ -17,17 +17,56 @@ const TTL: u8 = 64;
 #[inline(always)]
 pub fn make<F: Frame>(frame: &mut F, packet: &Packet<V4>, answer: Answer) -> Option<()> {
     let addresses = frame.load::<12>(0)?;
+    let unfinished = is_unfinished(frame, packet);
+    // Where the checksum is going to be put does not move with the header.
+    if unfinished && packet.transport != packet.network + 20 {
+        return None;
+    }
     match answer {
-        Answer::Reset => reset(frame, packet)?,
-        Answer::Icmp(kind, code, mtu, from) => error(frame, packet, kind, code, mtu, from)?,
+        Answer::Reset => reset(frame, packet, unfinished)?,
+        Answer::Icmp(kind, code, mtu, from) => {
+            error(frame, packet, kind, code, mtu, from)?;
+            if unfinished {
+                // Whoever sends the frame puts the complement of all that follows the IP header
+                // into the place that was the checksum's. All of the answer adds up to nothing:
+                // with nothing there, what is put there is what was there.
+                let field = if packet.kind == Kind::Tcp { 16 } else { 6 };
+                frame.store::<2>(packet.transport + field, [0; 2])?;
+            }
+        }
     }
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = addresses;
     frame.store::<12>(0, [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])
 }
 
+/// Whether the transport checksum of a packet is left to whoever sends its frame: then the field
+/// holds the pseudo header's part alone. Of a packet that is too long to be summed it is known
+/// if its segments are still together.
+#[inline(always)]
+fn is_unfinished<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
+    if !frame.may_be_unfinished() || !matches!(packet.kind, Kind::Tcp | Kind::Udp) {
+        return false;
+    }
+    if frame.segments() > 1 {
+        return true;
+    }
+    let length = packet.length.wrapping_sub((packet.transport - packet.network) as u16);
+    if packet.kind == Kind::Udp && matches!(frame.load::<2>(packet.transport + 6), Some([0, 0])) {
+        return false;
+    }
+    let [l0, l1] = length.to_be_bytes();
+    let pseudo = sum4(packet.key.source.0)
+        + sum4(packet.key.destination.0)
+        + sum4([0, packet.key.protocol, l0, l1]);
+    match sum(frame, packet.transport, length) {
+        Some(sum) => fold(pseudo + sum as u32) != 0xffff,
+        None => false,
+    }
+}
+
 /// RFC 9293 section 3.10.7.1: a RST that the sender's TCP accepts.
 #[inline(always)]
-fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>) -> Option<()> {
+fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>, unfinished: bool) -> Option<()> {
     let segment = frame.load::<14>(packet.transport)?;
     let sequence = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
     let acknowledged = [segment[8], segment[9], segment[10], segment[11]];
@@ -46,15 +85,12 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>) -> Option<()> {
     let ports =
         [key.destination_port[0], key.destination_port[1], key.source_port[0], key.source_port[1]];
     let offset_flags = [0x50, flags, 0, 0];
-    let sum = finish(
-        sum4(from)
-            + sum4(to)
-            + sum4([0, TCP, 0, 20])
-            + sum4(ports)
-            + sum4(seq)
-            + sum4(ack)
-            + sum4(offset_flags),
-    );
+    let pseudo = sum4(from) + sum4(to) + sum4([0, TCP, 0, 20]);
+    let sum = if unfinished {
+        fold(pseudo).to_ne_bytes()
+    } else {
+        finish(pseudo + sum4(ports) + sum4(seq) + sum4(ack) + sum4(offset_flags))
+    };
     // Options of the IP header are not repeated.
     ip_header(frame, packet.network, 40, TCP, from, to)?;
     let t = packet.network + 20;

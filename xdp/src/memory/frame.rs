@@ -14,13 +14,17 @@ pub struct MemoryFrame {
     pub offload: Option<u16>,
     /// Packets of the wire that this is.
     pub segments: u32,
+    /// Payload of each of them; zero: unknown, or there is one.
+    pub segment: u32,
+    /// Whether the transport checksum is left to whoever sends the frame.
+    pub unfinished: bool,
 }
 
 impl MemoryFrame {
     /// A frame as a cable carries it.
     #[must_use]
     pub const fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: None, segments: 1 }
+        Self { bytes, offload: None, segments: 1, segment: 0, unfinished: false }
     }
 }
 
@@ -68,5 +72,11 @@ impl Frame for MemoryFrame {
     }
     fn segments(&self) -> u32 {
         self.segments
+    }
+    fn segment(&self) -> u32 {
+        self.segment
+    }
+    fn may_be_unfinished(&self) -> bool {
+        self.unfinished
     }
 }

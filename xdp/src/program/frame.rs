@@ -83,6 +83,14 @@ impl Frame for Direct {
     fn segments(&self) -> u32 {
         1
     }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        false
+    }
 }
 
 /// A frame in XDP, read and written by helper: any offset, also beyond the linear part.
@@ -157,6 +165,14 @@ impl Frame for Copied {
     #[inline(always)]
     fn segments(&self) -> u32 {
         1
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        false
     }
 }
 
@@ -248,8 +264,22 @@ impl Frame for Skb {
     #[inline(always)]
     fn segments(&self) -> u32 {
         // SAFETY: the kernel passes a valid context.
-        let segments = unsafe { (*self.ctx).gso_segs };
-        if segments == 0 { 1 } else { segments }
+        let (segments, segment) = unsafe { ((*self.ctx).gso_segs, (*self.ctx).gso_size) };
+        match (segments, segment) {
+            (0, 0) => 1,
+            // A driver need not count them.
+            (0, segment) => self.length() / segment + 1,
+            (segments, _) => segments,
+        }
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (*self.ctx).gso_size }
+    }
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        true
     }
 }
 
@@ -309,6 +339,14 @@ impl Frame for DirectSkb {
     #[inline(always)]
     fn segments(&self) -> u32 {
         self.whole.segments()
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        self.whole.segment()
+    }
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        self.whole.may_be_unfinished()
     }
 }
 
