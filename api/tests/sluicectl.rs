@@ -181,6 +181,14 @@ fn the_gateway_is_asked_with_the_filter_of_the_command_line() {
             "{\n  \"cleared\": 7\n}\n",
         ),
         (
+            &["explain", "--from", "prod-eu:100.64.1.10:40000", "--to", "192.0.2.7:443/tcp"],
+            r#"{"outcome":"local","reason":null,"rule":null,"generation":2,"steps":[]}"#,
+            "POST /v1/explain HTTP/1.1 {\"domain\":\"prod-eu\",\"source\":\"100.64.1.10\",\
+             \"source_port\":40000,\"destination\":\"192.0.2.7\",\"destination_port\":443,\
+             \"protocol\":\"tcp\"}",
+            "STAGE  FOUND\noutcome: local (generation 2)\n",
+        ),
+        (
             &["explain", "--from", "prod-eu:100.64.1.10", "--to", "192.0.2.7/icmp"],
             r#"{"outcome":"local","reason":null,"rule":null,"generation":2,"steps":[]}"#,
             "POST /v1/explain HTTP/1.1 {\"domain\":\"prod-eu\",\"source\":\"100.64.1.10\",\

@@ -73,8 +73,9 @@ enum Command {
     Maps,
     /// What would become of a packet, step by step.
     Explain {
-        /// Where it comes from.
-        #[arg(long, value_name = "DOMAIN:IP")]
+        /// Where it comes from. Without a port no live session is looked for, and what depends on
+        /// the port says so; of ICMP it is the identifier.
+        #[arg(long, value_name = "DOMAIN:IP[:PORT]")]
         from: String,
         /// Where it goes; without a port for protocols that have none.
         #[arg(long, value_name = "IP:PORT/PROTOCOL")]
