@@ -30,7 +30,7 @@ use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
 use xdp_abi::session::Class;
 
-use super::problem::{Refusal, blocking};
+use super::problem::{Refusal, blocking, domain_number};
 use super::state::State;
 use crate::flows::census::ports;
 use crate::flows::{Directory, Live, SessionView};
@@ -67,12 +67,7 @@ pub fn explain<T: Tables<A = V4>>(
     used: &dyn Fn(&PairKey4) -> u32,
     request: &ExplainRequest,
 ) -> Result<Explanation, Refusal> {
-    let domain = names.domain_number(&request.domain).ok_or_else(|| {
-        let known: Vec<&str> = names.domain_names().collect();
-        let detail =
-            format!("there is no domain `{}`; there are {}", request.domain, known.join(", "));
-        Refusal::bad_request("no such domain", detail)
-    })?;
+    let domain = domain_number(names, &request.domain)?;
     let policy = PolicyWord(tables.config().policy.load());
     let mut told = Told { tables, names, policy, steps: Vec::new(), rule: None };
     let end = match (request.source, request.destination) {
