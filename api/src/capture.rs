@@ -1,10 +1,18 @@
 //! Copies of packets as the datapath saw them, one JSON object a line.
+//!
+//! Every packet has a copy after its verdict and, before that, one as it came in. What was left
+//! out is a line of its own, so that no one takes silence for absence.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::session::{ObjectRef, SessionId};
+
+/// The most packets that one capture may ask for.
+pub const MOST_PACKETS: u64 = 100_000;
+/// The longest that a capture may take, in seconds.
+pub const MOST_SECONDS: u64 = 600;
 
 /// Bytes, written as hexadecimal digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +119,28 @@ pub struct Frame {
     pub bytes: Bytes,
 }
 
+/// What a capture did not show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Lost {
+    /// Packets that came faster than the capture was read.
+    pub packets: u64,
+    /// Events of the datapath, copies of packets among them, that the daemon had no room for.
+    pub events: u64,
+}
+
+/// A line of the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A copy.
+    Frame(Frame),
+    /// What is missing since the last line of this kind.
+    Lost {
+        /// How much.
+        lost: Lost,
+    },
+}
+
 impl Frame {
     /// Everything that is not in the bytes, in one line.
     #[must_use]
@@ -166,6 +196,18 @@ mod tests {
         frame.verdict = PacketVerdict::Forwarded;
         (frame.reason, frame.rule, frame.session) = (None, None, Some(SessionId(7)));
         assert_eq!(frame.comment(), "after verdict=forwarded session=0000000000000007");
+    }
+
+    #[test]
+    fn a_line_is_a_copy_or_what_was_lost() {
+        let lost = Line::Lost { lost: Lost { packets: 3, events: 0 } };
+        let json = r#"{"lost":{"packets":3,"events":0}}"#;
+        assert_eq!(serde_json::to_string(&lost).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Line>(json).unwrap(), lost);
+        let json = r#"{"time":1,"interface":"eth0","stage":"after","verdict":"passed","reason":null,"rule":null,"session":null,"length":60,"bytes":"00"}"#;
+        let line = serde_json::from_str::<Line>(json).unwrap();
+        assert!(matches!(&line, Line::Frame(frame) if frame.time == 1), "{line:?}");
+        assert_eq!(serde_json::to_string(&line).unwrap(), json);
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub struct ExplainRequest {
     pub domain: String,
     /// Its source.
     pub source: IpAddr,
-    /// Its source port; any free one if not stated.
+    /// Its source port, of ICMP its identifier. If it is not stated, no session is looked for, and
+    /// what depends on the port says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
     /// Its destination.
@@ -30,9 +31,14 @@ pub struct ExplainRequest {
 /// Why two texts are not a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseExplainError {
-    /// The source is not `DOMAIN:IP`.
-    #[error("the source `{0}` is not DOMAIN:IP, such as prod-eu:100.64.1.10")]
+    /// The source is not `DOMAIN:IP` or `DOMAIN:IP:PORT`.
+    #[error(
+        "the source `{0}` is not DOMAIN:IP or DOMAIN:IP:PORT, such as prod-eu:100.64.1.10:40000"
+    )]
     Source(String),
+    /// Other protocols have no source port.
+    #[error("the source `{0}` has a port; protocol {1} has none, so leave it out")]
+    SourcePort(String, Protocol),
     /// The destination is not `IP:PORT/PROTOCOL`.
     #[error("the destination `{0}` is not IP:PORT/PROTOCOL, such as 192.0.2.7:443/tcp")]
     Destination(String),
@@ -45,28 +51,37 @@ pub enum ParseExplainError {
 }
 
 impl ExplainRequest {
-    /// Reads `DOMAIN:IP` and `IP:PORT/PROTOCOL` (`IP/PROTOCOL` where there are no ports).
+    /// Reads `DOMAIN:IP` or `DOMAIN:IP:PORT` (of ICMP the identifier), and `IP:PORT/PROTOCOL`
+    /// (`IP/PROTOCOL` where there are no ports).
     pub fn parse(from: &str, to: &str) -> Result<Self, ParseExplainError> {
         let not_a_source = || ParseExplainError::Source(from.to_owned());
         let not_a_destination = || ParseExplainError::Destination(to.to_owned());
         let (domain, source) = from.split_once(':').ok_or_else(not_a_source)?;
-        let source = source.parse().map_err(|_| not_a_source())?;
+        let (source, source_port) = address_and_port(source).ok_or_else(not_a_source)?;
         if domain.is_empty() {
             return Err(not_a_source());
         }
         let (address, protocol) = to.rsplit_once('/').ok_or_else(not_a_destination)?;
         let protocol: Protocol = protocol.parse().map_err(|_| not_a_destination())?;
-        let (destination, destination_port) = match address.parse::<SocketAddr>() {
-            Ok(with_port) => (with_port.ip(), Some(with_port.port())),
-            Err(_) => (address.parse().map_err(|_| not_a_destination())?, None),
-        };
+        let (destination, destination_port) =
+            address_and_port(address).ok_or_else(not_a_destination)?;
         match (protocol.has_ports(), destination_port) {
             (true, None) => return Err(ParseExplainError::NoPort(to.to_owned(), protocol)),
             (false, Some(_)) => return Err(ParseExplainError::Port(to.to_owned(), protocol)),
             (true, Some(_)) | (false, None) => {}
         }
+        if source_port.is_some() && !protocol.has_ports() && protocol != Protocol::ICMP {
+            return Err(ParseExplainError::SourcePort(from.to_owned(), protocol));
+        }
         let domain = domain.to_owned();
-        Ok(Self { domain, source, source_port: None, destination, destination_port, protocol })
+        Ok(Self { domain, source, source_port, destination, destination_port, protocol })
+    }
+}
+
+fn address_and_port(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    match text.parse::<SocketAddr>() {
+        Ok(with_port) => Some((with_port.ip(), Some(with_port.port()))),
+        Err(_) => Some((text.parse().ok()?, None)),
     }
 }
 
@@ -139,6 +154,7 @@ mod tests {
         assert_eq!(request.source, "100.64.1.10".parse::<IpAddr>().unwrap());
         assert_eq!(request.destination_port, Some(443));
         assert_eq!(request.protocol, Protocol::TCP);
+        assert_eq!(request.source_port, None);
         for (from, to, expected) in [
             ("fabric:10.0.0.1", "192.0.2.7/icmp", Ok(None)),
             ("fabric:10.0.0.1", "192.0.2.7/47", Ok(None)),
@@ -154,6 +170,29 @@ mod tests {
         ] {
             match (ExplainRequest::parse(from, to), expected) {
                 (Ok(request), Ok(port)) => assert_eq!(request.destination_port, port, "{to}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.to_string().contains(part), "{from} {to}: {error}");
+                }
+                (result, _) => panic!("{from} {to}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_may_state_its_port() {
+        for (from, to, expected) in [
+            ("prod-eu:100.64.1.10:40000", "192.0.2.7:443/tcp", Ok(Some(40_000))),
+            ("prod-eu:100.64.1.10:0", "192.0.2.7:53/udp", Ok(Some(0))),
+            ("prod-eu:100.64.1.10", "192.0.2.7:53/udp", Ok(None)),
+            ("prod-eu:100.64.1.10:77", "192.0.2.7/icmp", Ok(Some(77))), // the identifier
+            ("fabric:[2001:db8::1]:40000", "[2001:db8::2]:53/udp", Ok(Some(40_000))),
+            ("fabric:2001:db8::1", "[2001:db8::2]:53/udp", Ok(None)),
+            ("prod-eu:100.64.1.10:77", "192.0.2.7/47", Err("protocol 47 has none")),
+            ("prod-eu:100.64.1.10:65536", "192.0.2.7:443/tcp", Err("DOMAIN:IP:PORT, such as")),
+            ("prod-eu:100.64.1.10:http", "192.0.2.7:443/tcp", Err("DOMAIN:IP:PORT, such as")),
+        ] {
+            match (ExplainRequest::parse(from, to), expected) {
+                (Ok(request), Ok(port)) => assert_eq!(request.source_port, port, "{from}"),
                 (Err(error), Err(part)) => {
                     assert!(error.to_string().contains(part), "{from} {to}: {error}");
                 }

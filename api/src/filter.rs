@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 use crate::session::Session;
 use crate::value::{Prefix, Protocol};
 
@@ -51,6 +53,14 @@ pub enum FilterError {
         value: String,
         /// What would be right.
         expected: &'static str,
+    },
+    /// A term by which packets cannot be told apart.
+    #[error("`{term}` cannot be asked of a packet: {why}")]
+    Packets {
+        /// The term.
+        term: String,
+        /// Why, and what can be asked instead.
+        why: &'static str,
     },
 }
 
@@ -125,6 +135,32 @@ impl Filter {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Whether packets can be told apart by this, as `capture` does: by everything but the domain,
+    /// which is none of the things that a copy of a packet carries.
+    pub fn of_packets(&self) -> Result<(), FilterError> {
+        let refused = |term: String, why| Err(FilterError::Packets { term, why });
+        if let Some(domain) = &self.domain {
+            let why = "its copy carries no domain; use src, dst, port, proto, rule or outside, and \
+                       look at the interface";
+            return refused(format!("domain={domain}"), why);
+        }
+        for (key, prefix) in [("src", self.src), ("dst", self.dst)] {
+            if let Some(prefix) = prefix.filter(|prefix| matches!(prefix.net(), IpNet::V6(_))) {
+                return refused(format!("{key}={prefix}"), "only IPv4 is looked into");
+            }
+        }
+        match self {
+            Self { outside: Some(address @ IpAddr::V6(_)), .. } => {
+                refused(format!("outside={address}"), "only IPv4 is looked into")
+            }
+            Self { port: Some(0), .. } => refused("port=0".into(), "the datapath takes it for any"),
+            Self { proto: Some(Protocol(0)), .. } => {
+                refused("proto=0".into(), "the datapath takes it for any")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether every term holds for the session.
@@ -248,6 +284,26 @@ mod tests {
             ("outside=10.0.0.0/8", "`outside=10.0.0.0/8` is wrong; expected an address"),
         ] {
             assert_eq!(text.parse::<Filter>().unwrap_err().to_string(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn packets_are_asked_for_what_a_copy_carries() {
+        for (text, expected) in [
+            ("", None),
+            ("src=100.64.0.0/16 dst=192.0.2.7 port=443 proto=tcp rule=web outside=10.0.0.1", None),
+            ("src=100.64.0.0/16 domain=prod-eu", Some("`domain=prod-eu` cannot be asked")),
+            ("dst=2001:db8::/32", Some("only IPv4")),
+            ("outside=2001:db8::1", Some("only IPv4")),
+            ("port=0", Some("`port=0` cannot be asked")),
+            ("port=1 proto=1", None),
+            ("proto=0", Some("`proto=0` cannot be asked")),
+        ] {
+            let said = text.parse::<Filter>().unwrap().of_packets().map_err(|e| e.to_string());
+            match expected {
+                None => assert_eq!(said, Ok(()), "{text}"),
+                Some(part) => assert!(said.unwrap_err().contains(part), "{text}"),
+            }
         }
     }
 

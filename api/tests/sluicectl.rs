@@ -123,7 +123,10 @@ fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
         (&["sessions", "clear"], "required arguments were not provided"),
         (&["sessions", "clear", ""], "say --all if that is meant"),
         (&["capture", "port=http"], "expected a number from 0 to 65535"),
-        (&["capture", "--count", "0"], "0 is not in 1.."),
+        (&["capture", "--count", "0"], "0 is not in 1..=100000"),
+        (&["capture", "--count", "100001"], "100001 is not in 1..=100000"),
+        (&["capture", "--seconds", "601"], "601 is not in 1..=600"),
+        (&["capture", "domain=prod-eu"], "`domain=prod-eu` cannot be asked of a packet"),
         (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:1/tcp"], "is not DOMAIN:IP"),
         (&["-o", "yaml", "rules"], "possible values: table, wide, json"),
     ] {
@@ -181,6 +184,14 @@ fn the_gateway_is_asked_with_the_filter_of_the_command_line() {
             "{\n  \"cleared\": 7\n}\n",
         ),
         (
+            &["explain", "--from", "prod-eu:100.64.1.10:40000", "--to", "192.0.2.7:443/tcp"],
+            r#"{"outcome":"local","reason":null,"rule":null,"generation":2,"steps":[]}"#,
+            "POST /v1/explain HTTP/1.1 {\"domain\":\"prod-eu\",\"source\":\"100.64.1.10\",\
+             \"source_port\":40000,\"destination\":\"192.0.2.7\",\"destination_port\":443,\
+             \"protocol\":\"tcp\"}",
+            "STAGE  FOUND\noutcome: local (generation 2)\n",
+        ),
+        (
             &["explain", "--from", "prod-eu:100.64.1.10", "--to", "192.0.2.7/icmp"],
             r#"{"outcome":"local","reason":null,"rule":null,"generation":2,"steps":[]}"#,
             "POST /v1/explain HTTP/1.1 {\"domain\":\"prod-eu\",\"source\":\"100.64.1.10\",\
@@ -197,21 +208,29 @@ fn the_gateway_is_asked_with_the_filter_of_the_command_line() {
 }
 
 #[test]
-fn captured_packets_go_into_a_file_until_there_are_enough() {
-    const FRAME: &str = r#"{"time":1700000000000000000,"interface":"eth0","stage":"before","verdict":"dropped","reason":"no_route","rule":null,"session":null,"length":60,"bytes":"00ff"}"#;
+fn captured_packets_go_into_a_file_and_what_is_missing_is_said() {
+    const BEFORE: &str = r#"{"time":1700000000000000000,"interface":"eth0","stage":"before","verdict":"dropped","reason":"no_route","rule":null,"session":null,"length":60,"bytes":"00ff"}"#;
+    let after = BEFORE.replace("before", "after");
     let directory = Directory::new("capture");
     let file = directory.0.join("packets.pcapng");
-    let body = format!("{FRAME}\n{FRAME}\n\n{FRAME}\n");
+    let lost = r#"{"lost":{"packets":3,"events":0}}"#;
+    let body = format!("{BEFORE}\n{after}\n\n{lost}\n{after}\n{lost}\n");
     let gateway = directory.gateway("200 OK", &body);
     let name = file.to_str().unwrap();
     let output = directory.run(&["capture", "port=53", "-w", name, "--count", "2"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(text(&output.stderr).starts_with("2 packets written to "), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.starts_with("2 packets in 3 copies written to "), "{said}");
+    assert!(said.contains("\nsluicectl: 6 packets are missing: "), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
     assert_eq!(gateway.join().unwrap(), "GET /v1/capture?filter=port%3D53&count=2 HTTP/1.1 ");
     let bytes = std::fs::read(&file).unwrap();
     assert_eq!(bytes[..4], [0x0a, 0x0d, 0x0d, 0x0a], "the section header of pcapng");
-    let comment = b"before verdict=dropped reason=no_route";
-    assert_eq!(bytes.windows(comment.len()).filter(|window| window == comment).count(), 2);
+    for (comment, expected) in [("before", 1), ("after", 2)] {
+        let comment = format!("{comment} verdict=dropped reason=no_route");
+        let found = bytes.windows(comment.len()).filter(|window| *window == comment.as_bytes());
+        assert_eq!(found.count(), expected, "{comment}");
+    }
 
     // A refusal leaves a file alone that was there before.
     let refusal = r#"{"title":"capture is busy","status":409}"#;

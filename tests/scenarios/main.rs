@@ -8,6 +8,7 @@ mod counters;
 mod stand;
 
 mod full;
+mod look;
 mod moves;
 mod older;
 mod reach;

@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lab::config::replace;
-use lab::daemon::gateway_binary;
+use lab::daemon::{ctl_binary, gateway_binary};
 use lab::{Config, Daemon, Hook, Lab, Need};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
@@ -79,12 +79,41 @@ fn a_file_that_is_missing_or_bad_is_named_by_check_too() -> Result<()> {
 
 #[test]
 fn a_few_capabilities_are_enough() -> Result<()> {
-    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Ctl, Need::Tool("setpriv"));
     let lab = Lab::one_armed()?;
     let config = Config::new(&lab, Hook::Xdp);
     let few = ["setpriv", "--bounding-set=-all,+net_admin,+bpf,+perfmon"];
     let daemon = Daemon::start_under(&lab, &config, &few)?.ready()?;
     let (status, body) = daemon.get("/healthz")?;
     ensure!(status == 200, "{status}: {body}");
+
+    // The kernel tells by descriptor what it tells by number only to CAP_SYS_ADMIN.
+    let show = |what: &str| -> Result<Vec<Value>> {
+        let socket = config.gateway["socket"].as_str().context("the configuration has a socket")?;
+        let program = ctl_binary()?;
+        let arguments = ["--socket", socket, "-o", "json", what];
+        let text = lab.gateway.run(&program.to_string_lossy(), &arguments)?;
+        let mut shown: Value = serde_json::from_str(&text)?;
+        serde_json::from_value(shown[what].take()).context("a list")
+    };
+    let programs = show("programs")?;
+    for (name, hook) in
+        [("xdp_ingress", "xdp"), ("tc_mark", "tc_ingress"), ("tc_egress", "tc_egress")]
+    {
+        let found =
+            programs.iter().find(|program| program["name"] == name && program["hook"] == hook);
+        let whole = found.is_some_and(|program| {
+            ["id", "bytes", "memory"].iter().all(|of| program[of].as_u64() > Some(0))
+        });
+        ensure!(whole, "{name} at {hook}: {programs:#?}");
+    }
+    ensure!(programs.iter().any(|program| program["name"] == "xdp_slow"), "{programs:#?}");
+    let maps = show("maps")?;
+    // A trie takes as much as is in it.
+    let empty = maps.iter().find(|map| {
+        let nothing_in_it = map["kind"] == "lpm_trie" && map["entries"] == 0;
+        map["memory"].as_u64() == Some(0) && !nothing_in_it
+    });
+    ensure!(maps.len() > 30 && empty.is_none(), "{empty:?} of {}", maps.len());
     Ok(())
 }

@@ -4,10 +4,11 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, MapError, ProgramArray, Queue},
     pin::PinError,
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp},
 };
 use std::{
     io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 use xdp::{
@@ -144,6 +145,17 @@ pub enum ObjectError {
 pub struct Object {
     ebpf: Ebpf,
     stages: Vec<ProgramArray<MapData>>,
+}
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its name, whole: the kernel's own ends after 15 bytes.
+    pub name: String,
+    /// What the kernel says of it.
+    pub info: ProgramInfo,
+    /// Its descriptor.
+    pub fd: OwnedFd,
 }
 
 /// Which hooks are going to be used: the verifier takes seconds for the programs of one.
@@ -295,6 +307,16 @@ impl Object {
             queue.push(number, 0).map_err(|source| ObjectError::Map { name, source })?;
         }
         Ok(queue)
+    }
+
+    /// Every program that was loaded. The kernel tells about a program to whoever has its
+    /// descriptor; by number it would ask for `CAP_SYS_ADMIN`.
+    pub fn loaded(&self) -> Vec<Loaded> {
+        let of = |(name, program): (&str, &Program)| {
+            let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok()?;
+            Some(Loaded { name: name.to_owned(), info: program.info().ok()?, fd })
+        };
+        self.ebpf.programs().filter_map(of).collect()
     }
 
     /// Name, instructions that the verifier went through, and size of every program.

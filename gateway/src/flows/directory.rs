@@ -65,6 +65,12 @@ impl Directory {
         self.rules.get(&id).cloned()
     }
 
+    /// Whether a rule in force has this name.
+    #[must_use]
+    pub fn has_rule(&self, name: &str) -> bool {
+        self.rules.values().any(|known| **known == *name)
+    }
+
     /// The name of a SNAT policy.
     #[must_use]
     pub fn snat(&self, id: u32) -> Option<Arc<str>> {
@@ -170,6 +176,7 @@ mod tests {
         let rule = scene.image.rules[1].id.0;
         assert_eq!(directory.rule(rule).as_deref(), Some("web"));
         assert_eq!(directory.rule(rule ^ 1), None);
+        assert!(directory.has_rule("web") && !directory.has_rule("we"));
         assert_eq!(directory.snat(scene.image.snat[0].id.0).as_deref(), Some("pods-out"));
         for (number, expected) in
             [(0, None), (1, Some("red-pods")), (4, Some("internet")), (5, None)]

@@ -25,6 +25,7 @@ use xdp_abi::session::{Entry4, Record, State};
 use xdp_abi::word::Word;
 
 use crate::datapath::memory::Mapped;
+use crate::datapath::object::Loaded;
 use crate::datapath::tables::{Datapath, lock};
 use xdp::address::Entry as _;
 
@@ -45,6 +46,8 @@ pub trait Live: Tables<A = V4> + Send + Sync + 'static {
     /// # Errors
     /// The kernel was asked and refused.
     fn clear(&self, record: u32, incarnation: u32) -> io::Result<()>;
+    /// The programs that are loaded; none where packets go without the kernel.
+    fn loaded(&self) -> Vec<Loaded>;
     /// Now, in ticks.
     fn now(&self) -> u32;
     /// How long a tick is.
@@ -91,6 +94,9 @@ impl Live for Tables4 {
     }
     fn clear(&self, record: u32, incarnation: u32) -> io::Result<()> {
         self.datapath.clear(record, incarnation, ENDED_CLEARED).map_err(io::Error::other)
+    }
+    fn loaded(&self) -> Vec<Loaded> {
+        self.datapath.object().loaded()
     }
     fn now(&self) -> u32 {
         self.datapath.now()

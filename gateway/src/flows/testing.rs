@@ -27,6 +27,7 @@ use super::Directory;
 use super::live::Live;
 use super::session::{SessionView, all_slots, sessions};
 use crate::config::{AttachmentKind, Config, convert};
+use crate::datapath::object::Loaded;
 
 /// A second, in ticks.
 pub(crate) const SECOND: u32 = 16;
@@ -395,6 +396,9 @@ impl Live for Memory {
         let ending = xdp::session::Ending::now(ENDED_CLEARED, incarnation);
         xdp::session::end(self, record, ending, Live::now(self));
         Ok(())
+    }
+    fn loaded(&self) -> Vec<Loaded> {
+        Vec::new()
     }
     fn now(&self) -> u32 {
         (self.clock() / 62_500_000) as u32

@@ -4,6 +4,7 @@
 //! them (`xdp::decide`), and every answer is put into a sentence. Nothing is changed: no session
 //! is opened, no rule is counted. A property test sends the packet and compares.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -24,12 +25,12 @@ use xdp::table::find;
 use xdp::tables::{Route, Tables, is_non_routable};
 use xdp_abi::config::PolicyWord;
 use xdp_abi::forward::{ATTACHED, Attachment, ROUTABLE, port};
-use xdp_abi::policy::{ACTION_PERMIT, ACTION_REJECT, IdentityRef};
+use xdp_abi::policy::{ACTION_PERMIT, ACTION_REJECT, IdentityRef, Snat};
 use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
 use xdp_abi::session::Class;
 
-use super::problem::{Refusal, blocking};
+use super::problem::{Refusal, blocking, domain_number};
 use super::state::State;
 use crate::flows::census::ports;
 use crate::flows::{Directory, Live, SessionView};
@@ -66,12 +67,7 @@ pub fn explain<T: Tables<A = V4>>(
     used: &dyn Fn(&PairKey4) -> u32,
     request: &ExplainRequest,
 ) -> Result<Explanation, Refusal> {
-    let domain = names.domain_number(&request.domain).ok_or_else(|| {
-        let known: Vec<&str> = names.domain_names().collect();
-        let detail =
-            format!("there is no domain `{}`; there are {}", request.domain, known.join(", "));
-        Refusal::bad_request("no such domain", detail)
-    })?;
+    let domain = domain_number(names, &request.domain)?;
     let policy = PolicyWord(tables.config().policy.load());
     let mut told = Told { tables, names, policy, steps: Vec::new(), rule: None };
     let end = match (request.source, request.destination) {
@@ -201,7 +197,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             Ok(judgement) => judgement,
             Err(end) => return end,
         };
-        self.translated(key, &exit, &judgement, used)
+        self.translated(key, port_is_known, &exit, &judgement, used)
     }
 
     fn own(&mut self, key: &Key<V4>) -> End {
@@ -382,10 +378,37 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         Ok(judgement)
     }
 
+    /// Says what else the translation could be, where it depends on the port that nobody stated.
+    fn by_source_port(&mut self, flow: &FlowFacts) {
+        let ranges = by_port(self.tables, self.policy, flow);
+        if ranges.len() < 2 {
+            return;
+        }
+        let lasts = ranges.iter().skip(1).map(|(first, _)| first - 1).chain([u16::MAX]);
+        let each = ranges.iter().zip(lasts).map(|((first, chosen), last)| {
+            let name = match chosen {
+                Some(chosen) => self.names.snat(chosen.id).unwrap_or_else(|| "unnamed".into()),
+                None => "no policy".into(),
+            };
+            if *first == last {
+                format!("{first} {name}")
+            } else {
+                format!("{first}-{last} {name}")
+            }
+        });
+        let text = format!(
+            "no source port is stated, and the policy depends on it ({}): {} is assumed",
+            each.collect::<Vec<_>>().join(", "),
+            flow.source_port,
+        );
+        self.step("snat", text);
+    }
+
     /// The translation, and the guard behind it.
     fn translated(
         &mut self,
         key: &Key<V4>,
+        port_is_known: bool,
         exit: &Exit,
         judgement: &Judgement,
         used: &dyn Fn(&PairKey4) -> u32,
@@ -400,6 +423,9 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             interface_class: exit.attachment.interface_class,
             connection_class: exit.attachment.connection_class,
         };
+        if !port_is_known {
+            self.by_source_port(&flow);
+        }
         let chosen = matching(self.tables, self.policy, &flow);
         let name = chosen.and_then(|chosen| self.names.snat(chosen.id));
         let mut source = key.source;
@@ -451,6 +477,31 @@ impl<T: Tables<A = V4>> Told<'_, T> {
     }
 }
 
+/// Which policy each source port would get: the first port of every range and what it gets, in
+/// ascending order, neighbours always different.
+fn by_port<T: Tables>(
+    tables: &T,
+    policy: PolicyWord,
+    flow: &FlowFacts,
+) -> Vec<(u16, Option<Snat>)> {
+    // What is chosen changes only where a policy's range begins, or one past its end.
+    let of = |bit| tables.snat(policy.bank(), bit);
+    let borders = (0..policy.snat_policies()).filter_map(of).flat_map(|snat| {
+        let [first, last] = snat.source_ports;
+        [Some(first), last.checked_add(1)].into_iter().flatten()
+    });
+    let firsts: BTreeSet<u16> = borders.chain([0]).collect();
+    let mut ranges: Vec<(u16, Option<Snat>)> = Vec::new();
+    for first in firsts {
+        let chosen = matching(tables, policy, &FlowFacts { source_port: first, ..*flow });
+        let id = |chosen: Option<Snat>| chosen.map(|chosen| chosen.id);
+        if ranges.last().is_none_or(|(_, before)| id(*before) != id(chosen)) {
+            ranges.push((first, chosen));
+        }
+    }
+    ranges
+}
+
 /// A session and the slot of the direction that was asked for.
 struct Slotted {
     told: xdp_abi::event::Event4,
@@ -465,8 +516,8 @@ mod tests {
     use xdp::pipeline::Fate;
 
     fn ask(scene: &Scene, from: &str, to: &str, port: Option<u16>) -> Explanation {
-        let mut request = ExplainRequest::parse(from, to).unwrap();
-        request.source_port = port;
+        let from = port.map_or_else(|| from.to_owned(), |port| format!("{from}:{port}"));
+        let request = ExplainRequest::parse(&from, to).unwrap();
         explain(&*scene.memory, &scene.directory(1), scene.now, &|_| 0, &request).unwrap()
     }
 
@@ -568,6 +619,45 @@ mod tests {
         }
     }
 
+    /// Of two policies for the same destination the first is for some source ports only.
+    fn by_ports() -> Scene {
+        let low = "  - kind: SnatPolicy
+    name: low-ports
+    spec: { order: 5, src_cidr: 100.64.0.0/16, dst_cidr: 198.51.100.0/25, protocol: tcp, \
+                   src_port: 1024-2047, interface: eth4, snat_ips: [203.0.113.2] }
+";
+        testing::scene(&format!("{}\n{low}", TWO_CLUSTERS.trim_end()))
+    }
+
+    #[test]
+    fn a_translation_that_depends_on_the_source_port_says_so_if_none_is_stated() {
+        let scene = by_ports();
+        let snat = |to: &str, port| {
+            let told = ask(&scene, "red:100.64.1.10", to, port);
+            let steps = told.steps.into_iter().filter(|step| step.stage == "snat");
+            steps.map(|step| step.text).collect::<Vec<_>>()
+        };
+        let to = "198.51.100.9:443/tcp";
+        for (port, expected) in [
+            (1023, "pods-out gives it 203.0.113.1"),
+            (1024, "low-ports gives it 203.0.113.2"),
+            (2047, "low-ports gives it 203.0.113.2"),
+            (2048, "pods-out gives it 203.0.113.1"),
+        ] {
+            let texts = snat(to, Some(port));
+            assert!(texts.len() == 1 && texts[0].starts_with(expected), "{port}: {texts:?}");
+        }
+        let texts = snat(to, None);
+        assert_eq!(
+            texts[0],
+            "no source port is stated, and the policy depends on it (0-1023 pods-out, \
+             1024-2047 low-ports, 2048-65535 pods-out): 49152 is assumed"
+        );
+        assert!(texts[1].starts_with("pods-out gives it 203.0.113.1"), "{texts:?}");
+        // To the other half of the network the port makes no difference, and nothing is said of it.
+        assert_eq!(snat("198.51.100.129:443/tcp", None).len(), 1);
+    }
+
     #[test]
     fn a_wrong_question_is_refused_with_what_would_be_right() {
         let scene = testing::scene(TWO_CLUSTERS);
@@ -579,6 +669,51 @@ mod tests {
             let refused = explain(&*scene.memory, &scene.directory(1), 0, &|_| 0, &request);
             let detail = refused.unwrap_err().0.detail.unwrap();
             assert!(detail.contains(expected), "{detail}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_of_source_ports_are_what_each_port_gets(
+            policies in proptest::collection::vec((1u16..12, 1u16..12, any::<bool>()), 0..5),
+            port in 0u16..14,
+        ) {
+            let documents: String = policies.iter().zip(0..).map(|((one, other, any), n)| {
+                let (first, last) = (one.min(other), one.max(other));
+                let ports = if *any { String::new() } else {
+                    format!("protocol: tcp, src_port: \"{first}-{last}\", ")
+                };
+                format!(
+                    "  - kind: SnatPolicy\n    name: p{n}\n    spec: {{ order: {n}, {ports}\
+                     src_cidr: 100.64.0.0/16, interface: eth4, snat_ips: [203.0.113.{}] }}\n",
+                    n + 10
+                )
+            }).collect();
+            let scene = testing::scene(&format!("{}\n{documents}", TWO_CLUSTERS.trim_end()));
+            let (tables, policy) = (&*scene.memory, PolicyWord(scene.memory.config().policy.load()));
+            let key = Key {
+                source: V4([100, 64, 1, 10]),
+                destination: V4([198, 51, 100, 9]),
+                source_port: port.to_be_bytes(),
+                destination_port: 443u16.to_be_bytes(),
+                domain: 1,
+                protocol: TCP,
+            };
+            let parties = parties(tables, policy, &key, 0);
+            let flow = FlowFacts {
+                source: parties.source.index,
+                destination: parties.destination.index,
+                source_port: port,
+                destination_port: 443,
+                protocol: TCP,
+                mark: 0,
+                interface_class: 4,
+                connection_class: 0,
+            };
+            let ranges = by_port(tables, policy, &flow);
+            let said = ranges.iter().rfind(|(first, _)| *first <= port).unwrap().1;
+            let id = |chosen: Option<Snat>| chosen.map(|chosen| chosen.id);
+            prop_assert_eq!(id(said), id(matching(tables, policy, &flow)));
         }
     }
 

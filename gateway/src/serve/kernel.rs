@@ -1,9 +1,9 @@
 //! Programs and maps as the kernel has them.
 //!
-//! Maps are found by their pins, and programs by the maps that they use: so what is shown is what
-//! is there, also where another daemon made it.
+//! Maps are found by their pins, and programs are those that this daemon has loaded. Everything is
+//! asked through a descriptor: by number the kernel tells only whoever has `CAP_SYS_ADMIN`, which
+//! the daemon has not.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,23 +12,32 @@ use std::{fs, io};
 use api::status::{Map, Maps, Program, Programs};
 use axum::Json;
 use axum::extract::State as Extract;
-use aya::maps::{MapInfo, MapType};
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::maps::{MapData, MapInfo, MapType};
 use xdp_abi::names;
 
 use super::problem::{Refusal, blocking};
 use super::state::State;
 use super::status::FRESH;
+use crate::datapath::object::Loaded;
 use crate::datapath::places::Served;
 use crate::flows::{Census, Live};
 
-/// The maps that are pinned, by name. The kernel's own name for a map ends after 15 bytes.
-fn pinned(pins: &Path) -> Vec<(&'static str, PathBuf, MapInfo)> {
+/// A map that is pinned.
+struct Pinned {
+    /// Its name, whole: the kernel's own ends after 15 bytes.
+    name: &'static str,
+    path: PathBuf,
+    data: MapData,
+    info: MapInfo,
+}
+
+fn pinned(pins: &Path) -> Vec<Pinned> {
     let at = |name: &'static str| {
         let path = pins.join(name);
         // What is not there, or not for us, is not shown.
-        let info = path.exists().then(|| MapInfo::from_pin(&path).ok())??;
-        Some((name, path, info))
+        let data = path.exists().then(|| MapData::from_pin(&path).ok())??;
+        let info = data.info().ok()?;
+        Some(Pinned { name, path, data, info })
     };
     names::ALL.into_iter().filter_map(at).collect()
 }
@@ -39,23 +48,21 @@ pub(super) async fn maps<L: Live>(
     let pins = state.in_force().config.gateway.pin_path.clone();
     blocking(move || {
         let census = state.census.no_older_than(FRESH, &*state.live, state.live.now());
-        let mut maps: Vec<Map> =
-            pinned(&pins).iter().map(|(name, path, info)| map(name, path, info, &census)).collect();
+        let mut maps: Vec<Map> = pinned(&pins).iter().map(|pinned| map(pinned, &census)).collect();
         maps.sort_by(|a, b| a.name.cmp(&b.name));
         Json(Maps { maps })
     })
     .await
 }
 
-fn map(name: &str, pin: &Path, info: &MapInfo, census: &Census) -> Map {
-    let fd = info.fd().ok();
-    let memory = fd.as_ref().map(|fd| memory(fd.as_fd()));
+fn map(Pinned { name, path, data, info }: &Pinned, census: &Census) -> Map {
+    let fd = data.fd().as_fd();
     let keyed = info.map_type().is_ok_and(|kind| matches!(kind, MapType::Hash | MapType::LpmTrie));
     let counted = || {
         let (key_size, most) = (info.key_size() as usize, info.max_entries());
-        keys(fd.as_ref()?.as_fd(), key_size, most).ok()
+        keys(fd, key_size, most).ok()
     };
-    let entries = match name {
+    let entries = match *name {
         names::SLOTS4 => Some(2 * (census.live + census.resting)),
         names::RECORDS4 => Some(census.live + census.resting),
         _ if keyed => counted(),
@@ -63,14 +70,14 @@ fn map(name: &str, pin: &Path, info: &MapInfo, census: &Census) -> Map {
     };
     Map {
         id: info.id(),
-        name: name.to_owned(),
+        name: (*name).to_owned(),
         kind: info.map_type().map_or("unknown", kind).to_owned(),
         key_size: info.key_size(),
         value_size: info.value_size(),
         max_entries: info.max_entries(),
         entries,
-        memory: memory.unwrap_or(0),
-        pin: Some(pin.display().to_string()),
+        memory: memory(fd),
+        pin: Some(path.display().to_string()),
     }
 }
 
@@ -147,25 +154,22 @@ fn kind(kind: MapType) -> &'static str {
 pub(super) async fn programs<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
 ) -> Result<Json<Programs>, Refusal> {
-    let pins = state.in_force().config.gateway.pin_path.clone();
     blocking(move || {
-        let ours: BTreeSet<u32> = pinned(&pins).iter().map(|(.., info)| info.id()).collect();
         let served = state.served();
         let mut programs = Vec::new();
-        for info in loaded_programs().flatten().filter(|info| uses(info, &ours)) {
-            let name = info.name_as_str().unwrap_or_default();
+        for loaded in state.live.loaded() {
             let places: Vec<_> = served
                 .values()
                 .flat_map(|(interface, served)| {
                     hooks(*served).iter().map(move |(program, hook)| (interface, *program, *hook))
                 })
-                .filter(|(_, program, _)| *program == name)
+                .filter(|(_, program, _)| *program == loaded.name)
                 .collect();
             if places.is_empty() {
-                programs.push(program(&info, None, None));
+                programs.push(program(&loaded, None, None));
             }
             for (interface, _, hook) in places {
-                programs.push(program(&info, Some(hook), Some(interface)));
+                programs.push(program(&loaded, Some(hook), Some(interface)));
             }
         }
         programs.sort_by(|a, b| (&a.interface, a.id).cmp(&(&b.interface, b.id)));
@@ -173,11 +177,6 @@ pub(super) async fn programs<L: Live>(
         Json(Programs { programs })
     })
     .await
-}
-
-fn uses(info: &ProgramInfo, ours: &BTreeSet<u32>) -> bool {
-    let maps = info.map_ids().ok().flatten().unwrap_or_default();
-    maps.iter().any(|map| ours.contains(map))
 }
 
 /// Which program stands at which hook of an interface.
@@ -192,15 +191,16 @@ const fn hooks(served: Served) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-fn program(info: &ProgramInfo, hook: Option<&str>, interface: Option<&String>) -> Program {
+fn program(loaded: &Loaded, hook: Option<&str>, interface: Option<&String>) -> Program {
+    let Loaded { name, info, fd } = loaded;
     Program {
         id: info.id(),
-        name: info.name_as_str().unwrap_or_default().to_owned(),
+        name: name.clone(),
         hook: hook.map(str::to_owned),
         interface: interface.cloned(),
         tag: format!("{:016x}", info.tag()),
         bytes: info.size_translated().unwrap_or(0),
-        memory: info.memory_locked().map_or(0, u64::from),
+        memory: memory(fd.as_fd()),
     }
 }
 

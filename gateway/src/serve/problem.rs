@@ -5,6 +5,8 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::flows::Directory;
+
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal(pub Problem);
@@ -44,6 +46,15 @@ pub(super) async fn no_such_path(uri: Uri) -> Refusal {
         "no such path",
         format!("there is no {}; is sluicectl newer than the gateway?", uri.path()),
     )
+}
+
+/// The number of a domain that a request names.
+pub(super) fn domain_number(names: &Directory, domain: &str) -> Result<u16, Refusal> {
+    names.domain_number(domain).ok_or_else(|| {
+        let known: Vec<&str> = names.domain_names().collect();
+        let detail = format!("there is no domain `{domain}`; there are {}", known.join(", "));
+        Refusal::bad_request("no such domain", detail)
+    })
 }
 
 /// Has something done that takes long, apart from the threads that serve.

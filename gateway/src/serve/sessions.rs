@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use api::document::Document;
 use api::filter::Filter;
 use api::session::{
     ClearRequest, ClearResponse, ObjectRef, Party, Phase, Session, SessionId, Sessions, Traffic,
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use xdp_abi::event::Event4;
 use xdp_abi::session::Class;
 
-use super::problem::{Refusal, blocking};
+use super::problem::{Refusal, blocking, domain_number};
 use super::state::State;
 use crate::flows::session::{SessionView, all_slots, sessions, socket, span};
 use crate::flows::{Directories, Directory, Live};
@@ -53,9 +54,12 @@ pub(super) async fn list<L: Live>(
                 shown.push(show.session(view, names));
             }
         });
-        Json(Sessions { sessions: shown, matched })
+        if matched == 0 {
+            names_something(&state, &filter)?;
+        }
+        Ok(Json(Sessions { sessions: shown, matched }))
     })
-    .await
+    .await?
 }
 
 pub(super) async fn clear<L: Live>(
@@ -67,17 +71,40 @@ pub(super) async fn clear<L: Live>(
     let filter = parse(&request.filter)?;
     blocking(move || {
         let mut meant = Vec::new();
+        let mut matched = false;
         walk(&state, &filter, |view, _| {
+            matched = true;
             if view.lives() {
                 meant.push((view.record(), view.incarnation()));
             }
         });
+        if !matched {
+            names_something(&state, &filter)?;
+        }
         for (record, incarnation) in &meant {
             state.live.clear(*record, *incarnation).map_err(Refusal::kernel)?;
         }
         Ok(Json(ClearResponse { cleared: meant.len() as u64 }))
     })
     .await?
+}
+
+/// Whether the rule and the domain of a filter exist. Asked only when it held for nothing: sessions
+/// keep the names of rules and the numbers of domains that the configuration no longer has.
+fn names_something<L: Live>(state: &State<L>, filter: &Filter) -> Result<(), Refusal> {
+    let config = state.in_force().config;
+    if let Some(rule) = &filter.rule {
+        let is_it =
+            |document: &Document| matches!(document, Document::Rule(_)) && document.name() == rule;
+        if !config.documents.iter().any(is_it) {
+            let detail = format!("there is no rule `{rule}`; `sluicectl rules` shows all");
+            return Err(Refusal::bad_request("no such rule", detail));
+        }
+    }
+    match &filter.domain {
+        Some(domain) => domain_number(&state.directories.current(), domain).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Every session that a filter holds for, with the names that it goes by.

@@ -131,6 +131,12 @@ async fn a_wrong_request_is_refused_in_words() {
     for (path, query, expected) in [
         (path::SESSIONS, &[("filter", "prot=tcp")] as &[_], "`prot` is not a key"),
         (path::SESSIONS, &[("limit", "many")], "invalid digit"),
+        (path::SESSIONS, &[("filter", "rule=wbe")], "there is no rule `wbe`; `sluicectl rules`"),
+        (
+            path::SESSIONS,
+            &[("filter", "domain=green")],
+            "there is no domain `green`; there are fabric, red, blue",
+        ),
         ("/v1/nonsense", &[], "there is no /v1/nonsense"),
     ] {
         let error = refused(path, query).await;
@@ -145,6 +151,17 @@ async fn a_wrong_request_is_refused_in_words() {
         })
         .await;
     assert!(error.to_string().contains("force"), "{error}");
+    let error = running
+        .ask(|client| {
+            let request = ClearRequest { filter: "rule=wbe".to_owned() };
+            client.post::<ClearResponse>(path::SESSIONS_CLEAR, &request).unwrap_err()
+        })
+        .await;
+    assert!(error.to_string().contains("there is no rule `wbe`"), "{error}");
+    // What is there and has no session is no mistake, a disabled rule and a domain alike.
+    for filter in ["rule=no-ssh", "rule=unused", "domain=blue", "src=192.0.2.1"] {
+        assert_eq!(running.sessions(filter, "100").await.matched, 0, "{filter}");
+    }
     running.stop().await;
 }
 

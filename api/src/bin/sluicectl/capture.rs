@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use api::capture::Frame;
+use api::capture::{Frame, Line, Lost, MOST_PACKETS, MOST_SECONDS, Stage};
 use api::path;
 use clap::Args;
 
@@ -13,16 +13,18 @@ use crate::{Failure, Gateway, Output, parsed};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Which packets; all if not given.
+    /// Which packets; all if not given. Of a packet as it comes in: src=PREFIX its source,
+    /// dst=PREFIX its destination, port=N one of its ports, proto=NAME its protocol. rule=NAME
+    /// decided on it. outside=IP is its source after translation, or where an answer comes in for.
     filter: Vec<String>,
     /// Write pcapng into this file instead of lines; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Stop after so many packets.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Stop after so many packets, with all copies of each; at most 100000, which is usual.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_PACKETS))]
     count: Option<u64>,
-    /// Stop after so many seconds.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Stop after so many seconds; at most 600, which is usual.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     seconds: Option<u64>,
 }
 
@@ -78,26 +80,58 @@ fn line(frame: &Frame) -> String {
 }
 
 pub(crate) fn run(gateway: &Gateway, arguments: &Arguments) -> Result<(), Failure> {
-    let filter = parsed(&arguments.filter)?.to_string();
-    let mut query = vec![("filter", filter)];
+    let filter = parsed(&arguments.filter)?;
+    filter.of_packets()?;
+    let mut query = vec![("filter", filter.to_string())];
     query.extend(arguments.count.map(|count| ("count", count.to_string())));
     query.extend(arguments.seconds.map(|seconds| ("seconds", seconds.to_string())));
     let query: Vec<(&str, &str)> =
         query.iter().map(|(key, value)| (*key, value.as_str())).collect();
     // The gateway is asked first: a file that is there already stays if it refuses.
-    let frames = gateway.client.stream::<Frame>(path::CAPTURE, &query)?;
+    let lines = gateway.client.stream::<Line>(path::CAPTURE, &query)?;
     let mut sink = Sink::open(arguments.write.as_ref(), gateway.output)?;
-    let most =
-        arguments.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-    let mut packets = 0u64;
-    for frame in frames.take(most) {
-        sink.put(&frame?)?;
-        packets += 1;
+    let (mut packets, mut copies, mut lost) = (0u64, 0u64, Lost::default());
+    // The gateway counts, since it knows which copies belong together.
+    for line in lines {
+        match line? {
+            Line::Frame(frame) => {
+                sink.put(&frame)?;
+                copies += 1;
+                packets += u64::from(frame.stage == Stage::After);
+            }
+            Line::Lost { lost: more } => {
+                lost.packets += more.packets;
+                lost.events += more.events;
+            }
+        }
     }
     if let Sink::File { path, .. } = &sink {
-        eprintln!("{packets} packets written to {}", path.display());
+        eprintln!("{packets} packets in {copies} copies written to {}", path.display());
+    }
+    for sentence in missing(lost) {
+        eprintln!("sluicectl: {sentence}");
     }
     Ok(())
+}
+
+/// What is not among the packets, in sentences.
+fn missing(lost: Lost) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if lost.packets > 0 {
+        sentences.push(format!(
+            "{} packets are missing: they came faster than they were written; a narrower filter \
+             helps",
+            lost.packets
+        ));
+    }
+    if lost.events > 0 {
+        sentences.push(format!(
+            "{} events were lost while this ran, copies of packets among them: they came faster \
+             than the gateway took them",
+            lost.events
+        ));
+    }
+    sentences
 }
 
 #[cfg(test)]

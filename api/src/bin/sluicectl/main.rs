@@ -28,7 +28,8 @@ use show::Show;
 /// Asks a Sluice gateway what it does.
 ///
 /// FILTER is words such as src=100.64.0.0/16 dst=192.0.2.7 port=443 proto=tcp rule=NAME
-/// domain=NAME outside=10.10.0.17; all of them must hold.
+/// domain=NAME outside=10.10.0.17; all of them must hold. `capture` takes all but domain, and
+/// `sluicectl capture --help` says what they mean of packets.
 #[derive(Parser)]
 #[command(name = "sluicectl", version)]
 struct Arguments {
@@ -73,8 +74,9 @@ enum Command {
     Maps,
     /// What would become of a packet, step by step.
     Explain {
-        /// Where it comes from.
-        #[arg(long, value_name = "DOMAIN:IP")]
+        /// Where it comes from. Without a port no live session is looked for, and what depends on
+        /// the port says so; of ICMP it is the identifier.
+        #[arg(long, value_name = "DOMAIN:IP[:PORT]")]
         from: String,
         /// Where it goes; without a port for protocols that have none.
         #[arg(long, value_name = "IP:PORT/PROTOCOL")]

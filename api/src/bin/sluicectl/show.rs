@@ -87,8 +87,10 @@ fn count(sessions: u64) -> String {
 
 impl Show for Sessions {
     fn show(&self, width: usize) -> String {
+        // An address means something in its domain only, so the domain stays to the last.
         let mut table = Table::new([
             "PROTO",
+            "DOMAIN",
             "SOURCE",
             "DESTINATION",
             "OUTSIDE",
@@ -102,11 +104,15 @@ impl Show for Sessions {
             "EXPIRES",
         ])
         .fit(Fit::Words, &["FROM", "TO", "RULE"])
-        .spare(&["BYTES", "EXPIRES", "PHASE", "PACKETS", "IDLE", "TO", "FROM", "RULE"]);
+        .spare(&[
+            "BYTES", "EXPIRES", "PHASE", "PACKETS", "IDLE", "TO", "FROM", "RULE", "PROTO",
+            "OUTSIDE",
+        ]);
         for session in &self.sessions {
             let Session { inside, original, reply, .. } = session;
             table.row([
                 session.protocol.to_string(),
+                session.domain.clone(),
                 inside.source.to_string(),
                 inside.destination.to_string(),
                 outside(session),
@@ -414,14 +420,16 @@ mod tests {
         assert_eq!(lines.len(), 3, "{text}");
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
-            "tcp 100.64.1.10:40000 192.0.2.7:443 10.10.0.17:50000 checkout/api s3, public-internet \
+            "tcp prod-eu 100.64.1.10:40000 192.0.2.7:443 10.10.0.17:50000 checkout/api s3, public-internet \
              payments-to-s3 tcp_established 10/9 1000/90000 1s 2h3m"
         );
         assert_eq!(lines[2], "1 session");
         for width in [80, 90, 100, 110, 120, 140] {
             let text = sessions.show(width);
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
-            for whole in ["100.64.1.10:40000", "192.0.2.7:443", "10.10.0.17:50000"] {
+            for whole in
+                ["tcp  ", "prod-eu", "100.64.1.10:40000", "192.0.2.7:443", "10.10.0.17:50000"]
+            {
                 assert!(text.contains(&format!("{whole} ")), "{width}: {whole}:\n{text}");
             }
         }
@@ -429,9 +437,9 @@ mod tests {
         assert!(sessions.show(120).ends_with("1 of 2 sessions; --limit shows more\n"));
     }
 
-    /// The longest addresses there are, on a terminal as wide as many.
+    /// The longest addresses there are, on terminals as wide as many.
     #[test]
-    fn a_hundred_columns_show_who_talks_to_whom_by_which_rule() {
+    fn the_same_address_of_two_domains_is_told_apart_on_every_terminal() {
         let mut sessions = sessions();
         let session = &mut sessions.sessions[0];
         session.inside.source = "100.127.255.254:65535".parse().unwrap();
@@ -439,15 +447,39 @@ mod tests {
         session.outside.source = "198.51.100.254:65535".parse().unwrap();
         session.outside.destination = session.inside.destination;
         session.destination.endpoint = Some("s3-gateway/endpoint".into());
+        let mut other = session.clone();
+        other.domain = "prod-us".into();
+        sessions.sessions.push(other);
+        sessions.matched = 2;
         assert_eq!(
             sessions.show(100),
             "\
-PROTO  SOURCE                 DESTINATION          OUTSIDE               FROM          RULE
-tcp    100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkout/api  payments-to-…
+PROTO  DOMAIN   SOURCE                 DESTINATION          OUTSIDE               FROM      RULE
+tcp    prod-eu  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkou…  payment…
+tcp    prod-us  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkou…  payment…
 not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO; -o wide shows all
-1 session
+2 sessions
 "
         );
+        assert_eq!(
+            sessions.show(80),
+            "\
+PROTO  DOMAIN   SOURCE                 DESTINATION          OUTSIDE
+tcp    prod-eu  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535
+tcp    prod-us  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535
+not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide shows all
+2 sessions
+"
+        );
+        // Of a longer name no part is cut off either: two clusters often differ in the last letter.
+        for (session, domain) in
+            sessions.sessions.iter_mut().zip(["production-eu-a", "production-eu-b"])
+        {
+            session.domain = domain.to_owned();
+        }
+        let text = sessions.show(80);
+        assert!(text.contains("production-eu-a  100.127.255.254:65535  203.0"), "{text}");
+        assert!(text.lines().take(3).all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]

@@ -1,0 +1,89 @@
+//! What an operator sees of packets while they pass.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::client;
+use lab::daemon::ctl_binary;
+use lab::plan::INTERNET_SERVERS;
+use serde_json::Value;
+
+use crate::stand::{Place, Stand, everywhere, show, within};
+
+everywhere!(a_capture_shows_what_was_asked_for);
+
+fn a_capture_shows_what_was_asked_for(place: Place) -> Result<()> {
+    let mut stand = place.stand()?;
+    show!(stand:
+        packets_are_counted_and_shown_before_and_after,
+        answers_are_found_by_the_address_that_they_come_in_for,
+        a_rule_that_does_not_exist_is_told,
+    )
+}
+
+/// What a capture of so many packets shows while a pod pings a server.
+fn captured(stand: &Stand, filter: &[&str], count: &str) -> Result<Vec<Value>> {
+    let socket = stand.lab.site().files().join("sluice.sock");
+    let socket = socket.to_string_lossy();
+    let arguments =
+        [&["--socket", &*socket, "-o", "json", "capture", "--count", count], filter].concat();
+    let mut capture = stand.lab.gateway.start(&ctl_binary()?, &arguments)?;
+    let pod = &stand.lab.pod("prod-eu", "api").netns;
+    within(Duration::from_secs(20), "enough packets are captured", || {
+        client::ping(pod, INTERNET_SERVERS[0], 1)?;
+        Ok(capture.ended()?.is_some())
+    })
+    .with_context(|| capture.stderr())?;
+    let status = capture.wait(Duration::from_secs(5))?;
+    ensure!(status.success(), "{status}: {}", capture.stderr());
+    let parse = |line| serde_json::from_str(line).with_context(|| format!("no copy: {line}"));
+    capture.stdout().lines().map(parse).collect()
+}
+
+/// Source and destination of a copy.
+fn ends(copy: &Value) -> Result<[Ipv4Addr; 2]> {
+    let bytes = copy["bytes"].as_str().context("a copy has bytes")?;
+    let address = |at: usize| -> Result<Ipv4Addr> {
+        let digits = bytes.get(2 * at..2 * at + 8).context("a copy has an IPv4 header")?;
+        Ok(u32::from_str_radix(digits, 16)?.into())
+    };
+    Ok([address(14 + 12)?, address(14 + 16)?])
+}
+
+fn packets_are_counted_and_shown_before_and_after(stand: &mut Stand) -> Result<()> {
+    let pod: Ipv4Addr = stand.lab.pod("prod-eu", "api").address;
+    let outside = stand.lab.internet_address();
+    let server = INTERNET_SERVERS[0];
+    let [src, dst] = [format!("src={pod}"), format!("dst={server}")];
+    let copies = captured(stand, &[&src, &dst, "proto=icmp", "rule=teams-ping"], "2")?;
+    let stages: Vec<_> = copies.iter().map(|copy| copy["stage"].as_str()).collect();
+    let [before, after] = [Some("before"), Some("after")];
+    ensure!(stages == [before, after, before, after], "{copies:#?}");
+    for copy in &copies {
+        let is_translated = copy["stage"] == "after" && copy["verdict"] == "forwarded";
+        let source = if is_translated { outside } else { pod };
+        ensure!(ends(copy)? == [source, server], "from {source}: {copy:#}");
+    }
+    Ok(())
+}
+
+fn answers_are_found_by_the_address_that_they_come_in_for(stand: &mut Stand) -> Result<()> {
+    let (outside, server) = (stand.lab.internet_address(), INTERNET_SERVERS[0]);
+    let [src, for_whom] = [format!("src={server}"), format!("outside={outside}")];
+    let copies = captured(stand, &[&src, &for_whom], "1")?;
+    ensure!(copies.len() == 2, "{copies:#?}");
+    ensure!(ends(&copies[0])? == [server, outside], "{:#}", copies[0]);
+    Ok(())
+}
+
+fn a_rule_that_does_not_exist_is_told(stand: &mut Stand) -> Result<()> {
+    for command in ["capture", "sessions"] {
+        let said = match stand.ctl(&[command, "rule=no-such"]) {
+            Err(error) => format!("{error:#}"),
+            Ok(printed) => printed,
+        };
+        ensure!(said.contains("there is no rule `no-such`; `sluicectl rules`"), "{said}");
+    }
+    Ok(())
+}
