@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     datapath::{places::Served, tables::Datapath},
     engine::{Compiled, Engine, EngineError},
-    flows::{Collector, CollectorError, live::Tables4},
+    flows::{Collector, CollectorError, Log, live::Tables4},
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
@@ -22,8 +22,7 @@ use std::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -105,6 +104,10 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     privileges()?;
     let (follower, changes) = Follower::start(1024).await?;
     let counters = read_counters(&config.gateway.state_dir);
+    // Whatever may be refused comes before the engine, which changes what packets meet.
+    let socket = serve::Socket::open(&config.gateway.socket)?;
+    let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
+    let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
     let engine = {
         let network = follower.state().clone();
         let config = Arc::clone(&config);
@@ -131,7 +134,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         ring,
         Arc::clone(&tables),
         Arc::clone(&state.directories),
-        config.gateway.flow_log.as_ref(),
+        log,
         Box::new(move |copy| copies.take(copy)),
     )?;
     state.set_records(collector.counts());
@@ -141,9 +144,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         let _ = end.wait_for(|ended| *ended).await;
     };
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
-    let socket = serve::Socket::open(&config.gateway.socket)?;
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
-    let metrics = start_metrics(&config, &state, until_end(end.subscribe())).await?;
+    let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let outcome = Loop { engine, follower, state, capture, path }.run(changes).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -152,30 +154,6 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     drop(collector);
     info!("stopped; traffic goes on under the last policy");
     outcome
-}
-
-/// Serves metrics, or says at once why it cannot.
-async fn start_metrics(
-    config: &Config,
-    state: &Arc<State<Tables4>>,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> Result<JoinHandle<Result<(), MetricsError>>, StartError> {
-    let (bound, is_bound) = oneshot::channel();
-    let (settings, state) = (config.gateway.metrics.clone(), Arc::clone(state));
-    let task = tokio::spawn(async move {
-        // Nobody waits any more only if the daemon is ending.
-        let bound = |address| {
-            let _ = bound.send(address);
-        };
-        metrics::serve(&settings, state, bound, end).await
-    });
-    if is_bound.await.is_err() {
-        match task.await {
-            Ok(Err(failed)) => return Err(failed.into()),
-            Ok(Ok(())) | Err(_) => unreachable!("metrics end before they begin only by an error"),
-        }
-    }
-    Ok(task)
 }
 
 fn named(config: &Arc<Config>, compiled: &Compiled) -> InForce {

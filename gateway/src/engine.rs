@@ -7,6 +7,7 @@ use crate::{
     config::{Config, Hook, convert},
     datapath::{
         attach::{self, AttachError, Attached},
+        claim::{Claim, ClaimError},
         hops, layout,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
@@ -65,8 +66,11 @@ pub enum EngineError {
     /// The pins' place was changed.
     #[error("`{0}` was changed; it takes effect with a restart")]
     Restart(&'static str),
+    /// The tables are somebody else's, or their place cannot be had.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The pin directory.
-    #[error("the directory {path} for pins cannot be made: {source}; is bpffs mounted?")]
+    #[error("the pins in {path} cannot be put in their places: {source}")]
     Pins {
         /// Which.
         path: PathBuf,
@@ -106,6 +110,7 @@ pub struct Engine {
     reserved: Reserved,
     cooling: Cooling,
     carried: Option<usize>,
+    _claim: Claim,
 }
 
 /// What of each address the machine itself uses.
@@ -198,8 +203,7 @@ impl Engine {
             return Err(EngineError::Faults(places.faults));
         }
         let pins = config.gateway.pin_path.clone();
-        std::fs::create_dir_all(&pins)
-            .map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
+        let claim = Claim::of_new(&pins)?;
         let on_bpffs = nix::sys::statfs::statfs(&pins)
             .is_ok_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
         if !on_bpffs {
@@ -236,6 +240,7 @@ impl Engine {
             reserved,
             cooling: Cooling::default(),
             carried,
+            _claim: claim,
         })
     }
 
@@ -448,6 +453,7 @@ impl Engine {
 /// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
+    let _claim = Claim::of(pins)?;
     let mut detached = Detached { links: attach::detach(pins), ..Detached::default() };
     for name in xdp_abi::names::ALL {
         if std::fs::remove_file(pins.join(name)).is_ok() {

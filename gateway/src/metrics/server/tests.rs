@@ -68,15 +68,13 @@ struct Running {
 impl Running {
     async fn new(config: Metrics, state: Arc<State<Memory>>) -> Self {
         let (end, ended) = oneshot::channel::<()>();
-        let (tell, told) = oneshot::channel();
-        let served = tokio::spawn(async move {
-            let bound = |address| tell.send(address).unwrap();
-            let end = async move {
-                let _ = ended.await;
-            };
-            serve(&config, state, bound, end).await
-        });
-        Self { address: told.await.unwrap(), end, served }
+        let bound = Bound::bind(&config).await.unwrap();
+        let address = bound.address;
+        let end_of = async move {
+            let _ = ended.await;
+        };
+        let served = tokio::spawn(bound.serve(state, end_of));
+        Self { address, end, served }
     }
 
     async fn stop(self) {
@@ -250,6 +248,6 @@ fn files_that_cannot_be_used_are_named() {
 async fn an_address_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap().to_string();
-    let error = serve(&on(&listen), state(), |_| {}, std::future::pending()).await.unwrap_err();
+    let error = Bound::bind(&on(&listen)).await.unwrap_err();
     assert!(error.to_string().contains(&listen), "{error}");
 }
