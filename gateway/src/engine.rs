@@ -77,6 +77,23 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
+    /// A pin stays.
+    #[error("{path} cannot be removed: {source}; run `sluice-gateway detach` as root")]
+    Stays {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The last guard stays.
+    #[error("the last guard cannot be removed: {0}")]
+    GuardStays(guard::GuardError),
+    /// The last guard stays for want of a privilege.
+    #[error(
+        "removing the last guard needs CAP_NET_ADMIN; run `sluice-gateway detach --remove-guard` \
+         as root"
+    )]
+    GuardPrivilege,
     /// Nothing can be pinned there.
     #[error(
         "`pin_path` {0} is not on a BPF file system; mount bpffs there, or name a directory below \
@@ -454,11 +471,16 @@ impl Engine {
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
     let _claim = Claim::of(pins)?;
-    let mut detached = Detached { links: attach::detach(pins), ..Detached::default() };
-    for name in xdp_abi::names::ALL {
-        if std::fs::remove_file(pins.join(name)).is_ok() {
-            detached.maps += 1;
-        }
+    if guard_too {
+        // Asked first: without the privilege everything stays as it is.
+        guard::read().map_err(guard_stays)?;
+    }
+    let stays = |(path, source)| EngineError::Stays { path, source };
+    let links = attach::detach(pins).map_err(stays)?;
+    let mut detached = Detached { links, ..Detached::default() };
+    for pin in xdp_abi::names::ALL.map(|name| pins.join(name)) {
+        let removed = attach::gone(&pin, std::fs::remove_file(&pin)).map_err(stays)?;
+        detached.maps += usize::from(removed);
     }
     for path in layout::leftovers(pins) {
         // What a start that came to nothing has left.
@@ -466,9 +488,18 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     }
     let _ = std::fs::remove_dir(pins);
     if guard_too {
-        detached.guard = guard::remove()?;
+        detached.guard = guard::remove().map_err(guard_stays)?;
     }
     Ok(detached)
+}
+
+fn guard_stays(refused: guard::GuardError) -> EngineError {
+    use std::error::Error as _;
+    let cause = refused.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause.and_then(std::io::Error::raw_os_error) {
+        Some(libc::EPERM) => EngineError::GuardPrivilege,
+        _ => EngineError::GuardStays(refused),
+    }
 }
 
 /// What `detach` took out.
@@ -533,4 +564,35 @@ fn choose_hooks(config: &Config, network: &NetworkState) -> BTreeMap<String, Ser
         served.insert(attachment.interface.clone(), hook);
     }
     served
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+    use std::fs;
+    use xdp_abi::names;
+
+    #[test]
+    fn detaching_counts_what_it_removed_and_names_what_it_could_not() {
+        let mut config = testing::scene(TWO_CLUSTERS).config.clone();
+        let pins = std::env::temp_dir().join(format!("sluice-detach-{}", std::process::id()));
+        config.gateway.pin_path = pins.clone();
+        assert_eq!(detach(&config, false).unwrap(), Detached::default(), "nothing is there");
+        fs::create_dir(&pins).unwrap();
+        for name in ["link-xdp-3", "link-tc-egress-3", names::SLOTS4] {
+            fs::write(pins.join(name), "").unwrap();
+        }
+        let taken = Detached { links: 2, maps: 1, guard: false };
+        assert_eq!(detach(&config, false).unwrap(), taken);
+        assert!(!pins.exists());
+        // What cannot be removed, whatever the reason.
+        for name in ["link-xdp-3", names::SLOTS4] {
+            fs::create_dir_all(pins.join(name)).unwrap();
+            let refused = detach(&config, false).unwrap_err().to_string();
+            let said = format!("{} cannot be removed: ", pins.join(name).display());
+            assert!(refused.starts_with(&said) && refused.contains("as root"), "{refused}");
+            fs::remove_dir_all(&pins).unwrap();
+        }
+    }
 }

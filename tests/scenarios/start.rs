@@ -155,3 +155,34 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
     }
     daemon.restart()
 }
+
+#[test]
+fn detaching_needs_the_daemon_stopped_and_the_privileges() -> Result<()> {
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    let lab = Lab::three_legged()?;
+    let config = Config::new(&lab, Hook::Tc);
+    let mut daemon = Daemon::start(&lab, &config)?;
+    let pinned = || -> Result<usize> { Ok(std::fs::read_dir(lab.site().pins())?.count()) };
+    let before = pinned()?;
+    let refused = daemon.detach(&[])?;
+    assert_refused("a daemon that runs", &refused, &["another sluice-gateway has these tables"])?;
+    ensure!(pinned()? == before, "a refused detach took pins away");
+    daemon.stop()?;
+    let path = lab.site().pins().to_string_lossy().into_owned();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    for mode in ["700", "755"] {
+        // As this gateway makes its directory, and as one before it did.
+        lab.gateway.run("chmod", &[mode, &path])?;
+        let refused = beside(&lab, &nobody, "detach", &config)?;
+        assert_refused("somebody who is not root", &refused, &[&path, "denied", "root"])?;
+        ensure!(refused.stdout.is_empty(), "{refused:?}");
+    }
+    let none = ["setpriv", "--bounding-set=-all"];
+    let config_path = daemon.config_path().to_string_lossy().into_owned();
+    let binary = gateway_binary()?.to_string_lossy().into_owned();
+    let words = [&none[1..], &[&*binary, "detach", "--remove-guard", "--config", &*config_path]];
+    let refused = lab.gateway.output(none[0], &words.concat())?;
+    assert_refused("no capability", &refused, &["the last guard needs CAP_NET_ADMIN"])?;
+    ensure!(pinned()? == before, "a refused detach took pins away");
+    daemon.restart()
+}
