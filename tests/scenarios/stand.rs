@@ -223,6 +223,15 @@ pub(crate) fn policy_word(pins: &Path) -> Result<u64> {
     Ok(settings.get(&0, 0)?[POLICY_AT])
 }
 
+/// Puts another word there, as somebody else who publishes would.
+pub(crate) fn put_policy_word(pins: &Path, word: u64) -> Result<()> {
+    let mut settings: Settings =
+        Map::Array(MapData::from_pin(pins.join(names::CONFIG))?).try_into()?;
+    let mut words = settings.get(&0, 0)?;
+    words[POLICY_AT] = word;
+    Ok(settings.set(0, words, 0)?)
+}
+
 /// Waits until something holds, for five seconds.
 pub(crate) fn eventually(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
     within(Duration::from_secs(5), what, holds)
