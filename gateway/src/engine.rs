@@ -63,9 +63,15 @@ pub enum EngineError {
          `sluice-gateway detach` and start again"
     )]
     Resize(&'static str),
-    /// The pins' place was changed.
+    /// Something was changed that is looked at once, at the start.
     #[error("`{0}` was changed; it takes effect with a restart")]
     Restart(&'static str),
+    /// The pins' place was changed: a restart would leave what is pinned there.
+    #[error(
+        "`pin_path` was changed from {0}; set it back, or stop the gateway, run `sluice-gateway \
+         detach` with the old path and start again"
+    )]
+    Moved(PathBuf),
     /// The tables are somebody else's, or their place cannot be had.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -299,7 +305,7 @@ impl Engine {
         network: &NetworkState,
         announce: impl FnOnce(&Arc<Config>, &Compiled),
     ) -> Result<u32, EngineError> {
-        self.refuse_fixed(&config)?;
+        refuse_fixed(&self.config, &config)?;
         let compiled = compile(&config)?;
         announce(&config, &compiled);
         let served = choose_hooks(&config, network);
@@ -342,33 +348,6 @@ impl Engine {
         self.compiled = compiled;
         self.config = config;
         Ok(generation)
-    }
-
-    fn refuse_fixed(&self, config: &Config) -> Result<(), EngineError> {
-        let (old, new) = (&self.config.gateway.tables, &config.gateway.tables);
-        for (name, old, new) in [
-            ("sessions", old.sessions, new.sessions),
-            ("endpoints", old.endpoints, new.endpoints),
-            ("prefixes", old.prefixes, new.prefixes),
-            ("identities", old.identities, new.identities),
-            ("rules", old.rules, new.rules),
-            ("port_classes", old.port_classes, new.port_classes),
-            ("next_hops", old.next_hops, new.next_hops),
-        ] {
-            if old != new {
-                return Err(EngineError::Resize(name));
-            }
-        }
-        for (name, same) in [
-            ("pin_path", self.config.gateway.pin_path == config.gateway.pin_path),
-            ("socket", self.config.gateway.socket == config.gateway.socket),
-            ("state_dir", self.config.gateway.state_dir == config.gateway.state_dir),
-        ] {
-            if !same {
-                return Err(EngineError::Restart(name));
-            }
-        }
-        Ok(())
     }
 
     fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
@@ -465,6 +444,39 @@ impl Engine {
     pub fn touch(&self, domain: u16, address: Ipv4Addr) {
         self.datapath.move_epoch(epoch_slot(domain, V4(address.octets())));
     }
+}
+
+/// Refuses changes of what a running gateway cannot change.
+fn refuse_fixed(in_force: &Config, next: &Config) -> Result<(), EngineError> {
+    let (old, new) = (&in_force.gateway.tables, &next.gateway.tables);
+    for (name, old, new) in [
+        ("sessions", old.sessions, new.sessions),
+        ("endpoints", old.endpoints, new.endpoints),
+        ("prefixes", old.prefixes, new.prefixes),
+        ("identities", old.identities, new.identities),
+        ("rules", old.rules, new.rules),
+        ("port_classes", old.port_classes, new.port_classes),
+        ("next_hops", old.next_hops, new.next_hops),
+    ] {
+        if old != new {
+            return Err(EngineError::Resize(name));
+        }
+    }
+    let (old, new) = (&in_force.gateway, &next.gateway);
+    if old.pin_path != new.pin_path {
+        return Err(EngineError::Moved(old.pin_path.clone()));
+    }
+    for (name, same) in [
+        ("socket", old.socket == new.socket),
+        ("state_dir", old.state_dir == new.state_dir),
+        ("flow_log", old.flow_log == new.flow_log),
+        ("metrics", old.metrics == new.metrics),
+    ] {
+        if !same {
+            return Err(EngineError::Restart(name));
+        }
+    }
+    Ok(())
 }
 
 /// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
@@ -593,6 +605,34 @@ mod tests {
             let said = format!("{} cannot be removed: ", pins.join(name).display());
             assert!(refused.starts_with(&said) && refused.contains("as root"), "{refused}");
             fs::remove_dir_all(&pins).unwrap();
+        }
+    }
+    #[test]
+    fn what_is_looked_at_once_is_not_changed_by_a_reload() {
+        let config = testing::scene(TWO_CLUSTERS).config.clone();
+        assert!(refuse_fixed(&config, &config).is_ok());
+        type Change = fn(&mut crate::config::Gateway);
+        let changes: [(Change, &str); 6] = [
+            (|g| g.tables.rules += 1, "`tables.rules` was changed; sizes are fixed while"),
+            (|g| g.socket = "/other".into(), "`socket` was changed; it takes effect with a"),
+            (|g| g.state_dir = "/other".into(), "`state_dir` was changed; it takes effect with a"),
+            (
+                |g| {
+                    let path = "/other".into();
+                    g.flow_log =
+                        Some(crate::config::FlowLog { path, rotate_bytes: 1 << 20, keep: 1 });
+                },
+                "`flow_log` was changed; it takes effect with a restart",
+            ),
+            (|g| g.metrics.listen.set_port(1), "`metrics` was changed; it takes effect with a"),
+            (|g| g.pin_path = "/other".into(), "`pin_path` was changed from /"),
+        ];
+        for (change, said) in changes {
+            let mut next = config.clone();
+            change(&mut next.gateway);
+            let refused = refuse_fixed(&config, &next).unwrap_err().to_string();
+            assert!(refused.starts_with(said), "{refused}");
+            assert_eq!(refused.contains("detach"), !said.contains("effect"), "{refused}");
         }
     }
 }
