@@ -86,6 +86,16 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// The first of its faults, where there may be many.
+    fn first(&self) -> String {
+        match self {
+            Self::Config(faults) => faults.first().cloned().unwrap_or_default(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// Reads and checks a configuration.
 pub fn read_config(path: &Path) -> Result<Config, StartError> {
     let text = fs::read_to_string(path)
@@ -225,6 +235,7 @@ impl Loop {
             Err(refused) => {
                 error!("{refused}");
                 error!("the file is refused; the configuration in force stays");
+                self.state.refuse(refused.first());
                 return;
             }
         };
@@ -244,6 +255,7 @@ impl Loop {
                 self.state.withdraw();
                 error!("{refused}");
                 error!("the configuration in force stays");
+                self.state.refuse(refused.to_string());
             }
         }
         save_counters(&self.engine);

@@ -155,6 +155,10 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
         let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
         eventually("the file is refused", || Ok(says().contains("stays")))?;
         ensure!(says().contains("sluice.yaml:") && says().contains(said), "{said}: {}", says());
+        let shown = stand.ctl(&["status"])?;
+        ensure!(shown.contains("the last reload was refused: "), "{shown}");
+        ensure!(stand.daemon.metric("sluice_config_last_reload_successful", &[])? == 0.0);
+        ensure!(stand.daemon.get("/readyz")?.0 == 200, "a policy is in force");
     }
     ensure!(!live.ended(), "the old policy holds");
     live.stop()?;
@@ -162,6 +166,9 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
     let attempt = client::connect_to(report, INTERNET, PATIENCE)?;
     ensure!(matches!(attempt, Attempt::Refused), "{attempt:?}");
     stand.reload()?;
+    eventually("the file is in force again", || {
+        Ok(stand.daemon.metric("sluice_config_last_reload_successful", &[])? == 1.0)
+    })?;
     others.assert_whole()
 }
 

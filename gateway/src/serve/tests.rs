@@ -219,6 +219,10 @@ async fn status_and_stats_add_up() {
     for condition in [Condition::Attached, Condition::Policy, Condition::Guards] {
         running.state.readiness.set(condition, vec![]);
     }
+    running.state.refuse("sluice.yaml:3: no".to_owned());
+    let status: Status = running.get(path::STATUS).await;
+    assert_eq!(status.reload_refused.as_deref(), Some("sluice.yaml:3: no"));
+    assert!(status.healthy, "a policy is in force");
     running.state.set_served([(1, ("eth1".to_owned(), Served::Xdp))].into());
     let status: Status = running.get(path::STATUS).await;
     assert!(status.healthy && status.problems.is_empty());
