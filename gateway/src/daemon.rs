@@ -91,9 +91,24 @@ impl StartError {
     fn first(&self) -> String {
         match self {
             Self::Config(faults) => faults.first().cloned().unwrap_or_default(),
-            other => other.to_string(),
+            other => with_causes(other),
         }
     }
+}
+
+/// An error with those of its causes that its text does not have already: what the kernel answered
+/// is often the last of them.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Reads and checks a configuration.
@@ -253,9 +268,10 @@ impl Loop {
             }
             Err(refused) => {
                 self.state.withdraw();
+                let refused = with_causes(&refused);
                 error!("{refused}");
                 error!("the configuration in force stays");
-                self.state.refuse(refused.to_string());
+                self.state.refuse(refused);
             }
         }
         save_counters(&self.engine);
@@ -264,7 +280,7 @@ impl Loop {
     fn network_changed(&mut self, change: &NetworkEvent) {
         let network = self.follower.state().clone();
         if let Err(failed) = self.engine.follow(change, &network) {
-            error!("{failed}");
+            error!("{}", with_causes(&failed));
         }
         if !matches!(change, NetworkEvent::NeighbourChanged { .. }) {
             self.show_places();
@@ -302,6 +318,7 @@ impl Loop {
                 self.state.readiness.set(Condition::Guards, vec![]);
             }
             Err(failed) => {
+                let failed = with_causes(&failed);
                 error!("{failed}");
                 let problem = format!("the last guard does not stand: {failed}");
                 self.state.readiness.set(Condition::Guards, vec![problem]);
@@ -399,6 +416,28 @@ fn save_counters(engine: &Engine) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_answered_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("`bpf_link_create` failed")]
+        struct Call(#[source] io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("`eth0` does not take the XDP program: {0}")]
+        struct Program(#[source] Call);
+        let kernel = || io::Error::from_raw_os_error(libc::EBUSY);
+        let read = StartError::Read { path: "/etc/sluice.yaml".into(), source: kernel() };
+        for (error, said) in [
+            (
+                &Program(Call(kernel())) as &dyn std::error::Error,
+                "`eth0` does not take the XDP program: `bpf_link_create` failed: Device or resource \
+                 busy (os error 16)",
+            ),
+            (&read, "cannot read /etc/sluice.yaml: Device or resource busy (os error 16)"),
+        ] {
+            assert_eq!(with_causes(error), said);
+        }
+    }
 
     #[test]
     fn a_kernel_that_is_too_old_is_refused_in_a_sentence() {
