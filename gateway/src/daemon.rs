@@ -324,6 +324,11 @@ impl Loop {
                 self.state.readiness.set(Condition::Guards, vec![problem]);
             }
         }
+        let lost = self
+            .engine
+            .lost_pin()
+            .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
+        self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
         if let Ok(Some(guard)) = guard::read() {
             self.state.set_guard_dropped(guard.dropped().packets);
         }

@@ -430,6 +430,13 @@ impl Engine {
         }
     }
 
+    /// A pin that somebody took away. Packets are served all the same while this process holds
+    /// what it stood for; the next one would not find it.
+    pub fn lost_pin(&self) -> Option<PathBuf> {
+        let tables = xdp_abi::names::ALL.map(|name| self.pins.join(name));
+        tables.iter().chain(self.attached.pins()).find(|pin| !pin.exists()).cloned()
+    }
+
     /// Puts the last guard back if somebody took it away; says whether it stood.
     pub fn check_guard(&self) -> Result<bool, EngineError> {
         let spec = guard_spec(&self.config);

@@ -219,6 +219,11 @@ impl Attached {
         }
     }
 
+    /// The pins of everything that is attached.
+    pub fn pins(&self) -> impl Iterator<Item = &PathBuf> {
+        self.links.keys()
+    }
+
     /// How many hooks are served.
     pub fn count(&self) -> usize {
         self.links.len()

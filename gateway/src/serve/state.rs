@@ -186,10 +186,13 @@ pub enum Condition {
     Policy,
     /// The last guard against leaks stands.
     Guards,
+    /// What the next daemon takes over is where it looks for it.
+    Pins,
 }
 
 impl Condition {
-    const ALL: [Self; 3] = [Self::Attached, Self::Policy, Self::Guards];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Attached, Self::Policy, Self::Guards, Self::Pins];
 
     /// Before anybody has said how it is.
     const fn unknown(self) -> &'static str {
@@ -197,6 +200,7 @@ impl Condition {
             Self::Attached => "no program has been attached yet",
             Self::Policy => "no policy has been published yet",
             Self::Guards => "the last guard against leaks has not been put up yet",
+            Self::Pins => "nobody has looked yet whether everything is pinned",
         }
     }
 }
@@ -232,9 +236,10 @@ mod tests {
     #[test]
     fn ready_is_only_what_was_said_to_be() {
         let readiness = Readiness::default();
-        assert_eq!(readiness.problems().len(), 3);
-        readiness.set(Condition::Attached, vec![]);
-        readiness.set(Condition::Policy, vec![]);
+        assert_eq!(readiness.problems().len(), 4);
+        for condition in [Condition::Attached, Condition::Policy, Condition::Pins] {
+            readiness.set(condition, vec![]);
+        }
         assert_eq!(readiness.problems(), ["the last guard against leaks has not been put up yet"]);
         readiness.set(Condition::Guards, vec![]);
         assert!(readiness.problems().is_empty());

@@ -115,7 +115,7 @@ async fn on_loopback_everybody_may_read() {
     let waiting = ask("/readyz").await;
     assert_status(&waiting, 503);
     assert!(waiting.contains("the last guard against leaks has not been put up yet"), "{waiting}");
-    for condition in [Condition::Attached, Condition::Policy, Condition::Guards] {
+    for condition in Condition::ALL {
         state.readiness.set(condition, vec![]);
     }
     assert_status(&ask("/readyz").await, 200);
