@@ -17,6 +17,9 @@ pub struct Status {
     pub healthy: bool,
     /// What is wrong, in sentences; empty if healthy.
     pub problems: Vec<String>,
+    /// Why the configuration file as it is now was refused; `None`: it is the one in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload_refused: Option<String>,
     /// The number of live sessions.
     pub sessions: u64,
     /// The attachments in the order of the configuration.

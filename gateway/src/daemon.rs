@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     datapath::{places::Served, tables::Datapath},
     engine::{Compiled, Engine, EngineError},
-    flows::{Collector, CollectorError, live::Tables4},
+    flows::{Collector, CollectorError, Log, live::Tables4},
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
@@ -22,8 +22,7 @@ use std::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -87,6 +86,31 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// The first of its faults, where there may be many.
+    fn first(&self) -> String {
+        match self {
+            Self::Config(faults) => faults.first().cloned().unwrap_or_default(),
+            other => with_causes(other),
+        }
+    }
+}
+
+/// An error with those of its causes that its text does not have already: what the kernel answered
+/// is often the last of them.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Reads and checks a configuration.
 pub fn read_config(path: &Path) -> Result<Config, StartError> {
     let text = fs::read_to_string(path)
@@ -105,6 +129,10 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     privileges()?;
     let (follower, changes) = Follower::start(1024).await?;
     let counters = read_counters(&config.gateway.state_dir);
+    // Whatever may be refused comes before the engine, which changes what packets meet.
+    let socket = serve::Socket::open(&config.gateway.socket)?;
+    let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
+    let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
     let engine = {
         let network = follower.state().clone();
         let config = Arc::clone(&config);
@@ -131,7 +159,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         ring,
         Arc::clone(&tables),
         Arc::clone(&state.directories),
-        config.gateway.flow_log.as_ref(),
+        log,
         Box::new(move |copy| copies.take(copy)),
     )?;
     state.set_records(collector.counts());
@@ -141,9 +169,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         let _ = end.wait_for(|ended| *ended).await;
     };
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
-    let socket = serve::Socket::open(&config.gateway.socket)?;
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
-    let metrics = start_metrics(&config, &state, until_end(end.subscribe())).await?;
+    let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let outcome = Loop { engine, follower, state, capture, path }.run(changes).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -152,30 +179,6 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     drop(collector);
     info!("stopped; traffic goes on under the last policy");
     outcome
-}
-
-/// Serves metrics, or says at once why it cannot.
-async fn start_metrics(
-    config: &Config,
-    state: &Arc<State<Tables4>>,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> Result<JoinHandle<Result<(), MetricsError>>, StartError> {
-    let (bound, is_bound) = oneshot::channel();
-    let (settings, state) = (config.gateway.metrics.clone(), Arc::clone(state));
-    let task = tokio::spawn(async move {
-        // Nobody waits any more only if the daemon is ending.
-        let bound = |address| {
-            let _ = bound.send(address);
-        };
-        metrics::serve(&settings, state, bound, end).await
-    });
-    if is_bound.await.is_err() {
-        match task.await {
-            Ok(Err(failed)) => return Err(failed.into()),
-            Ok(Ok(())) | Err(_) => unreachable!("metrics end before they begin only by an error"),
-        }
-    }
-    Ok(task)
 }
 
 fn named(config: &Arc<Config>, compiled: &Compiled) -> InForce {
@@ -247,6 +250,7 @@ impl Loop {
             Err(refused) => {
                 error!("{refused}");
                 error!("the file is refused; the configuration in force stays");
+                self.state.refuse(refused.first());
                 return;
             }
         };
@@ -264,8 +268,10 @@ impl Loop {
             }
             Err(refused) => {
                 self.state.withdraw();
+                let refused = with_causes(&refused);
                 error!("{refused}");
                 error!("the configuration in force stays");
+                self.state.refuse(refused);
             }
         }
         save_counters(&self.engine);
@@ -274,7 +280,7 @@ impl Loop {
     fn network_changed(&mut self, change: &NetworkEvent) {
         let network = self.follower.state().clone();
         if let Err(failed) = self.engine.follow(change, &network) {
-            error!("{failed}");
+            error!("{}", with_causes(&failed));
         }
         if !matches!(change, NetworkEvent::NeighbourChanged { .. }) {
             self.show_places();
@@ -312,11 +318,17 @@ impl Loop {
                 self.state.readiness.set(Condition::Guards, vec![]);
             }
             Err(failed) => {
+                let failed = with_causes(&failed);
                 error!("{failed}");
                 let problem = format!("the last guard does not stand: {failed}");
                 self.state.readiness.set(Condition::Guards, vec![problem]);
             }
         }
+        let lost = self
+            .engine
+            .lost_pin()
+            .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
+        self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
         if let Ok(Some(guard)) = guard::read() {
             self.state.set_guard_dropped(guard.dropped().packets);
         }
@@ -409,6 +421,28 @@ fn save_counters(engine: &Engine) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_answered_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("`bpf_link_create` failed")]
+        struct Call(#[source] io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("`eth0` does not take the XDP program: {0}")]
+        struct Program(#[source] Call);
+        let kernel = || io::Error::from_raw_os_error(libc::EBUSY);
+        let read = StartError::Read { path: "/etc/sluice.yaml".into(), source: kernel() };
+        for (error, said) in [
+            (
+                &Program(Call(kernel())) as &dyn std::error::Error,
+                "`eth0` does not take the XDP program: `bpf_link_create` failed: Device or resource \
+                 busy (os error 16)",
+            ),
+            (&read, "cannot read /etc/sluice.yaml: Device or resource busy (os error 16)"),
+        ] {
+            assert_eq!(with_causes(error), said);
+        }
+    }
 
     #[test]
     fn a_kernel_that_is_too_old_is_refused_in_a_sentence() {

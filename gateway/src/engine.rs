@@ -7,6 +7,7 @@ use crate::{
     config::{Config, Hook, convert},
     datapath::{
         attach::{self, AttachError, Attached},
+        claim::{Claim, ClaimError},
         hops, layout,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
@@ -63,17 +64,43 @@ pub enum EngineError {
          `sluice-gateway detach` and start again"
     )]
     Resize(&'static str),
-    /// The pins' place was changed.
+    /// Something was changed that is looked at once, at the start.
     #[error("`{0}` was changed; it takes effect with a restart")]
     Restart(&'static str),
+    /// The pins' place was changed: a restart would leave what is pinned there.
+    #[error(
+        "`pin_path` was changed from {0}; set it back, or stop the gateway, run `sluice-gateway \
+         detach` with the old path and start again"
+    )]
+    Moved(PathBuf),
+    /// The tables are somebody else's, or their place cannot be had.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The pin directory.
-    #[error("the directory {path} for pins cannot be made: {source}; is bpffs mounted?")]
+    #[error("the pins in {path} cannot be put in their places: {source}")]
     Pins {
         /// Which.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+    /// A pin stays.
+    #[error("{path} cannot be removed: {source}; run `sluice-gateway detach` as root")]
+    Stays {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The last guard stays.
+    #[error("the last guard cannot be removed: {0}")]
+    GuardStays(guard::GuardError),
+    /// The last guard stays for want of a privilege.
+    #[error(
+        "removing the last guard needs CAP_NET_ADMIN; run `sluice-gateway detach --remove-guard` \
+         as root"
+    )]
+    GuardPrivilege,
     /// Nothing can be pinned there.
     #[error(
         "`pin_path` {0} is not on a BPF file system; mount bpffs there, or name a directory below \
@@ -108,6 +135,7 @@ pub struct Engine {
     cooling: Cooling,
     recycling: Recycling,
     carried: Option<usize>,
+    _claim: Claim,
 }
 
 /// What of each address the machine itself uses.
@@ -200,8 +228,7 @@ impl Engine {
             return Err(EngineError::Faults(places.faults));
         }
         let pins = config.gateway.pin_path.clone();
-        std::fs::create_dir_all(&pins)
-            .map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
+        let claim = Claim::of_new(&pins)?;
         let on_bpffs = nix::sys::statfs::statfs(&pins)
             .is_ok_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
         if !on_bpffs {
@@ -239,6 +266,7 @@ impl Engine {
             cooling: Cooling::default(),
             recycling: Recycling::default(),
             carried,
+            _claim: claim,
         })
     }
 
@@ -280,7 +308,7 @@ impl Engine {
         network: &NetworkState,
         announce: impl FnOnce(&Arc<Config>, &Compiled),
     ) -> Result<u32, EngineError> {
-        self.refuse_fixed(&config)?;
+        refuse_fixed(&self.config, &config)?;
         let compiled = compile(&config)?;
         announce(&config, &compiled);
         let served = choose_hooks(&config, network);
@@ -323,33 +351,6 @@ impl Engine {
         self.compiled = compiled;
         self.config = config;
         Ok(generation)
-    }
-
-    fn refuse_fixed(&self, config: &Config) -> Result<(), EngineError> {
-        let (old, new) = (&self.config.gateway.tables, &config.gateway.tables);
-        for (name, old, new) in [
-            ("sessions", old.sessions, new.sessions),
-            ("endpoints", old.endpoints, new.endpoints),
-            ("prefixes", old.prefixes, new.prefixes),
-            ("identities", old.identities, new.identities),
-            ("rules", old.rules, new.rules),
-            ("port_classes", old.port_classes, new.port_classes),
-            ("next_hops", old.next_hops, new.next_hops),
-        ] {
-            if old != new {
-                return Err(EngineError::Resize(name));
-            }
-        }
-        for (name, same) in [
-            ("pin_path", self.config.gateway.pin_path == config.gateway.pin_path),
-            ("socket", self.config.gateway.socket == config.gateway.socket),
-            ("state_dir", self.config.gateway.state_dir == config.gateway.state_dir),
-        ] {
-            if !same {
-                return Err(EngineError::Restart(name));
-            }
-        }
-        Ok(())
     }
 
     fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
@@ -436,6 +437,13 @@ impl Engine {
         }
     }
 
+    /// A pin that somebody took away. Packets are served all the same while this process holds
+    /// what it stood for; the next one would not find it.
+    pub fn lost_pin(&self) -> Option<PathBuf> {
+        let tables = xdp_abi::names::ALL.map(|name| self.pins.join(name));
+        tables.iter().chain(self.attached.pins()).find(|pin| !pin.exists()).cloned()
+    }
+
     /// Puts the last guard back if somebody took it away; says whether it stood.
     pub fn check_guard(&self) -> Result<bool, EngineError> {
         let spec = guard_spec(&self.config);
@@ -452,14 +460,53 @@ impl Engine {
     }
 }
 
+/// Refuses changes of what a running gateway cannot change.
+fn refuse_fixed(in_force: &Config, next: &Config) -> Result<(), EngineError> {
+    let (old, new) = (&in_force.gateway.tables, &next.gateway.tables);
+    for (name, old, new) in [
+        ("sessions", old.sessions, new.sessions),
+        ("endpoints", old.endpoints, new.endpoints),
+        ("prefixes", old.prefixes, new.prefixes),
+        ("identities", old.identities, new.identities),
+        ("rules", old.rules, new.rules),
+        ("port_classes", old.port_classes, new.port_classes),
+        ("next_hops", old.next_hops, new.next_hops),
+    ] {
+        if old != new {
+            return Err(EngineError::Resize(name));
+        }
+    }
+    let (old, new) = (&in_force.gateway, &next.gateway);
+    if old.pin_path != new.pin_path {
+        return Err(EngineError::Moved(old.pin_path.clone()));
+    }
+    for (name, same) in [
+        ("socket", old.socket == new.socket),
+        ("state_dir", old.state_dir == new.state_dir),
+        ("flow_log", old.flow_log == new.flow_log),
+        ("metrics", old.metrics == new.metrics),
+    ] {
+        if !same {
+            return Err(EngineError::Restart(name));
+        }
+    }
+    Ok(())
+}
+
 /// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
-    let mut detached = Detached { links: attach::detach(pins), ..Detached::default() };
-    for name in xdp_abi::names::ALL {
-        if std::fs::remove_file(pins.join(name)).is_ok() {
-            detached.maps += 1;
-        }
+    let _claim = Claim::of(pins)?;
+    if guard_too {
+        // Asked first: without the privilege everything stays as it is.
+        guard::read().map_err(guard_stays)?;
+    }
+    let stays = |(path, source)| EngineError::Stays { path, source };
+    let links = attach::detach(pins).map_err(stays)?;
+    let mut detached = Detached { links, ..Detached::default() };
+    for pin in xdp_abi::names::ALL.map(|name| pins.join(name)) {
+        let removed = attach::gone(&pin, std::fs::remove_file(&pin)).map_err(stays)?;
+        detached.maps += usize::from(removed);
     }
     for path in layout::leftovers(pins) {
         // What a start that came to nothing has left.
@@ -467,9 +514,18 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     }
     let _ = std::fs::remove_dir(pins);
     if guard_too {
-        detached.guard = guard::remove()?;
+        detached.guard = guard::remove().map_err(guard_stays)?;
     }
     Ok(detached)
+}
+
+fn guard_stays(refused: guard::GuardError) -> EngineError {
+    use std::error::Error as _;
+    let cause = refused.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause.and_then(std::io::Error::raw_os_error) {
+        Some(libc::EPERM) => EngineError::GuardPrivilege,
+        _ => EngineError::GuardStays(refused),
+    }
 }
 
 /// What `detach` took out.
@@ -534,4 +590,63 @@ fn choose_hooks(config: &Config, network: &NetworkState) -> BTreeMap<String, Ser
         served.insert(attachment.interface.clone(), hook);
     }
     served
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+    use std::fs;
+    use xdp_abi::names;
+
+    #[test]
+    fn detaching_counts_what_it_removed_and_names_what_it_could_not() {
+        let mut config = testing::scene(TWO_CLUSTERS).config.clone();
+        let pins = std::env::temp_dir().join(format!("sluice-detach-{}", std::process::id()));
+        config.gateway.pin_path = pins.clone();
+        assert_eq!(detach(&config, false).unwrap(), Detached::default(), "nothing is there");
+        fs::create_dir(&pins).unwrap();
+        for name in ["link-xdp-3", "link-tc-egress-3", names::SLOTS4] {
+            fs::write(pins.join(name), "").unwrap();
+        }
+        let taken = Detached { links: 2, maps: 1, guard: false };
+        assert_eq!(detach(&config, false).unwrap(), taken);
+        assert!(!pins.exists());
+        // What cannot be removed, whatever the reason.
+        for name in ["link-xdp-3", names::SLOTS4] {
+            fs::create_dir_all(pins.join(name)).unwrap();
+            let refused = detach(&config, false).unwrap_err().to_string();
+            let said = format!("{} cannot be removed: ", pins.join(name).display());
+            assert!(refused.starts_with(&said) && refused.contains("as root"), "{refused}");
+            fs::remove_dir_all(&pins).unwrap();
+        }
+    }
+    #[test]
+    fn what_is_looked_at_once_is_not_changed_by_a_reload() {
+        let config = testing::scene(TWO_CLUSTERS).config.clone();
+        assert!(refuse_fixed(&config, &config).is_ok());
+        type Change = fn(&mut crate::config::Gateway);
+        let changes: [(Change, &str); 6] = [
+            (|g| g.tables.rules += 1, "`tables.rules` was changed; sizes are fixed while"),
+            (|g| g.socket = "/other".into(), "`socket` was changed; it takes effect with a"),
+            (|g| g.state_dir = "/other".into(), "`state_dir` was changed; it takes effect with a"),
+            (
+                |g| {
+                    let path = "/other".into();
+                    g.flow_log =
+                        Some(crate::config::FlowLog { path, rotate_bytes: 1 << 20, keep: 1 });
+                },
+                "`flow_log` was changed; it takes effect with a restart",
+            ),
+            (|g| g.metrics.listen.set_port(1), "`metrics` was changed; it takes effect with a"),
+            (|g| g.pin_path = "/other".into(), "`pin_path` was changed from /"),
+        ];
+        for (change, said) in changes {
+            let mut next = config.clone();
+            change(&mut next.gateway);
+            let refused = refuse_fixed(&config, &next).unwrap_err().to_string();
+            assert!(refused.starts_with(said), "{refused}");
+            assert_eq!(refused.contains("detach"), !said.contains("effect"), "{refused}");
+        }
+    }
 }

@@ -88,7 +88,7 @@ fn run(path: PathBuf) -> ExitCode {
             ExitCode::from(UNUSABLE)
         }
         Err(failed) => {
-            eprintln!("sluice-gateway: {failed}");
+            eprintln!("sluice-gateway: {}", daemon::with_causes(&failed));
             ExitCode::from(FAILED)
         }
     }
@@ -117,7 +117,7 @@ fn detach(path: &Path, remove_guard: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failed) => {
-            eprintln!("sluice-gateway: {failed}");
+            eprintln!("sluice-gateway: {}", daemon::with_causes(&failed));
             ExitCode::from(FAILED)
         }
     }

@@ -13,7 +13,7 @@ use lab::servers::ECHO;
 use serde_json::json;
 use xdp_abi::reason::Reason;
 
-use crate::stand::{Own, Place, Stand, eventually, everywhere, show};
+use crate::stand::{Own, Place, Stand, eventually, everywhere, policy_word, put_policy_word, show};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
@@ -29,6 +29,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_file_that_changes_is_read_without_being_told,
         a_bad_file_is_refused_and_the_old_policy_stays,
         a_size_that_changes_is_refused_with_the_reason,
+        a_policy_that_somebody_else_put_there_is_replaced_whole,
         a_rule_that_only_watches_decides_nothing_and_is_named,
     )
 }
@@ -154,6 +155,10 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
         let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
         eventually("the file is refused", || Ok(says().contains("stays")))?;
         ensure!(says().contains("sluice.yaml:") && says().contains(said), "{said}: {}", says());
+        let shown = stand.ctl(&["status"])?;
+        ensure!(shown.contains("the last reload was refused: "), "{shown}");
+        ensure!(stand.daemon.metric("sluice_config_last_reload_successful", &[])? == 0.0);
+        ensure!(stand.daemon.get("/readyz")?.0 == 200, "a policy is in force");
     }
     ensure!(!live.ended(), "the old policy holds");
     live.stop()?;
@@ -161,6 +166,9 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
     let attempt = client::connect_to(report, INTERNET, PATIENCE)?;
     ensure!(matches!(attempt, Attempt::Refused), "{attempt:?}");
     stand.reload()?;
+    eventually("the file is in force again", || {
+        Ok(stand.daemon.metric("sluice_config_last_reload_successful", &[])? == 1.0)
+    })?;
     others.assert_whole()
 }
 
@@ -173,6 +181,25 @@ fn a_size_that_changes_is_refused_with_the_reason(stand: &mut Stand) -> Result<(
     let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
     eventually("the size is refused", || Ok(says().contains("tables.sessions")))?;
     stand.reload()?;
+    others.assert_whole()
+}
+
+fn a_policy_that_somebody_else_put_there_is_replaced_whole(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let pins = stand.lab.site().pins();
+    let generation = |word: u64| word >> 32;
+    // The same policy again is amended by nothing, and its generation stays.
+    stand.reload()?;
+    let own = policy_word(&pins)?;
+    stand.reload()?;
+    ensure!(policy_word(&pins)? == own, "{:#x} after {own:#x}", policy_word(&pins)?);
+    let foreign = own + (1 << 32);
+    put_policy_word(&pins, foreign)?;
+    stand.reload()?;
+    let word = policy_word(&pins)?;
+    ensure!(generation(word) == generation(foreign) + 1, "{word:#x} after {foreign:#x}");
+    stand.reload()?;
+    ensure!(policy_word(&pins)? == word, "it is its own again");
     others.assert_whole()
 }
 

@@ -12,6 +12,7 @@ use lab::plan::{INTERNET_SERVERS, NON_ROUTABLE, TRANSIT_SERVERS};
 use lab::servers::ECHO;
 use serde_json::Value;
 use xdp_abi::ABI_VERSION;
+use xdp_abi::names;
 use xdp_abi::session::Record;
 
 use crate::older;
@@ -37,6 +38,8 @@ fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
         a_killed_daemon_and_its_successor_lose_no_packet,
         a_daemon_dead_for_longer_than_every_timer_is_not_missed,
         a_daemon_that_is_asked_to_stop_leaves_everything_at_work,
+        a_pin_that_somebody_takes_away_is_missed_before_a_restart,
+        a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on,
     )
 }
 
@@ -104,6 +107,55 @@ fn a_daemon_that_is_asked_to_stop_leaves_everything_at_work(stand: &mut Stand) -
     let pod = &stand.lab.pod("prod-us", "api").netns;
     client::echo(client::connect_to(pod, TRANSIT, PATIENCE)?.open()?, 1_000)?;
     stand.daemon.restart()
+}
+
+fn a_pin_that_somebody_takes_away_is_missed_before_a_restart(stand: &mut Stand) -> Result<()> {
+    let pins = stand.lab.site().pins();
+    let link = std::fs::read_dir(&pins)?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .find(|name| name.contains("egress-"))
+        .context("something is attached")?;
+    for name in [names::SLOTS4, &link] {
+        let (pin, away) = (pins.join(name), pins.join("away"));
+        std::fs::rename(&pin, &away)?;
+        let said = format!("the pin {} is gone: a restart would lose sessions", pin.display());
+        eventually("it is missed", || {
+            let (status, body) = stand.daemon.get("/readyz")?;
+            Ok(status == 503 && body.contains(&said))
+        })?;
+        std::fs::rename(&away, &pin)?;
+        eventually("it is back", || Ok(stand.daemon.get("/readyz")?.0 == 200))?;
+    }
+    Ok(())
+}
+
+fn a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on(
+    stand: &mut Stand,
+) -> Result<()> {
+    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
+    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
+    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    stand.daemon.stop()?;
+    let tables = stand.config.gateway["tables"].as_object().context("sizes are set")?.clone();
+    ensure!(tables.len() == 7, "{tables:?}");
+    for (table, size) in tables {
+        let size = size.as_u64().context("a size is a number")? as u32;
+        for other in [size / 2, size * 2] {
+            let mut resized = stand.config.clone();
+            resized.set_table(&table, other);
+            resized.write(stand.daemon.config_path())?;
+            let Err(refused) = stand.daemon.restart() else { bail!("{table}: {other}") };
+            let refused = format!("{refused:#}");
+            let said = format!("`tables.{table}` is {other}, but the pinned table has {size};");
+            ensure!(refused.contains(&said), "{said}: {refused}");
+        }
+    }
+    stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.restart()?;
+    let talk = talk.stop()?;
+    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+    Ok(())
 }
 
 fn sessions_of_an_older_layout_live_on(place: Place) -> Result<()> {

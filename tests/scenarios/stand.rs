@@ -1,16 +1,20 @@
 //! Where a scenario plays: a lab with servers, the daemon, and captures outside.
 
+use std::mem::offset_of;
 use std::net::SocketAddrV4;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
 use lab::client::{self, Talk};
 use lab::daemon::ctl_binary;
 use lab::plan::NON_ROUTABLE;
 use lab::servers;
 use lab::{Background, Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
 use serde_json::Value;
+use xdp_abi::names;
 
 use crate::counters::Counters;
 
@@ -208,6 +212,24 @@ impl Own {
         ensure!(talk.broke.is_none() && talk.answered > 0, "the machine's own: {talk:?}");
         Ok(())
     }
+}
+
+type Settings = Array<MapData, [u64; size_of::<xdp_abi::config::Config>() / 8]>;
+const POLICY_AT: usize = offset_of!(xdp_abi::config::Config, policy) / 8;
+
+/// The word by which packets find their policy, as it is pinned.
+pub(crate) fn policy_word(pins: &Path) -> Result<u64> {
+    let settings: Settings = Map::Array(MapData::from_pin(pins.join(names::CONFIG))?).try_into()?;
+    Ok(settings.get(&0, 0)?[POLICY_AT])
+}
+
+/// Puts another word there, as somebody else who publishes would.
+pub(crate) fn put_policy_word(pins: &Path, word: u64) -> Result<()> {
+    let mut settings: Settings =
+        Map::Array(MapData::from_pin(pins.join(names::CONFIG))?).try_into()?;
+    let mut words = settings.get(&0, 0)?;
+    words[POLICY_AT] = word;
+    Ok(settings.set(0, words, 0)?)
 }
 
 /// Waits until something holds, for five seconds.

@@ -1,10 +1,13 @@
 //! A gateway that cannot start says why in a sentence, and ends.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::config::replace;
+use lab::config::{METRICS, replace};
 use lab::daemon::{ctl_binary, gateway_binary};
 use lab::{Config, Daemon, Hook, Lab, Need};
 use serde_json::{Value, json};
+use std::process::Output;
+
+use crate::stand::policy_word;
 
 #[test]
 fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
@@ -116,4 +119,99 @@ fn a_few_capabilities_are_enough() -> Result<()> {
     });
     ensure!(maps.len() > 30 && empty.is_none(), "{empty:?} of {}", maps.len());
     Ok(())
+}
+
+/// Runs `sluice-gateway` beside whatever runs already, until it ends or half a minute is over.
+fn beside(lab: &Lab, wrapper: &[&str], command: &str, config: &Config) -> Result<Output> {
+    let path = lab.site().files().join("beside.yaml");
+    config.write(&path)?;
+    let (binary, path) = (gateway_binary()?, path.to_string_lossy().into_owned());
+    let binary = binary.to_string_lossy();
+    let words = [&["30"], wrapper, &[&*binary, command, "--config", &*path]].concat();
+    lab.gateway.output("timeout", &words)
+}
+
+/// It ended with code 1 and said this.
+fn assert_refused(what: &str, output: &Output, said: &[&str]) -> Result<()> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{what}: {}: {stderr}", output.status);
+    for part in said {
+        ensure!(stderr.contains(part), "{what}: `{part}` is not in: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway);
+    let lab = Lab::three_legged()?;
+    let config = Config::new(&lab, Hook::Tc);
+    let mut daemon = Daemon::start(&lab, &config)?;
+    let (pins, files) = (lab.site().pins(), lab.site().files());
+    let before = policy_word(&pins)?;
+    let mut elsewhere = config.clone();
+    elsewhere.gateway["socket"] = json!(files.join("second.sock"));
+    elsewhere.gateway["metrics"]["listen"] = json!("127.0.0.1:9465");
+    elsewhere.gateway["flow_log"]["path"] = json!(files.join("second.jsonl"));
+    let second = beside(&lab, &[], "run", &elsewhere)?;
+    let own = pins.to_string_lossy();
+    assert_refused("the same pins", &second, &["another sluice-gateway has these tables", &own])?;
+    ensure!(policy_word(&pins)? == before, "a second daemon has published");
+    let mut taken = elsewhere.clone();
+    taken.gateway["metrics"]["listen"] = json!(format!("127.0.0.1:{METRICS}"));
+    let second = beside(&lab, &[], "run", &taken)?;
+    assert_refused("a port that is taken", &second, &["metrics cannot be served on 127.0.0.1"])?;
+    daemon.stop()?;
+    for (what, field, value, said) in [
+        (
+            "a token that is missing",
+            "metrics",
+            json!({ "listen": "127.0.0.1:9465", "token_file": files.join("nowhere") }),
+            "token_file",
+        ),
+        (
+            "a log below a file",
+            "flow_log",
+            json!({ "path": files.join("sluice.yaml/flows.jsonl") }),
+            "the flow log",
+        ),
+        ("a socket that is a file", "socket", json!(files.join("sluice.yaml")), "is no socket"),
+    ] {
+        let mut config = elsewhere.clone();
+        config.gateway[field] = value;
+        assert_refused(what, &beside(&lab, &[], "run", &config)?, &[said])?;
+        ensure!(policy_word(&pins)? == before, "{what}: it has published all the same");
+    }
+    daemon.restart()
+}
+
+#[test]
+fn detaching_needs_the_daemon_stopped_and_the_privileges() -> Result<()> {
+    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    let lab = Lab::three_legged()?;
+    let config = Config::new(&lab, Hook::Tc);
+    let mut daemon = Daemon::start(&lab, &config)?;
+    let pinned = || -> Result<usize> { Ok(std::fs::read_dir(lab.site().pins())?.count()) };
+    let before = pinned()?;
+    let refused = daemon.detach(&[])?;
+    assert_refused("a daemon that runs", &refused, &["another sluice-gateway has these tables"])?;
+    ensure!(pinned()? == before, "a refused detach took pins away");
+    daemon.stop()?;
+    let path = lab.site().pins().to_string_lossy().into_owned();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    for mode in ["700", "755"] {
+        // As this gateway makes its directory, and as one before it did.
+        lab.gateway.run("chmod", &[mode, &path])?;
+        let refused = beside(&lab, &nobody, "detach", &config)?;
+        assert_refused("somebody who is not root", &refused, &[&path, "denied", "root"])?;
+        ensure!(refused.stdout.is_empty(), "{refused:?}");
+    }
+    let none = ["setpriv", "--bounding-set=-all"];
+    let config_path = daemon.config_path().to_string_lossy().into_owned();
+    let binary = gateway_binary()?.to_string_lossy().into_owned();
+    let words = [&none[1..], &[&*binary, "detach", "--remove-guard", "--config", &*config_path]];
+    let refused = lab.gateway.output(none[0], &words.concat())?;
+    assert_refused("no capability", &refused, &["the last guard needs CAP_NET_ADMIN"])?;
+    ensure!(pinned()? == before, "a refused detach took pins away");
+    daemon.restart()
 }

@@ -146,20 +146,27 @@ fn pinned(pins: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Takes off what a pin stands for. What is gone already is what was wanted.
-fn take_off(pin: &Path) {
-    if filter::is_pin(pin) {
-        filter::take_off(pin);
-    } else {
-        let _ = std::fs::remove_file(pin);
-    }
+/// Takes off what a pin stands for.
+fn take_off(pin: &Path) -> io::Result<()> {
+    if filter::is_pin(pin) { filter::take_off(pin) } else { std::fs::remove_file(pin) }
 }
 
-/// Takes every program off its interface; says how many there were.
-pub fn detach(pins: &Path) -> usize {
-    let found = pinned(pins);
-    found.iter().for_each(|pin| take_off(pin));
-    found.len()
+/// Takes every program off its interface; says how many there were, or which one stays and why.
+pub fn detach(pins: &Path) -> Result<usize, (PathBuf, io::Error)> {
+    let mut count = 0;
+    for pin in pinned(pins) {
+        count += usize::from(gone(&pin, take_off(&pin))?);
+    }
+    Ok(count)
+}
+
+/// Whether a pin was removed; one that is gone already is as it was wanted.
+pub fn gone(pin: &Path, removed: io::Result<()>) -> Result<bool, (PathBuf, io::Error)> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err((pin.to_owned(), error)),
+    }
 }
 
 impl Attached {
@@ -196,7 +203,8 @@ impl Attached {
             wanted.iter().map(|(ifindex, _, place, _)| pin(pins, *ifindex, *place)).collect();
         for path in pinned(pins).into_iter().filter(|path| !keep.contains(path)) {
             self.links.remove(&path);
-            take_off(&path);
+            // A pin that cannot be removed is met again with the next change.
+            let _ = take_off(&path);
         }
         Ok(())
     }
@@ -206,8 +214,14 @@ impl Attached {
         for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
             let path = pin(pins, ifindex, place);
             self.links.remove(&path);
-            take_off(&path);
+            // It may be gone already.
+            let _ = take_off(&path);
         }
+    }
+
+    /// The pins of everything that is attached.
+    pub fn pins(&self) -> impl Iterator<Item = &PathBuf> {
+        self.links.keys()
     }
 
     /// How many hooks are served.

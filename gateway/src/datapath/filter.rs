@@ -102,7 +102,7 @@ pub(super) fn put(
 }
 
 /// Takes the filter out that a pin stands for, and the pin.
-pub(super) fn take_off(pin: &Path) {
+pub(super) fn take_off(pin: &Path) -> io::Result<()> {
     if let Some((ifindex, side)) = meaning(pin)
         && let Ok(interface) = name_of(ifindex)
         && let Ok(link) =
@@ -111,7 +111,7 @@ pub(super) fn take_off(pin: &Path) {
         // A filter that is gone already is what was wanted.
         let _ = link.detach();
     }
-    let _ = fs::remove_file(pin);
+    fs::remove_file(pin)
 }
 
 fn name_of(ifindex: u32) -> io::Result<String> {

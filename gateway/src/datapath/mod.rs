@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod carry;
+pub mod claim;
 pub mod clock;
 mod filter;
 pub mod hops;

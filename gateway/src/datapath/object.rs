@@ -26,6 +26,9 @@ pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 /// The ring of events: about 30,000 of them, should the daemon be busy for a moment.
 const EVENT_BYTES: u32 = 4 << 20;
 
+/// The policy in force and the one that is written next have a half each.
+const BANKS: u32 = 2;
+
 /// How much the tables hold. Fixed while they exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -63,8 +66,23 @@ impl Sizes {
         (self.sessions / 512).max(64)
     }
 
+    /// Every setting with its value, a map that shows how large it was made, and how many
+    /// elements of that map there are for each of its entries.
+    pub(super) fn shown_by(&self) -> [(&'static str, u32, &'static str, u32); 7] {
+        let banks = BANKS;
+        [
+            ("sessions", self.sessions, names::RECORDS4, 1),
+            ("endpoints", self.hosts, names::HOSTS4, banks),
+            ("prefixes", self.prefixes, names::PREFIXES4, banks),
+            ("identities", self.identities, names::SOURCE_RULES, banks),
+            ("rules", self.rules, names::RULE_COUNTS, 1),
+            ("port_classes", self.port_classes, names::CLASS_RULES, banks),
+            ("next_hops", self.next_hops, names::NEXT_HOPS, 1),
+        ]
+    }
+
     fn of_maps(&self) -> Vec<(&'static str, u32)> {
-        let banks = 2;
+        let banks = BANKS;
         vec![
             (names::SLOTS4, self.window_slots() + self.overflow_slots() + self.near_slots()),
             (names::HINTS4, hint_words(self.window_slots(), self.near_slots())),
@@ -347,4 +365,27 @@ where
 {
     let program = ebpf.program_mut(name).ok_or(ObjectError::Missing(name))?;
     program.try_into().map_err(|source| ObjectError::Program { name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_shown_by_a_map_of_its_size() {
+        let sizes = Sizes {
+            sessions: 1024,
+            hosts: 11,
+            prefixes: 13,
+            identities: 17,
+            rules: 19,
+            port_classes: 23,
+            next_hops: 29,
+        };
+        let made = sizes.of_maps();
+        for (setting, wanted, map, each) in sizes.shown_by() {
+            let entries = made.iter().find(|(name, _)| *name == map).map(|(_, entries)| *entries);
+            assert_eq!(entries, Some(wanted * each), "{setting}");
+        }
+    }
 }

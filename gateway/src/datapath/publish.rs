@@ -91,6 +91,9 @@ struct InForce {
     image: Arc<Image>,
     ways_out: WaysOut,
     bank: u32,
+    /// What was stored to put it in force. Another word in the table is another policy, whoever
+    /// put it there.
+    word: PolicyWord,
     /// By index in the image: index in the tables.
     places: Vec<u32>,
     /// How many places are taken. One that nobody has any more is not given out again under
@@ -190,6 +193,7 @@ impl Publisher {
             image: Arc::clone(image),
             ways_out: ways_out.clone(),
             bank,
+            word,
             places: (0..taken).collect(),
             taken,
         });
@@ -198,7 +202,8 @@ impl Publisher {
 
     /// Brings the policy in force to an image that differs from it only in who has which
     /// address, and says which addresses that were; the generation stays, and only the flows of
-    /// those addresses are judged again. `None`: the image differs in more, publish it whole.
+    /// those addresses are judged again. `None`: the image differs in more, or what is in force
+    /// is not what was published here; publish it whole.
     ///
     /// A new identity's sets are in place before an address points at it.
     pub fn amend(
@@ -208,6 +213,9 @@ impl Publisher {
         ways_out: &WaysOut,
     ) -> Result<Option<Vec<(DomainId, Ipv4Addr)>>, PublishError> {
         let Some(in_force) = &self.in_force else { return Ok(None) };
+        if datapath.settings().policy.load() != in_force.word.0 {
+            return Ok(None);
+        }
         let old = &in_force.image;
         let same = old.rules == image.rules
             && old.default_action == image.default_action
@@ -228,7 +236,7 @@ impl Publisher {
         if by_prefix(&old.prefixes, &in_force.places) != by_prefix(&image.prefixes, &places) {
             return Ok(None);
         }
-        let bank = in_force.bank;
+        let (bank, word) = (in_force.bank, in_force.word);
         for index in &new {
             let at = place(&places, *index);
             write_identity(datapath, &image.identities[*index as usize], at, bank);
@@ -277,6 +285,7 @@ impl Publisher {
             image: Arc::clone(image),
             ways_out: ways_out.clone(),
             bank,
+            word,
             places,
             taken,
         });
@@ -287,7 +296,11 @@ impl Publisher {
     pub fn judge_again(&mut self, datapath: &Datapath) {
         let word = datapath.settings().policy.load();
         if PolicyWord(word).generation() != 0 {
-            datapath.settings().policy.store(word.wrapping_add(1 << 32));
+            let again = word.wrapping_add(1 << 32);
+            datapath.settings().policy.store(again);
+            if let Some(in_force) = self.in_force.as_mut().filter(|known| known.word.0 == word) {
+                in_force.word = PolicyWord(again);
+            }
         }
     }
 

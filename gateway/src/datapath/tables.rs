@@ -128,23 +128,15 @@ impl Datapath {
     /// are there.
     pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&Path>) -> Result<Self, TablesError> {
         let older = pins.map(layout::look).transpose()?.flatten();
+        if let Some(pins) = pins {
+            refuse_other_sizes(&sizes, pins)?;
+        }
         let apart = older.as_ref().map_or(&[][..], Older::apart);
         let mut object = Object::load(&sizes, hooks, pins, apart)?;
         let config: Mapped<Config> = object.map(names::CONFIG)?;
         let shared: Mapped<Shared> = object.map(names::SHARED)?;
         let slots: Mapped<Entry4> = object.map(names::SLOTS4)?;
         let adopted = config.all()[0].abi.load() != 0;
-        if adopted {
-            let pinned =
-                (config.all()[0].slots.load() as u32 + 1) / xdp_abi::session::SLOTS_PER_SESSION;
-            if pinned != sizes.sessions {
-                return Err(TablesError::Size {
-                    table: "sessions",
-                    found: pinned,
-                    wanted: sizes.sessions,
-                });
-            }
-        }
         let clock = read_clock(&mut object, &shared)?;
         let hop_numbers = if adopted { 0..0 } else { 0..sizes.next_hops };
         let bitmap_numbers = if adopted { 0..0 } else { 0..sizes.bitmaps() };
@@ -308,6 +300,23 @@ impl Datapath {
     pub fn all_slots(&self) -> u32 {
         xdp::table::all_slots(self.settings())
     }
+}
+
+/// Refuses pinned tables of other sizes before anything is loaded over them: they would be taken
+/// over as they are, and everybody would count on more elements than there are.
+fn refuse_other_sizes(sizes: &Sizes, pins: &Path) -> Result<(), TablesError> {
+    for (table, wanted, map, each) in sizes.shown_by() {
+        let path = pins.join(map);
+        if !path.exists() {
+            continue;
+        }
+        let pinned = MapData::from_pin(&path).and_then(|map| Ok(map.info()?.max_entries()));
+        let found = pinned.map_err(|source| LayoutError::Open { path, source })? / each;
+        if found != wanted {
+            return Err(TablesError::Size { table, found, wanted });
+        }
+    }
+    Ok(())
 }
 
 fn read_clock(object: &mut Object, shared: &Mapped<Shared>) -> Result<Clock, TablesError> {

@@ -53,17 +53,28 @@ pub enum CollectorError {
     Thread(io::Error),
 }
 
-/// Opens the sink that the configuration names.
-fn open(log: &FlowLog) -> Result<Box<dyn Sink>, CollectorError> {
-    if log.path.as_os_str() == "-" {
-        return Ok(Box::new(StreamSink::new(io::stdout())));
+/// An open flow log. Apart from the collector, because whatever may be refused is asked for
+/// before the tables are touched.
+pub struct Log(Box<dyn Sink>);
+
+impl Log {
+    /// Opens the sink that the configuration names.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(log: &FlowLog) -> Result<Self, CollectorError> {
+        let path = log.path.display();
+        info!(%path, "flow records");
+        if log.path.as_os_str() == "-" {
+            return Ok(Self(Box::new(StreamSink::new(io::stdout()))));
+        }
+        let rotation = Rotation { bytes: log.rotate_bytes, keep: log.keep };
+        let failed = |source| CollectorError::Open { path: path.to_string(), source };
+        if let Some(directory) = log.path.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        Ok(Self(Box::new(FileSink::open(&log.path, rotation).map_err(failed)?)))
     }
-    let rotation = Rotation { bytes: log.rotate_bytes, keep: log.keep };
-    let failed = |source| CollectorError::Open { path: log.path.display().to_string(), source };
-    if let Some(directory) = log.path.parent() {
-        std::fs::create_dir_all(directory).map_err(failed)?;
-    }
-    Ok(Box::new(FileSink::open(&log.path, rotation).map_err(failed)?))
 }
 
 /// What is done with copies of packets, which come by the same ring.
@@ -81,15 +92,15 @@ impl Collector {
     /// that the kernel need not count losses of what nobody wanted.
     ///
     /// # Errors
-    /// The log cannot be opened, or there is no thread.
+    /// There is no thread.
     pub fn start<L: Live>(
         ring: RingBuf<MapData>,
         tables: Arc<L>,
         directories: Arc<Directories>,
-        log: Option<&FlowLog>,
+        log: Option<Log>,
         on_captured: OnCaptured,
     ) -> Result<Self, CollectorError> {
-        let exporter = log.map(open).transpose()?.map(Exporter::new);
+        let exporter = log.map(|Log(sink)| Exporter::new(sink));
         let counts = exporter.as_ref().map(Exporter::counts).unwrap_or_default();
         let stop = Arc::new(AtomicBool::new(false));
         let desk = Desk::new(&*tables, directories, exporter);
@@ -98,9 +109,6 @@ impl Collector {
             .name("flow-records".to_owned())
             .spawn(move || run(ring, &*tables, desk, on_captured, &stopped))
             .map_err(CollectorError::Thread)?;
-        if let Some(log) = log {
-            info!(path = %log.path.display(), "flow records");
-        }
         Ok(Self { stop, thread: Some(thread), counts })
     }
 

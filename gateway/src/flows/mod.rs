@@ -23,7 +23,7 @@ pub(crate) mod testing;
 pub mod updates;
 
 pub use census::Census;
-pub use collector::{Collector, CollectorError};
+pub use collector::{Collector, CollectorError, Log};
 pub use directory::{Directories, Directory};
 pub use live::{Live, Tables4};
 pub use record::ClockBase;

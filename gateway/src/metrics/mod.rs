@@ -13,6 +13,6 @@ mod tls;
 mod token;
 
 pub use page::{Facts, page};
-pub use server::{Access, MetricsError, access, routes, serve};
+pub use server::{Access, Bound, MetricsError, access, routes};
 pub use tls::{Certificates, TlsListener};
 pub use token::Token;

@@ -1,7 +1,7 @@
 //! The page that Prometheus reads.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use api::policy::PairFill;
 use api::status::TableFill;
@@ -15,9 +15,9 @@ use xdp_abi::reason::Reason;
 
 use crate::flows::census::lendings;
 use crate::flows::{Census, Directory, Live};
-use crate::serve::State;
 use crate::serve::policy::{FULLEST, fill, hits};
 use crate::serve::status::{DIRECTIONS, live_sessions, tables};
+use crate::serve::{Reload, State};
 
 /// Rules that are shown; `sluicectl rules` shows all.
 const RULES: usize = 500;
@@ -33,6 +33,8 @@ pub struct Facts {
     pub generation: u32,
     /// Whether packets are served as configured.
     pub ready: bool,
+    /// What became of the configuration file.
+    pub reload: Reload,
     /// Seconds since the daemon started.
     pub uptime: u64,
     /// What became of packets.
@@ -69,6 +71,7 @@ impl Facts {
             gateway: state.in_force().config.gateway.name.clone(),
             generation: state.generation(),
             ready: state.problems().is_empty(),
+            reload: state.reload(),
             uptime: state.uptime(),
             counters: tables_now.counters()?,
             resting: census.resting,
@@ -174,6 +177,18 @@ fn whole(page: &Page, facts: &Facts) -> prometheus::Result<()> {
         "sluice_ready",
         "1 if packets are served as configured; /readyz says why not.",
         facts.ready.into(),
+    )?;
+    page.gauge(
+        "sluice_config_last_reload_successful",
+        "1 if the configuration file is in force, 0 if it was refused when it was last read.",
+        facts.reload.refused.is_none().into(),
+    )?;
+    // A clock before 1970 is none.
+    let succeeded = facts.reload.succeeded.duration_since(UNIX_EPOCH).unwrap_or_default();
+    page.gauge(
+        "sluice_config_last_reload_success_timestamp_seconds",
+        "When a configuration file last came into force, since 1970.",
+        succeeded.as_secs(),
     )?;
     page.gauge(
         "sluice_policy_generation",
@@ -428,6 +443,23 @@ mod tests {
         assert!(!text.contains("no-telnet"), "a rule that was never hit");
         assert!(!text.contains("sluice_flow_records"), "there is no flow log");
         assert!(!text.contains("reason=\"no_route\""), "a reason that never occurred");
+    }
+
+    #[test]
+    fn a_refused_reload_is_seen_and_does_not_move_the_last_success() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let mut facts = Facts::of(&state(&scene)).unwrap();
+        facts.reload.succeeded = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        for (refused, value) in [(None, 1), (Some("sluice.yaml:3: no".to_owned()), 0)] {
+            facts.reload.refused = refused;
+            let text = written(&facts);
+            for line in [
+                &format!("sluice_config_last_reload_successful {value}")[..],
+                "sluice_config_last_reload_success_timestamp_seconds 1700000000",
+            ] {
+                assert!(text.lines().any(|found| found == line), "{line}\n---\n{text}");
+            }
+        }
     }
 
     #[test]

@@ -130,32 +130,51 @@ async fn ask_for_token(
     (StatusCode::UNAUTHORIZED, ask, "show the token: Authorization: Bearer ...\n").into_response()
 }
 
-/// Serves the pages until `end` comes; `bound` is told the address, whose port may have been
-/// left to the kernel.
-///
-/// # Errors
-/// See [`MetricsError`].
-pub async fn serve<L: Live>(
-    config: &Metrics,
-    state: Arc<State<L>>,
-    bound: impl FnOnce(SocketAddr),
-    end: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), MetricsError> {
-    let Access { certificates, token } = access(config)?;
-    let failed = |source| MetricsError::Listen { listen: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    info!(%address, tls = certificates.is_some(), token = token.is_some(), "metrics");
-    let routes = routes(state, token);
-    bound(address);
-    match certificates {
-        Some(certificates) => {
-            let listener = TlsListener::new(listener, certificates).map_err(failed)?;
-            axum::serve(listener, routes).with_graceful_shutdown(end).await
-        }
-        None => axum::serve(listener, routes).with_graceful_shutdown(end).await,
+/// An address that nobody else has, and the files for who asks there. Apart from serving, because
+/// whatever may be refused is asked for before the tables are touched; who asks meanwhile waits.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    access: Access,
+    /// Whose port may have been left to the kernel.
+    pub address: SocketAddr,
+}
+
+impl Bound {
+    /// Listens where a configuration says.
+    ///
+    /// # Errors
+    /// See [`MetricsError`].
+    pub async fn bind(config: &Metrics) -> Result<Self, MetricsError> {
+        let access = access(config)?;
+        let failed = |source| MetricsError::Listen { listen: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, access, address })
     }
-    .map_err(failed)
+
+    /// Serves the pages until `end` comes.
+    ///
+    /// # Errors
+    /// The system refused to go on listening.
+    pub async fn serve<L: Live>(
+        self,
+        state: Arc<State<L>>,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), MetricsError> {
+        let Self { listener, access: Access { certificates, token }, address } = self;
+        let failed = |source| MetricsError::Listen { listen: address, source };
+        info!(%address, tls = certificates.is_some(), token = token.is_some(), "metrics");
+        let routes = routes(state, token);
+        match certificates {
+            Some(certificates) => {
+                let listener = TlsListener::new(listener, certificates).map_err(failed)?;
+                axum::serve(listener, routes).with_graceful_shutdown(end).await
+            }
+            None => axum::serve(listener, routes).with_graceful_shutdown(end).await,
+        }
+        .map_err(failed)
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use explain::explain;
 pub use problem::Refusal;
 pub use route::ask_route;
 pub use socket::{Socket, SocketError};
-pub use state::{Condition, InForce, Readiness, State};
+pub use state::{Condition, InForce, Readiness, Reload, State};
 
 /// All routes of the local API.
 pub fn router<L: Live>(state: Arc<State<L>>) -> Router {

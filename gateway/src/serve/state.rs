@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use flow_export::Counts;
 use policy_compiler::Image;
@@ -47,7 +47,23 @@ pub struct State<L> {
     served: RwLock<BTreeMap<u32, (String, Served)>>,
     records: OnceLock<Arc<Counts>>,
     guard_dropped: AtomicU64,
+    reload: RwLock<Reload>,
     started: Instant,
+}
+
+/// What became of the configuration file when it was last looked at; the start counts as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// Why it was refused, in one sentence; `None`: it is in force.
+    pub refused: Option<String>,
+    /// When a file last came into force.
+    pub succeeded: SystemTime,
+}
+
+impl Reload {
+    fn success() -> Self {
+        Self { refused: None, succeeded: SystemTime::now() }
+    }
 }
 
 impl<L: Live> State<L> {
@@ -63,6 +79,7 @@ impl<L: Live> State<L> {
             served: RwLock::default(),
             records: OnceLock::new(),
             guard_dropped: AtomicU64::new(0),
+            reload: RwLock::new(Reload::success()),
             started: Instant::now(),
         }
     }
@@ -87,6 +104,17 @@ impl<L: Live> State<L> {
     pub fn accept(&self, in_force: InForce) {
         self.directories.publish(in_force.directory(self.generation()));
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = in_force;
+        *self.reload.write().unwrap_or_else(PoisonError::into_inner) = Reload::success();
+    }
+
+    /// The file is not what is in force, and why.
+    pub fn refuse(&self, fault: String) {
+        self.reload.write().unwrap_or_else(PoisonError::into_inner).refused = Some(fault);
+    }
+
+    /// What became of the file.
+    pub fn reload(&self) -> Reload {
+        self.reload.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is in force.
@@ -158,10 +186,13 @@ pub enum Condition {
     Policy,
     /// The last guard against leaks stands.
     Guards,
+    /// What the next daemon takes over is where it looks for it.
+    Pins,
 }
 
 impl Condition {
-    const ALL: [Self; 3] = [Self::Attached, Self::Policy, Self::Guards];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Attached, Self::Policy, Self::Guards, Self::Pins];
 
     /// Before anybody has said how it is.
     const fn unknown(self) -> &'static str {
@@ -169,6 +200,7 @@ impl Condition {
             Self::Attached => "no program has been attached yet",
             Self::Policy => "no policy has been published yet",
             Self::Guards => "the last guard against leaks has not been put up yet",
+            Self::Pins => "nobody has looked yet whether everything is pinned",
         }
     }
 }
@@ -204,9 +236,10 @@ mod tests {
     #[test]
     fn ready_is_only_what_was_said_to_be() {
         let readiness = Readiness::default();
-        assert_eq!(readiness.problems().len(), 3);
-        readiness.set(Condition::Attached, vec![]);
-        readiness.set(Condition::Policy, vec![]);
+        assert_eq!(readiness.problems().len(), 4);
+        for condition in [Condition::Attached, Condition::Policy, Condition::Pins] {
+            readiness.set(condition, vec![]);
+        }
         assert_eq!(readiness.problems(), ["the last guard against leaks has not been put up yet"]);
         readiness.set(Condition::Guards, vec![]);
         assert!(readiness.problems().is_empty());
@@ -241,7 +274,10 @@ mod tests {
         assert_eq!((name(1), name(2)), ("gw-test".into(), "gw-test".into()));
         assert!(!known(2));
         assert_eq!(state.in_force().config.gateway.name, "gw-test");
+        state.refuse("line 3 is wrong".into());
+        assert_eq!(state.reload().refused.as_deref(), Some("line 3 is wrong"));
         state.accept(next);
+        assert_eq!(state.reload().refused, None);
         assert_eq!(name(1), "gw-new");
         assert_eq!(state.in_force().config.gateway.name, "gw-new");
     }

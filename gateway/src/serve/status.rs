@@ -50,6 +50,7 @@ pub(super) async fn status<L: Live>(
         generation: state.generation(),
         healthy: problems.is_empty(),
         problems,
+        reload_refused: state.reload().refused,
         sessions: live_sessions(&counters),
         attachments: attachments.collect(),
     }))

@@ -229,13 +229,17 @@ async fn status_and_stats_add_up() {
     let status: Status = running.get(path::STATUS).await;
     assert_eq!((status.name.as_str(), status.generation, status.sessions), ("gw-test", 1, 4));
     assert!(!status.healthy);
-    assert_eq!(status.problems.len(), 3, "nobody has said yet that all is well");
+    assert_eq!(status.problems.len(), Condition::ALL.len(), "nobody has said yet that all is well");
     assert_eq!(status.attachments.len(), 4);
     assert_eq!(status.attachments[3].kind, "internet");
     assert_eq!(status.attachments[0].hook, None);
-    for condition in [Condition::Attached, Condition::Policy, Condition::Guards] {
+    for condition in Condition::ALL {
         running.state.readiness.set(condition, vec![]);
     }
+    running.state.refuse("sluice.yaml:3: no".to_owned());
+    let status: Status = running.get(path::STATUS).await;
+    assert_eq!(status.reload_refused.as_deref(), Some("sluice.yaml:3: no"));
+    assert!(status.healthy, "a policy is in force");
     running.state.set_served([(1, ("eth1".to_owned(), Served::Xdp))].into());
     let status: Status = running.get(path::STATUS).await;
     assert!(status.healthy && status.problems.is_empty());

@@ -44,6 +44,9 @@ impl Show for Status {
         for problem in &self.problems {
             text.push_str(&format!("problem: {problem}\n"));
         }
+        if let Some(fault) = &self.reload_refused {
+            text.push_str(&format!("the last reload was refused: {fault}\n"));
+        }
         let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"])
             .fit(Fit::Words, &["NAME", "DOMAIN"])
             .spare(&["#", "HOOK"]);

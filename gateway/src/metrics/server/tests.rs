@@ -68,15 +68,13 @@ struct Running {
 impl Running {
     async fn new(config: Metrics, state: Arc<State<Memory>>) -> Self {
         let (end, ended) = oneshot::channel::<()>();
-        let (tell, told) = oneshot::channel();
-        let served = tokio::spawn(async move {
-            let bound = |address| tell.send(address).unwrap();
-            let end = async move {
-                let _ = ended.await;
-            };
-            serve(&config, state, bound, end).await
-        });
-        Self { address: told.await.unwrap(), end, served }
+        let bound = Bound::bind(&config).await.unwrap();
+        let address = bound.address;
+        let end_of = async move {
+            let _ = ended.await;
+        };
+        let served = tokio::spawn(bound.serve(state, end_of));
+        Self { address, end, served }
     }
 
     async fn stop(self) {
@@ -117,7 +115,7 @@ async fn on_loopback_everybody_may_read() {
     let waiting = ask("/readyz").await;
     assert_status(&waiting, 503);
     assert!(waiting.contains("the last guard against leaks has not been put up yet"), "{waiting}");
-    for condition in [Condition::Attached, Condition::Policy, Condition::Guards] {
+    for condition in Condition::ALL {
         state.readiness.set(condition, vec![]);
     }
     assert_status(&ask("/readyz").await, 200);
@@ -250,6 +248,6 @@ fn files_that_cannot_be_used_are_named() {
 async fn an_address_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap().to_string();
-    let error = serve(&on(&listen), state(), |_| {}, std::future::pending()).await.unwrap_err();
+    let error = Bound::bind(&on(&listen)).await.unwrap_err();
     assert!(error.to_string().contains(&listen), "{error}");
 }
