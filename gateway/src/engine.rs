@@ -8,6 +8,7 @@ use crate::{
     datapath::{
         attach::{self, AttachError, Attached},
         hops, layout,
+        numbers::Numbers,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::{Places, Served},
@@ -97,6 +98,7 @@ pub struct Engine {
     /// The tables.
     pub datapath: Arc<Datapath>,
     config: Arc<Config>,
+    numbers: Numbers,
     places: Places,
     publisher: Publisher,
     attached: Attached,
@@ -185,15 +187,18 @@ fn sizes(config: &Config) -> Sizes {
 
 impl Engine {
     /// Brings up the datapath for a configuration. Guards first, programs last: packets are
-    /// served from the first moment under a whole policy.
+    /// served from the first moment under a whole policy. `counters` and `numbers` are what rules
+    /// and attachments had until now.
     pub fn start(
         config: Arc<Config>,
         network: &NetworkState,
         counters: BTreeMap<u32, u32>,
+        numbers: &Numbers,
     ) -> Result<Self, EngineError> {
         let compiled = compile(&config)?;
         let served = choose_hooks(&config, network);
-        let places = Places::of(&config, network, &served);
+        let numbers = numbers.with(&config.gateway);
+        let places = Places::of(&config, network, &served, &numbers);
         if !places.faults.is_empty() {
             return Err(EngineError::Faults(places.faults));
         }
@@ -227,6 +232,7 @@ impl Engine {
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
+            numbers,
             places,
             publisher,
             attached,
@@ -254,6 +260,11 @@ impl Engine {
         &self.compiled
     }
 
+    /// Which attachment has which number.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
     /// The places as they are.
     pub fn places(&self) -> &Places {
         &self.places
@@ -275,13 +286,14 @@ impl Engine {
         &mut self,
         config: Arc<Config>,
         network: &NetworkState,
-        announce: impl FnOnce(&Arc<Config>, &Compiled),
+        announce: impl FnOnce(&Arc<Config>, &Compiled, &Numbers),
     ) -> Result<u32, EngineError> {
         self.refuse_fixed(&config)?;
         let compiled = compile(&config)?;
-        announce(&config, &compiled);
+        let numbers = self.numbers.with(&config.gateway);
+        announce(&config, &compiled, &numbers);
         let served = choose_hooks(&config, network);
-        let places = Places::of(&config, network, &served);
+        let places = Places::of(&config, network, &served, &numbers);
         if !places.faults.is_empty() {
             return Err(EngineError::Faults(places.faults));
         }
@@ -293,6 +305,7 @@ impl Engine {
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
+        self.numbers = numbers;
         self.take_places(places)?;
         let amended = if moved {
             None
@@ -403,7 +416,7 @@ impl Engine {
             | NetworkEvent::Resynced => {}
         }
         let served = choose_hooks(&self.config, network);
-        let places = Places::of(&self.config, network, &served);
+        let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
             self.take_places(places)?;
         }
