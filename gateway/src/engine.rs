@@ -115,7 +115,8 @@ pub struct Engine {
 struct Reserved {
     locals: BTreeSet<Ipv4Addr>,
     ephemeral: Option<(u16, u16)>,
-    listeners: Vec<(Option<Ipv4Addr>, u16)>,
+    /// Ports of its sockets outside that range, in order; without an address: of every one.
+    sockets: BTreeSet<(Option<Ipv4Addr>, u16)>,
 }
 
 impl Reserved {
@@ -123,14 +124,13 @@ impl Reserved {
     /// lent rather than a port of the machine.
     fn now(locals: &BTreeSet<Ipv4Addr>) -> Self {
         let ephemeral = Sysctl::of_kernel().ephemeral_range().unwrap_or((32_768, 60_999));
-        let mut listeners: Vec<_> = net::listening_ports()
+        let sockets = net::ports_in_use()
             .unwrap_or_default()
             .into_iter()
-            .map(|listener| (listener.address, listener.port))
+            .filter(|socket| !(ephemeral.0..=ephemeral.1).contains(&socket.port))
+            .map(|socket| (socket.address, socket.port))
             .collect();
-        listeners.sort_unstable();
-        listeners.dedup();
-        Self { locals: locals.clone(), ephemeral: Some(ephemeral), listeners }
+        Self { locals: locals.clone(), ephemeral: Some(ephemeral), sockets }
     }
 
     /// The ports of an address that NAT must leave alone.
@@ -139,12 +139,9 @@ impl Reserved {
             return Vec::new();
         }
         let ephemeral = self.ephemeral.map(|(first, last)| first..=last);
-        let listening = self
-            .listeners
-            .iter()
-            .filter(|(at, _)| at.is_none_or(|at| at == address))
-            .map(|(_, port)| *port..=*port);
-        ephemeral.into_iter().chain(listening).collect()
+        let of = |at| self.sockets.range((at, 0)..=(at, u16::MAX)).map(|(_, port)| *port);
+        let sockets: BTreeSet<u16> = of(None).chain(of(Some(address))).collect();
+        ephemeral.into_iter().chain(sockets.into_iter().map(|port| port..=port)).collect()
     }
 }
 
@@ -372,13 +369,15 @@ impl Engine {
     /// Looks again at what the machine uses itself; says whether that changed what is lent.
     pub fn reserve(&mut self) -> bool {
         let reserved = Reserved::now(&self.places.locals);
-        if reserved == self.reserved {
-            return false;
-        }
-        self.reserved = reserved;
+        let before = std::mem::replace(&mut self.reserved, reserved);
         let reserved = &self.reserved;
-        self.publisher.lend_again(&self.datapath, &|address| reserved.of(address));
-        true
+        // Connections come and go; most of them are on addresses of which nothing is lent.
+        let outside: BTreeSet<_> = self.publisher.lendings().keys().map(|l| l.address).collect();
+        let changed = outside.into_iter().any(|address| reserved.of(address) != before.of(address));
+        if changed {
+            self.publisher.lend_again(&self.datapath, &|address| reserved.of(address));
+        }
+        changed
     }
 
     /// The ports of an outside address that NAT leaves to the machine.
