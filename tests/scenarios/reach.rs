@@ -25,6 +25,7 @@ fn everybody_reaches_whom_the_policy_allows(place: Place) -> Result<()> {
         traffic_between_routable_hosts_is_not_translated,
         the_machine_keeps_its_own_connections_under_default_deny,
         a_port_that_the_machine_chose_itself_is_lent_to_nobody,
+        an_identifier_of_the_ephemeral_range_is_lent_to_nobody,
         a_lossy_line_costs_time_but_no_byte,
     )
 }
@@ -160,6 +161,18 @@ fn a_port_that_the_machine_chose_itself_is_lent_to_nobody(stand: &mut Stand) -> 
     ensure!(!own.ended(), "the machine's own connection ended");
     let own = own.stop()?;
     ensure!(own.broke.is_none() && own.answered > 50, "{own:?}");
+    Ok(())
+}
+
+fn an_identifier_of_the_ephemeral_range_is_lent_to_nobody(stand: &mut Stand) -> Result<()> {
+    let lab = &stand.lab;
+    let server = INTERNET_SERVERS[0].to_string();
+    let pod = &lab.pod("prod-eu", "web").netns;
+    // The session of a ping lives longer than the ping.
+    for from in [pod, &lab.gateway, pod] {
+        let said = from.run("ping", &["-n", "-c", "2", "-i", "0.1", "-e", "40000", &server])?;
+        ensure!(said.contains("2 received"), "{said}");
+    }
     Ok(())
 }
 
