@@ -6,15 +6,15 @@
 use crate::{
     capture::Capture,
     config::Config,
-    datapath::{places::Served, tables::Datapath},
+    datapath::{numbers::Numbers, places::Served, tables::Datapath},
     engine::{Compiled, Engine, EngineError},
     flows::{Collector, CollectorError, Log, live::Tables4},
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -128,7 +128,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
     privileges()?;
     let (follower, changes) = Follower::start(1024).await?;
-    let counters = read_counters(&config.gateway.state_dir);
+    let counters = read_kept(&config.gateway.state_dir, COUNTERS);
+    let numbers: Numbers = read_kept(&config.gateway.state_dir, NUMBERS);
     // Whatever may be refused comes before the engine, which changes what packets meet.
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
@@ -136,10 +137,12 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let engine = {
         let network = follower.state().clone();
         let config = Arc::clone(&config);
-        tokio::task::spawn_blocking(move || Engine::start(config, &network, counters))
+        tokio::task::spawn_blocking(move || Engine::start(config, &network, counters, &numbers))
             .await
             .expect("the engine does not panic while it starts")?
     };
+    // From now on sessions hold these numbers, and this process may be killed.
+    keep(&engine);
     if let Some(sessions) = engine.carried() {
         info!(sessions, layout = ABI_VERSION, "sessions of an older layout carried over");
     }
@@ -150,8 +153,10 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         "datapath up"
     );
     let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
-    let state =
-        Arc::new(State::new(Arc::clone(&tables), named(engine.config(), engine.compiled())));
+    let state = Arc::new(State::new(
+        Arc::clone(&tables),
+        named(engine.config(), engine.compiled(), engine.numbers()),
+    ));
     let capture = Capture::new(Arc::clone(&engine.datapath), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
@@ -181,9 +186,10 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     outcome
 }
 
-fn named(config: &Arc<Config>, compiled: &Compiled) -> InForce {
+fn named(config: &Arc<Config>, compiled: &Compiled, numbers: &Numbers) -> InForce {
     InForce {
         config: Arc::clone(config),
+        numbers: Arc::new(numbers.clone()),
         image: Arc::clone(&compiled.image),
         inventory: Arc::clone(&compiled.inventory),
     }
@@ -239,7 +245,7 @@ impl Loop {
                 _ = interrupt.recv() => break,
             }
         }
-        save_counters(&self.engine);
+        keep(&self.engine);
         Ok(())
     }
 
@@ -259,10 +265,13 @@ impl Loop {
         }
         let begun = Instant::now();
         let network = self.follower.state().clone();
-        let announce = |config: &_, compiled: &_| self.state.announce(&named(config, compiled));
+        let announce = |config: &_, compiled: &_, numbers: &_| {
+            self.state.announce(&named(config, compiled, numbers));
+        };
         match self.engine.reload(config, &network, announce) {
             Ok(generation) => {
-                self.state.accept(named(self.engine.config(), self.engine.compiled()));
+                let engine = &self.engine;
+                self.state.accept(named(engine.config(), engine.compiled(), engine.numbers()));
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }
@@ -274,7 +283,7 @@ impl Loop {
                 self.state.refuse(refused);
             }
         }
-        save_counters(&self.engine);
+        keep(&self.engine);
     }
 
     fn network_changed(&mut self, change: &NetworkEvent) {
@@ -391,30 +400,38 @@ fn privileges() -> Result<(), StartError> {
     Ok(())
 }
 
-fn counters_file(state_dir: &Path) -> PathBuf {
-    state_dir.join("rule-counters.json")
-}
+/// Which counter each rule has, in `state_dir`. Without the file counts start anew under the
+/// right names: nothing else depends on it.
+const COUNTERS: &str = "rule-counters.json";
+/// Which number each attachment has, in `state_dir`. Without the file they are numbered as the
+/// configuration has them in order; then sessions that live may be told with the wrong names.
+const NUMBERS: &str = "attachments.json";
 
-/// Which counter each rule had when a daemon last ran. Without the file counts start anew under
-/// the right names: nothing else depends on it.
-fn read_counters(state_dir: &Path) -> BTreeMap<u32, u32> {
-    let Ok(text) = fs::read_to_string(counters_file(state_dir)) else { return BTreeMap::new() };
+/// What a daemon kept for its successor.
+fn read_kept<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> T {
+    let Ok(text) = fs::read_to_string(state_dir.join(file)) else { return T::default() };
     serde_json::from_str(&text).unwrap_or_else(|error| {
-        warn!(%error, "the record of rule counters cannot be read; rules are numbered anew");
-        BTreeMap::new()
+        warn!(%error, file, "what was kept cannot be read; it is numbered anew");
+        T::default()
     })
 }
 
-fn save_counters(engine: &Engine) {
+/// Keeps what the next daemon has to know.
+fn keep(engine: &Engine) {
+    write_kept(engine, COUNTERS, engine.publisher().counters());
+    write_kept(engine, NUMBERS, engine.numbers());
+}
+
+fn write_kept(engine: &Engine, file: &str, kept: &impl Serialize) {
     let state_dir = &engine.config().gateway.state_dir;
-    let file = counters_file(state_dir);
-    let text = serde_json::to_string(engine.publisher().counters()).unwrap_or_default();
+    let file = state_dir.join(file);
+    let text = serde_json::to_string(kept).unwrap_or_default();
     let temporary = file.with_extension("new");
     let saved = fs::create_dir_all(state_dir)
         .and_then(|()| fs::write(&temporary, text))
         .and_then(|()| fs::rename(&temporary, &file));
     if let Err(error) = saved {
-        warn!(%error, file = %file.display(), "the record of rule counters cannot be written");
+        warn!(%error, file = %file.display(), "what the next start needs cannot be kept");
     }
 }
 

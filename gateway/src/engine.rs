@@ -9,6 +9,7 @@ use crate::{
         attach::{self, AttachError, Attached},
         claim::{Claim, ClaimError},
         hops, layout,
+        numbers::Numbers,
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::{Places, Served},
@@ -125,6 +126,7 @@ pub struct Engine {
     /// The tables.
     pub datapath: Arc<Datapath>,
     config: Arc<Config>,
+    numbers: Numbers,
     places: Places,
     publisher: Publisher,
     attached: Attached,
@@ -143,7 +145,8 @@ pub struct Engine {
 struct Reserved {
     locals: BTreeSet<Ipv4Addr>,
     ephemeral: Option<(u16, u16)>,
-    listeners: Vec<(Option<Ipv4Addr>, u16)>,
+    /// Ports of its sockets outside that range, in order; without an address: of every one.
+    sockets: BTreeSet<(Option<Ipv4Addr>, u16)>,
 }
 
 impl Reserved {
@@ -151,14 +154,13 @@ impl Reserved {
     /// lent rather than a port of the machine.
     fn now(locals: &BTreeSet<Ipv4Addr>) -> Self {
         let ephemeral = Sysctl::of_kernel().ephemeral_range().unwrap_or((32_768, 60_999));
-        let mut listeners: Vec<_> = net::listening_ports()
+        let sockets = net::ports_in_use()
             .unwrap_or_default()
             .into_iter()
-            .map(|listener| (listener.address, listener.port))
+            .filter(|socket| !(ephemeral.0..=ephemeral.1).contains(&socket.port))
+            .map(|socket| (socket.address, socket.port))
             .collect();
-        listeners.sort_unstable();
-        listeners.dedup();
-        Self { locals: locals.clone(), ephemeral: Some(ephemeral), listeners }
+        Self { locals: locals.clone(), ephemeral: Some(ephemeral), sockets }
     }
 
     /// The ports of an address that NAT must leave alone.
@@ -167,12 +169,9 @@ impl Reserved {
             return Vec::new();
         }
         let ephemeral = self.ephemeral.map(|(first, last)| first..=last);
-        let listening = self
-            .listeners
-            .iter()
-            .filter(|(at, _)| at.is_none_or(|at| at == address))
-            .map(|(_, port)| *port..=*port);
-        ephemeral.into_iter().chain(listening).collect()
+        let of = |at| self.sockets.range((at, 0)..=(at, u16::MAX)).map(|(_, port)| *port);
+        let sockets: BTreeSet<u16> = of(None).chain(of(Some(address))).collect();
+        ephemeral.into_iter().chain(sockets.into_iter().map(|port| port..=port)).collect()
     }
 }
 
@@ -215,15 +214,18 @@ fn sizes(config: &Config) -> Sizes {
 
 impl Engine {
     /// Brings up the datapath for a configuration. Guards first, programs last: packets are
-    /// served from the first moment under a whole policy.
+    /// served from the first moment under a whole policy. `counters` and `numbers` are what rules
+    /// and attachments had until now.
     pub fn start(
         config: Arc<Config>,
         network: &NetworkState,
         counters: BTreeMap<u32, u32>,
+        numbers: &Numbers,
     ) -> Result<Self, EngineError> {
         let compiled = compile(&config)?;
         let served = choose_hooks(&config, network);
-        let places = Places::of(&config, network, &served);
+        let numbers = numbers.with(&config.gateway);
+        let places = Places::of(&config, network, &served, &numbers);
         if !places.faults.is_empty() {
             return Err(EngineError::Faults(places.faults));
         }
@@ -256,6 +258,7 @@ impl Engine {
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
+            numbers,
             places,
             publisher,
             attached,
@@ -285,6 +288,11 @@ impl Engine {
         &self.compiled
     }
 
+    /// Which attachment has which number.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
     /// The places as they are.
     pub fn places(&self) -> &Places {
         &self.places
@@ -306,13 +314,14 @@ impl Engine {
         &mut self,
         config: Arc<Config>,
         network: &NetworkState,
-        announce: impl FnOnce(&Arc<Config>, &Compiled),
+        announce: impl FnOnce(&Arc<Config>, &Compiled, &Numbers),
     ) -> Result<u32, EngineError> {
         refuse_fixed(&self.config, &config)?;
         let compiled = compile(&config)?;
-        announce(&config, &compiled);
+        let numbers = self.numbers.with(&config.gateway);
+        announce(&config, &compiled, &numbers);
         let served = choose_hooks(&config, network);
-        let places = Places::of(&config, network, &served);
+        let places = Places::of(&config, network, &served, &numbers);
         if !places.faults.is_empty() {
             return Err(EngineError::Faults(places.faults));
         }
@@ -324,6 +333,7 @@ impl Engine {
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
+        self.numbers = numbers;
         self.take_places(places)?;
         let amended = if moved {
             None
@@ -366,13 +376,15 @@ impl Engine {
     /// Looks again at what the machine uses itself; says whether that changed what is lent.
     pub fn reserve(&mut self) -> bool {
         let reserved = Reserved::now(&self.places.locals);
-        if reserved == self.reserved {
-            return false;
-        }
-        self.reserved = reserved;
+        let before = std::mem::replace(&mut self.reserved, reserved);
         let reserved = &self.reserved;
-        self.publisher.lend_again(&self.datapath, &|address| reserved.of(address));
-        true
+        // Connections come and go; most of them are on addresses of which nothing is lent.
+        let outside: BTreeSet<_> = self.publisher.lendings().keys().map(|l| l.address).collect();
+        let changed = outside.into_iter().any(|address| reserved.of(address) != before.of(address));
+        if changed {
+            self.publisher.lend_again(&self.datapath, &|address| reserved.of(address));
+        }
+        changed
     }
 
     /// The ports of an outside address that NAT leaves to the machine.
@@ -410,7 +422,7 @@ impl Engine {
             | NetworkEvent::Resynced => {}
         }
         let served = choose_hooks(&self.config, network);
-        let places = Places::of(&self.config, network, &served);
+        let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
             self.take_places(places)?;
         }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::config::Config;
+use gateway::datapath::numbers::Numbers;
 use gateway::engine::{Engine, detach};
 use gateway::net::Follower;
 use lab::Frame;
@@ -193,7 +194,7 @@ fn start(config: &Arc<Config>) -> Result<Engine> {
         let (follower, _events) = Follower::start(64).await?;
         anyhow::Ok(follower.state().clone())
     })?;
-    Ok(Engine::start(Arc::clone(config), &network, BTreeMap::new())?)
+    Ok(Engine::start(Arc::clone(config), &network, BTreeMap::new(), &Numbers::default())?)
 }
 
 fn configuration(hook: &str) -> Result<Config> {

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions};
 use gateway::datapath::memory::Mapped;
+use gateway::datapath::numbers::Numbers;
 use gateway::datapath::object::{Hooks, Sizes};
 use gateway::datapath::places::Places;
 use gateway::datapath::publish::Publisher;
@@ -88,7 +89,8 @@ impl Object {
         };
         let datapath = Datapath::open(sizes, Hooks { xdp: true, tc: true }, None)?;
         settings::write(&datapath, &config);
-        let places = Places::of(&config, &stand.network, &served());
+        let numbers = Numbers::default().with(&config.gateway);
+        let places = Places::of(&config, &stand.network, &served(), &numbers);
         ensure!(places.faults.is_empty(), "{}", places.faults.join("; "));
         places.write(&datapath, &Places::default())?;
         // The namespace has no IPv6, and a program only asks the table.

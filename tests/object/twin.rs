@@ -545,8 +545,8 @@ fn remember(object: &Object) -> Result<Memory> {
         let (ifindex, link) = row?;
         memory.set_link(ifindex, link);
     }
-    for number in 1..=u16::try_from(object.places.attachments.len())? {
-        memory.set_attachment(number, datapath.attachments.read(u32::from(number)));
+    for number in object.places.attachments.keys() {
+        memory.set_attachment(*number, datapath.attachments.read(u32::from(*number)));
     }
     let prefix = |key: &aya::maps::lpm_trie::Key<xdp_abi::forward::PortAddress4>| {
         let data = key.data();

@@ -4,11 +4,12 @@ use std::net::SocketAddrV4;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, UdpLoad};
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
-use lab::{Netns, Shape};
+use lab::{Lab, Netns, Shape};
+use serde_json::Value;
 
 use crate::stand::{Place, Stand, everywhere, show};
 
@@ -18,7 +19,11 @@ everywhere!(flows_follow_the_network_around_them);
 
 fn flows_follow_the_network_around_them(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
-    show!(stand: a_router_that_is_replaced_is_found, a_link_that_comes_back_carries_on)
+    show!(stand:
+        a_router_that_is_replaced_is_found,
+        a_link_that_comes_back_carries_on,
+        attachments_in_another_order_are_the_same_ones,
+    )
 }
 
 /// Flows of a pod while `change` happens; those of the first half second after it may be lost.
@@ -38,13 +43,17 @@ fn flows_through(stand: &Stand, change: impl FnOnce() -> Result<()>) -> Result<(
     Ok(())
 }
 
-fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
-    let lab = &stand.lab;
-    let replaced: Vec<(&Netns, &str)> = match &lab.vpc {
+/// The routers on both sides of a flow from prod-eu to the internet, by the interface that the
+/// gateway sees.
+fn neighbours(lab: &Lab) -> Vec<(&Netns, &'static str)> {
+    match &lab.vpc {
         None => vec![(&lab.internet_router, "uplink"), (&lab.cluster("prod-eu").router, "uplink")],
         Some(vpc) => vec![(vpc, "trunk")],
-    };
-    for (number, (router, interface)) in replaced.into_iter().enumerate() {
+    }
+}
+
+fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
+    for (number, (router, interface)) in neighbours(&stand.lab).into_iter().enumerate() {
         // The new one says that it is there, as one that takes over does.
         router.sysctl(&format!("net/ipv4/conf/{interface}/arp_notify"), "1")?;
         flows_through(stand, || {
@@ -67,4 +76,56 @@ fn a_link_that_comes_back_carries_on(stand: &mut Stand) -> Result<()> {
         thread::sleep(Duration::from_millis(300));
         set("up")
     })
+}
+
+/// Sessions, next hops and records hold attachments by number: whatever the order in the file is,
+/// they go on meaning the same ones.
+fn attachments_in_another_order_are_the_same_ones(stand: &mut Stand) -> Result<()> {
+    let reverse = |stand: &mut Stand| -> Result<()> {
+        let stated = stand.config.gateway["attachments"].as_array_mut();
+        stated.context("attachments are a list")?.reverse();
+        Ok(())
+    };
+    let pod = stand.lab.pod("prod-eu", "web").netns.clone();
+    let load = UdpLoad { packets: u32::MAX, rate: 500, from_port: 20_901, ..UdpLoad::default() };
+    let flow = client::udp_flow(&pod, INTERNET, load)?;
+    thread::sleep(Duration::from_millis(200));
+    let way = |stand: &Stand| -> Result<(Value, Value)> {
+        let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "sessions"])?)?;
+        let sessions = answer["sessions"].as_array().context("a list of sessions")?;
+        let source = |session: &Value| session["inside"]["source"].as_str().map(str::to_owned);
+        let session = sessions
+            .iter()
+            .find(|session| source(session).is_some_and(|source| source.ends_with(":20901")));
+        let session = session.context("the flow has a session")?;
+        Ok((session["ingress"].clone(), session["egress"].clone()))
+    };
+    let before = way(stand)?;
+    reverse(stand)?;
+    stand.reload()?;
+    ensure!(way(stand)? == before, "{before:?} became {:?} by a reload", way(stand)?);
+    stand.daemon.kill()?;
+    reverse(stand)?;
+    stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.restart()?;
+    ensure!(way(stand)? == before, "{before:?} became {:?} by a start", way(stand)?);
+    reverse(stand)?;
+    stand.reload()?;
+    // A neighbour that moves is found in the next hops by the attachment that they hold.
+    for (number, (router, interface)) in neighbours(&stand.lab).into_iter().enumerate() {
+        router.sysctl(&format!("net/ipv4/conf/{interface}/arp_notify"), "1")?;
+        router.ip(&format!("link set dev {interface} address 02:52:00:00:01:0{number}\n"))?;
+    }
+    thread::sleep(Duration::from_millis(2_500));
+    let report = flow.stop()?;
+    let late = report.missing.iter().filter(|number| **number + 500 > report.sent).count();
+    ensure!(late == 0, "{late} of the last 500 were lost: {report:?}");
+    stand.ctl(&["sessions", "clear", "--all"])?;
+    stand.record("of the flow", |record| {
+        record["event"] == "end"
+            && record["source"]["port"] == 20_901
+            && (&record["ingress"], &record["egress"]) == (&before.0, &before.1)
+    })?;
+    reverse(stand)?;
+    stand.reload()
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,6 +24,8 @@ fn everybody_reaches_whom_the_policy_allows(place: Place) -> Result<()> {
         pods_with_the_same_address_are_not_mixed_up,
         traffic_between_routable_hosts_is_not_translated,
         the_machine_keeps_its_own_connections_under_default_deny,
+        a_port_that_the_machine_chose_itself_is_lent_to_nobody,
+        an_identifier_of_the_ephemeral_range_is_lent_to_nobody,
         a_lossy_line_costs_time_but_no_byte,
     )
 }
@@ -135,6 +138,40 @@ fn the_machine_keeps_its_own_connections_under_default_deny(stand: &mut Stand) -
         client::echo(client::connect_to(&lab.gateway, to, PATIENCE)?.open()?, 10_000)?;
         let seen = client::whoami(&lab.gateway, server)?.map(|seen| seen.ip());
         ensure!(seen == Some(address.into()), "{server} sees {seen:?}");
+    }
+    Ok(())
+}
+
+fn a_port_that_the_machine_chose_itself_is_lent_to_nobody(stand: &mut Stand) -> Result<()> {
+    const CHOSEN: u16 = 21_234;
+    let lab = &stand.lab;
+    let to = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+    let own = SocketAddrV4::new(lab.internet_address(), CHOSEN);
+    let own = client::connect_from(&lab.gateway, own, to, PATIENCE)?.open();
+    let own = own.context("the machine's own")?;
+    let own = client::talk(&lab.gateway, own, Duration::from_millis(5), PATIENCE);
+    // Longer than the daemon takes to look again at what the machine uses.
+    thread::sleep(Duration::from_secs(5));
+    // A flow keeps its own port if it may.
+    let pod = lab.pod("prod-eu", "web");
+    let from = SocketAddrV4::new(pod.address, CHOSEN);
+    let stream = client::connect_from(&pod.netns, from, to, PATIENCE)?.open();
+    client::echo(stream.context("the pod's")?, 10_000)?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(!own.ended(), "the machine's own connection ended");
+    let own = own.stop()?;
+    ensure!(own.broke.is_none() && own.answered > 50, "{own:?}");
+    Ok(())
+}
+
+fn an_identifier_of_the_ephemeral_range_is_lent_to_nobody(stand: &mut Stand) -> Result<()> {
+    let lab = &stand.lab;
+    let server = INTERNET_SERVERS[0].to_string();
+    let pod = &lab.pod("prod-eu", "web").netns;
+    // The session of a ping lives longer than the ping.
+    for from in [pod, &lab.gateway, pod] {
+        let said = from.run("ping", &["-n", "-c", "2", "-i", "0.1", "-e", "40000", &server])?;
+        ensure!(said.contains("2 received"), "{said}");
     }
     Ok(())
 }

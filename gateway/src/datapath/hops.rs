@@ -87,7 +87,7 @@ pub fn relink(datapath: &Datapath, places: &Places) {
 
 fn relinked(hop: &Hop, places: &Places) -> Hop {
     let number = hop.attachment();
-    let attachment = places.attachments.get(usize::from(number).wrapping_sub(1));
+    let attachment = places.attachments.get(&number);
     let link = places.routed_by(number).and_then(|ifindex| places.link_info(ifindex));
     let (Some(attachment), Some(link)) = (attachment, link) else {
         return Hop { place: hop.place & !u64::from(HOP_RESOLVED), ..*hop };

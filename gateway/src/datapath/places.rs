@@ -1,10 +1,11 @@
 //! Where packets come from and where they go: attachments, as the configuration names them and
 //! the kernel numbers them.
 //!
-//! [`Places::of`] is a pure function of the configuration and of what the kernel says of its
-//! links and addresses; [`Places::write`] brings the tables to that.
+//! [`Places::of`] is a pure function of the configuration, of the numbers that attachments have
+//! ([`Numbers`]), and of what the kernel says of its links and addresses; [`Places::write`] brings the tables to that.
 
 use super::{
+    numbers::Numbers,
     publish::WaysOut,
     tables::{Datapath, lock, prefix_key},
 };
@@ -20,8 +21,8 @@ use std::{
     sync::Mutex,
 };
 use xdp_abi::forward::{
-    ATTACHED, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT, LINK_UP,
-    LinkInfo, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
+    ATTACHED, ATTACHMENTS, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT,
+    LINK_UP, LinkInfo, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -37,10 +38,8 @@ pub enum Served {
 /// What the configuration means on this machine at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
-    /// Attachments by number; the first has number one.
-    pub attachments: Vec<Attachment>,
-    /// Their names.
-    pub names: Vec<String>,
+    /// Attachments by number.
+    pub attachments: BTreeMap<u16, Attachment>,
     /// Interfaces that need programs.
     pub interfaces: BTreeMap<u32, (String, Served)>,
     /// How ways out are numbered in SNAT policies.
@@ -59,17 +58,28 @@ pub struct Places {
 
 impl Places {
     /// Reads the configuration against the kernel's picture. `served` says which hook an
-    /// interface gets.
-    pub fn of(config: &Config, network: &NetworkState, served: &BTreeMap<String, Served>) -> Self {
+    /// interface gets, `numbers` has every attachment of the configuration. The order in which
+    /// the file states attachments makes no difference.
+    pub fn of(
+        config: &Config,
+        network: &NetworkState,
+        served: &BTreeMap<String, Served>,
+        numbers: &Numbers,
+    ) -> Self {
         let domains = convert::domains(&config.gateway);
         let by_name: HashMap<&str, &Link> =
             network.links.values().map(|link| (link.name.as_str(), link)).collect();
         let mut places = Self::default();
-        for (index, stated) in config.gateway.attachments.iter().enumerate() {
-            let number = (index + 1) as u16;
-            let classes = places.ways_out.interfaces.len() as u16 + 1;
+        let numbered: BTreeMap<u16, _> = config
+            .gateway
+            .attachments
+            .iter()
+            .filter_map(|stated| Some((numbers.of(&stated.name)?, stated)))
+            .collect();
+        for (number, stated) in numbered {
+            // Ways out by an interface are numbered as the first attachment that it has.
             let interface_class =
-                *places.ways_out.interfaces.entry(stated.interface.clone()).or_insert(classes);
+                *places.ways_out.interfaces.entry(stated.interface.clone()).or_insert(number);
             let connection_class = if stated.kind == AttachmentKind::Connection {
                 places.ways_out.connections.insert(stated.name.clone(), number);
                 number
@@ -89,7 +99,6 @@ impl Places {
                 connection_class,
                 ..Attachment::default()
             };
-            places.names.push(stated.name.clone());
             let tag = stated.vlan.map_or(0, |vlan| vlan.get());
             match find(&by_name, network, &stated.interface, tag) {
                 Ok((parent, routed)) => {
@@ -112,7 +121,7 @@ impl Places {
                 }
                 Err(fault) => places.faults.push(format!("attachment `{}`: {fault}", stated.name)),
             }
-            places.attachments.push(attachment);
+            places.attachments.insert(number, attachment);
         }
         places.locals = network
             .addresses
@@ -158,7 +167,7 @@ impl Places {
         let mut by_interface: BTreeMap<u32, Vec<(Ipv4Net, u16)>> = BTreeMap::new();
         for ((place, prefix), number) in &self.sources {
             if place & 0xfff == 0 {
-                let domain = self.attachments[usize::from(*number) - 1].domain;
+                let domain = self.attachments[number].domain;
                 by_interface.entry(place >> 12).or_default().push((*prefix, domain));
             }
         }
@@ -224,10 +233,11 @@ impl Places {
         for (place, info) in &self.ports {
             datapath.ports.set(*place, info);
         }
-        let count = self.attachments.len().max(before.attachments.len());
-        for index in 0..count {
-            let attachment = self.attachments.get(index).copied().unwrap_or_default();
-            datapath.attachments.set(index as u32 + 1, &attachment);
+        for number in before.attachments.keys().filter(|n| !self.attachments.contains_key(n)) {
+            datapath.attachments.set(u32::from(*number), &Attachment::default());
+        }
+        for (number, attachment) in &self.attachments {
+            datapath.attachments.set(u32::from(*number), attachment);
         }
         Ok(())
     }
@@ -236,12 +246,12 @@ impl Places {
     #[cfg(test)]
     pub(super) fn with_link(attachment: Attachment, ifindex: u32, link: LinkInfo) -> Self {
         let links = BTreeMap::from([(ifindex, link)]);
-        Self { attachments: vec![attachment], links, ..Self::default() }
+        Self { attachments: BTreeMap::from([(1, attachment)]), links, ..Self::default() }
     }
 
     /// The L3 interface of an attachment.
     pub fn routed_by(&self, number: u16) -> Option<u32> {
-        let attachment = self.attachments.get(usize::from(number).checked_sub(1)?)?;
+        let attachment = self.attachments.get(&number)?;
         (attachment.flags & ATTACHED != 0).then_some(attachment.ifindex)
     }
 
@@ -327,6 +337,9 @@ impl Datapath {
                 }
             }
         }
+        for number in (1..ATTACHMENTS as u16).filter(|n| !keep.attachments.contains_key(n)) {
+            self.attachments.set(u32::from(number), &Attachment::default());
+        }
         let mut locals = lock(&self.locals);
         let keys: Vec<_> = locals.keys().flatten().collect();
         for key in keys {
@@ -340,6 +353,53 @@ impl Datapath {
             if !keep.locals6.contains(&Ipv6Addr::from(key)) {
                 let _ = locals.remove(&key);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::testing::{self, TWO_CLUSTERS};
+
+    fn network(config: &Config) -> NetworkState {
+        let mut network = NetworkState::default();
+        for (ifindex, stated) in (1..).zip(&config.gateway.attachments) {
+            let link = Link {
+                ifindex,
+                name: stated.interface.clone(),
+                mac: Some([2, 0, 0, 0, 0, ifindex as u8]),
+                mtu: 1500,
+                admin_up: true,
+                carrier: true,
+                kind: None,
+                master: None,
+                link: None,
+                vlan: None,
+            };
+            network.links.insert(ifindex, link);
+        }
+        network
+    }
+
+    #[test]
+    fn the_order_of_attachments_in_the_file_makes_no_difference() {
+        let mut config = testing::scene(TWO_CLUSTERS).config;
+        let (network, served) = (network(&config), BTreeMap::new());
+        let numbers = Numbers::default().with(&config.gateway);
+        let before = Places::of(&config, &network, &served, &numbers);
+        assert_eq!(before.faults, [""; 0]);
+        assert_eq!(before.attachments.len(), config.gateway.attachments.len());
+        config.gateway.attachments.reverse();
+        let numbers = numbers.with(&config.gateway);
+        assert_eq!(Places::of(&config, &network, &served, &numbers), before);
+        // One that leaves takes nobody else's number with it.
+        let gone = config.gateway.attachments.pop().unwrap();
+        let number = numbers.of(&gone.name).unwrap();
+        let places = Places::of(&config, &network, &served, &numbers.with(&config.gateway));
+        for (at, attachment) in &before.attachments {
+            let expected = (*at != number).then_some(attachment);
+            assert_eq!(places.attachments.get(at), expected, "{at}");
         }
     }
 }

@@ -591,9 +591,10 @@ fn lend(datapath: &Datapath, lending: &Lending, place: u32, reserved: &[RangeInc
 fn lendable_words(first: u16, last: u16, reserved: &[RangeInclusive<u16>]) -> Vec<u64> {
     let mut words = vec![0u64; PORT_WORDS];
     for port in first..=last {
-        if !reserved.iter().any(|range| range.contains(&port)) {
-            words[usize::from(port) / 64] |= 1 << (port % 64);
-        }
+        words[usize::from(port) / 64] |= 1 << (port % 64);
+    }
+    for port in reserved.iter().cloned().flatten() {
+        words[usize::from(port) / 64] &= !(1 << (port % 64));
     }
     words
 }

@@ -9,6 +9,7 @@ use policy_compiler::Image;
 use smartgroups::{DomainId, Endpoint, Inventory};
 
 use crate::config::Gateway;
+use crate::datapath::numbers::Numbers;
 
 /// The names of one generation; never changed once made.
 #[derive(Clone, Debug)]
@@ -17,7 +18,7 @@ pub struct Directory {
     pub generation: u32,
     /// The gateway's name.
     pub gateway: Arc<str>,
-    attachments: Vec<Arc<str>>,
+    attachments: BTreeMap<u16, Arc<str>>,
     domains: BTreeMap<u16, Arc<str>>,
     rules: HashMap<u32, Arc<str>>,
     snat: HashMap<u32, Arc<str>>,
@@ -31,6 +32,7 @@ impl Directory {
     pub fn new(
         generation: u32,
         gateway: &Gateway,
+        numbers: &Numbers,
         image: &Image,
         inventory: Arc<Inventory>,
     ) -> Self {
@@ -41,7 +43,7 @@ impl Directory {
         Self {
             generation,
             gateway: Arc::from(gateway.name.as_str()),
-            attachments: gateway.attachments.iter().map(|a| Arc::from(a.name.as_str())).collect(),
+            attachments: numbers.iter().map(|(name, number)| (number, Arc::from(name))).collect(),
             domains: domains.chain([(0, Arc::from(FABRIC))]).collect(),
             rules: image.rules.iter().map(|r| (r.id.0, Arc::from(r.name.as_str()))).collect(),
             snat: image.snat.iter().map(|s| (s.id.0, Arc::from(s.name.as_str()))).collect(),
@@ -83,16 +85,15 @@ impl Directory {
         self.identities.get(&identity).cloned().unwrap_or_else(|| Arc::from([]))
     }
 
-    /// The name of an attachment; zero is none.
+    /// The name of an attachment, also of one that has left; zero is none.
     #[must_use]
     pub fn attachment(&self, number: u16) -> Option<Arc<str>> {
-        self.attachments.get(usize::from(number).checked_sub(1)?).cloned()
+        self.attachments.get(&number).cloned()
     }
 
-    /// How many attachments there are; they are numbered from one.
-    #[must_use]
-    pub fn attachments(&self) -> u16 {
-        u16::try_from(self.attachments.len()).unwrap_or(u16::MAX)
+    /// The numbers of attachments that there are or were.
+    pub fn attachments(&self) -> impl Iterator<Item = u16> {
+        self.attachments.keys().copied()
     }
 
     /// The name of a domain, or its number if the configuration no longer has it.

@@ -27,6 +27,7 @@ use super::Directory;
 use super::live::Live;
 use super::session::{SessionView, all_slots, sessions};
 use crate::config::{AttachmentKind, Config, convert};
+use crate::datapath::numbers::Numbers;
 use crate::datapath::object::Loaded;
 
 /// A second, in ticks.
@@ -281,7 +282,13 @@ fn lower(memory: &mut Memory, config: &Config, image: &Image) -> Policy {
 impl Scene {
     /// The names of the configuration, as of a generation.
     pub(crate) fn directory(&self, generation: u32) -> Directory {
-        Directory::new(generation, &self.config.gateway, &self.image, Arc::clone(&self.inventory))
+        let inventory = Arc::clone(&self.inventory);
+        Directory::new(generation, &self.config.gateway, &self.numbers(), &self.image, inventory)
+    }
+
+    /// The numbers of its attachments: nothing was numbered before.
+    pub(crate) fn numbers(&self) -> Numbers {
+        Numbers::default().with(&self.config.gateway)
     }
 
     /// Lets ticks pass.

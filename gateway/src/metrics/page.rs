@@ -396,6 +396,7 @@ mod tests {
     fn state(scene: &testing::Scene) -> State<Memory> {
         let in_force = InForce {
             config: Arc::new(scene.config.clone()),
+            numbers: Arc::new(scene.numbers()),
             image: Arc::clone(&scene.image),
             inventory: Arc::clone(&scene.inventory),
         };

@@ -7,7 +7,7 @@
 //! - [`Follower`]: links, addresses, routes and neighbours as they are, and events when they
 //!   change;
 //! - [`manage_neighbour`]: next hops that the kernel keeps resolved, also without the daemon;
-//! - [`listening_ports`], [`Sysctl::ephemeral_range`]: ports of the host that SNAT leaves alone;
+//! - [`ports_in_use`], [`Sysctl::ephemeral_range`]: ports of the host that SNAT leaves alone;
 //! - [`Sysctl`]: forwarding and the reverse path check;
 //! - [`guard`]: the last guard against leaks, which holds with no program attached;
 //! - [`hardware_facts`]: what an interface can do, for choosing the hook.
@@ -37,7 +37,7 @@ pub use picture::{
     Address, AddressKey, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,
     NetworkEvent, NetworkState, Route, RouteKey, RouteKind,
 };
-pub use ports::{ListeningPort, Transport, listening_ports};
+pub use ports::{PortInUse, Transport, ports_in_use};
 pub use sysctl::{ReversePath, Sysctl, SysctlError};
 
 /// Whether the kernel would take this as the name of an interface: 1 to 15 bytes, no slash, no

@@ -1,13 +1,18 @@
-//! Ports that the host itself listens on.
+//! Ports that the host itself uses.
 //!
 //! When SNAT lends ports of an address that is also the host's, a reply to a lent port and a
-//! packet for a daemon of the host look the same. So the ports that the host holds are kept
-//! out of SNAT: those of its listeners, read here, and those it takes for its own outgoing
-//! connections ([`super::Sysctl::ephemeral_range`]).
+//! packet for a socket of the host look the same. So the ports that the host holds are kept
+//! out of SNAT: those that its sockets have now, read here, and those it takes for its next
+//! outgoing connections ([`super::Sysctl::ephemeral_range`]).
+//!
+//! Not only listeners have ports of their own choice: a connection may be made from a stated
+//! port, and outlives the listener that it came to. The kernel holds a port until TIME-WAIT is
+//! over, and so long it counts here.
 //!
 //! Only what can receive IPv4 counts: IPv4 sockets, IPv6 sockets on an IPv4 address, and those
 //! on any address unless they were told to keep to IPv6.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::dialogue::{Dialogue, Family, NetlinkError};
@@ -15,8 +20,8 @@ use super::wire::{Message, Request, attributes};
 
 /// `SOCK_DIAG_BY_FAMILY`: the one message kind, both ways.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// The bit of the state "listening" (`TCP_LISTEN`).
-const LISTENING: u32 = 1 << 10;
+/// The bits of all states but "closed" (`TCP_CLOSE`), which holds no port.
+const ANY_BUT_CLOSED: u32 = !(1 << 7);
 /// The bits of all states; a UDP socket has no state that says it is bound, only a port.
 const ANY_STATE: u32 = u32::MAX;
 /// Length of `struct inet_diag_msg`.
@@ -24,10 +29,10 @@ const ANSWER: usize = 72;
 /// `INET_DIAG_SKV6ONLY`, among the attributes of an answer.
 const V6_ONLY: u16 = 11;
 
-/// Over what a socket listens.
+/// Over what a socket speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// A listener for connections.
+    /// A listener, or a connection in whatever state.
     Tcp,
     /// A bound socket, connected or not.
     Udp,
@@ -35,7 +40,7 @@ pub enum Transport {
 
 /// A port of the host that is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ListeningPort {
+pub struct PortInUse {
     /// The address it is taken on; absent: on every address of the host.
     pub address: Option<Ipv4Addr>,
     /// The protocol.
@@ -45,16 +50,16 @@ pub struct ListeningPort {
 }
 
 /// The ports on which the sockets of this network namespace can receive IPv4, in order and each
-/// once.
-pub fn listening_ports() -> Result<Vec<ListeningPort>, NetlinkError> {
+/// once: on an address only where it is not taken on every address.
+pub fn ports_in_use() -> Result<Vec<PortInUse>, NetlinkError> {
     let mut dialogue = Dialogue::open(Family::SocketDiagnosis)?;
-    let mut all = Vec::new();
+    let mut all = BTreeSet::new();
     for transport in [Transport::Tcp, Transport::Udp] {
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             let read = dialogue.dump(
                 "list the sockets of the host",
                 &request(family, transport),
-                |ports: &mut Vec<_>, message| ports.extend(decode(message, transport)),
+                |ports: &mut BTreeSet<_>, message| ports.extend(decode(message, transport)),
             );
             match read {
                 Ok(ports) => all.extend(ports),
@@ -65,15 +70,14 @@ pub fn listening_ports() -> Result<Vec<ListeningPort>, NetlinkError> {
             }
         }
     }
-    all.sort_unstable();
-    all.dedup();
-    Ok(all)
+    let everywhere = |port: &PortInUse| all.contains(&PortInUse { address: None, ..*port });
+    Ok(all.iter().filter(|port| port.address.is_none() || !everywhere(port)).copied().collect())
 }
 
 /// `struct inet_diag_req_v2` for every socket of a family and protocol.
 fn request(family: u8, transport: Transport) -> Request {
     let (protocol, states) = match transport {
-        Transport::Tcp => (libc::IPPROTO_TCP, LISTENING),
+        Transport::Tcp => (libc::IPPROTO_TCP, ANY_BUT_CLOSED),
         Transport::Udp => (libc::IPPROTO_UDP, ANY_STATE),
     };
     let mut body = [0; 56];
@@ -92,7 +96,7 @@ pub(super) fn read(message: &Message<'_>) {
 }
 
 /// Reads one socket; `None` if it cannot receive IPv4, or is bound to no port.
-fn decode(message: &Message<'_>, transport: Transport) -> Option<ListeningPort> {
+fn decode(message: &Message<'_>, transport: Transport) -> Option<PortInUse> {
     if message.kind != SOCK_DIAG_BY_FAMILY {
         return None;
     }
@@ -114,13 +118,17 @@ fn decode(message: &Message<'_>, transport: Transport) -> Option<ListeningPort> 
         IpAddr::V6(address) => address.to_ipv4_mapped()?,
     };
     let address = Some(address).filter(|address| !address.is_unspecified());
-    Some(ListeningPort { address, transport, port })
+    Some(PortInUse { address, transport, port })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsRawFd as _;
 
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket as open,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -173,26 +181,31 @@ mod tests {
         }
     }
 
+    /// A connection on loopback from a stated port.
+    fn connect_from(port: u16, to: u16) -> TcpStream {
+        let at = |port| SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        let from = open(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(from.as_raw_fd(), &at(port)).unwrap();
+        connect(from.as_raw_fd(), &at(to)).unwrap();
+        TcpStream::from(from)
+    }
+
     #[test]
-    fn listeners_of_a_namespace_are_found() {
-        as_root_in_namespace("listeners", || {
+    fn sockets_of_a_namespace_are_found_whatever_their_state() {
+        as_root_in_namespace("ports", || {
             ip("link set lo up");
-            assert_eq!(listening_ports().unwrap(), [], "a new namespace has none");
+            assert_eq!(ports_in_use().unwrap(), [], "a new namespace has none");
             let tcp = TcpListener::bind("127.0.0.1:8001").unwrap();
-            // A connection takes no further port of the host: its own is an ephemeral one.
-            let _connection = TcpStream::connect("127.0.0.1:8001").unwrap();
             let _udp = UdpSocket::bind("0.0.0.0:8002").unwrap();
             let connected = UdpSocket::bind("127.0.0.1:8003").unwrap();
             connected.connect("127.0.0.1:8002").unwrap();
             let _dual = TcpListener::bind("[::]:8004").unwrap();
             let _v6 = TcpListener::bind("[::1]:8005").unwrap();
             let local = Some(Ipv4Addr::LOCALHOST);
-            let tcp_port =
-                |address, port| ListeningPort { address, transport: Transport::Tcp, port };
-            let udp_port =
-                |address, port| ListeningPort { address, transport: Transport::Udp, port };
+            let tcp_port = |address, port| PortInUse { address, transport: Transport::Tcp, port };
+            let udp_port = |address, port| PortInUse { address, transport: Transport::Udp, port };
             assert_eq!(
-                listening_ports().unwrap(),
+                ports_in_use().unwrap(),
                 [
                     tcp_port(None, 8004),
                     udp_port(None, 8002),
@@ -200,8 +213,20 @@ mod tests {
                     udp_port(local, 8003),
                 ]
             );
+            let connection = connect_from(8006, 8001);
+            let (accepted, _) = tcp.accept().unwrap();
+            let on_dual = connect_from(8007, 8004);
+            let in_use = |port| ports_in_use().unwrap().contains(&tcp_port(local, port));
+            assert!(in_use(8001) && in_use(8006) && in_use(8007));
+            assert!(!in_use(8004), "it is taken on every address already");
             drop(tcp);
-            assert!(!listening_ports().unwrap().contains(&tcp_port(local, 8001)));
+            assert!(in_use(8001), "a connection outlives its listener");
+            drop(connection);
+            assert!(in_use(8006), "the other side has not closed yet");
+            drop(accepted);
+            assert!(in_use(8006), "the side that closed first is in TIME-WAIT");
+            assert!(!in_use(8001), "the other is closed");
+            drop(on_dual);
         });
     }
 }

@@ -217,7 +217,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                 && found == Some(number);
             here.then_some((number, attachment))
         };
-        let all: Vec<_> = (1..=self.names.attachments()).filter_map(from).collect();
+        let all: Vec<_> = self.names.attachments().filter_map(from).collect();
         let (first, rest) = all.split_first()?;
         let mut text = format!("it comes in by {}", self.attachment_name(first.0));
         for (number, _) in rest {

@@ -11,6 +11,7 @@ use smartgroups::Inventory;
 use xdp_abi::config::PolicyWord;
 
 use crate::config::Config;
+use crate::datapath::numbers::Numbers;
 use crate::datapath::places::Served;
 use crate::flows::census::CensusTaker;
 use crate::flows::{Directories, Directory, Live};
@@ -20,6 +21,8 @@ use crate::flows::{Directories, Directory, Live};
 pub struct InForce {
     /// The file.
     pub config: Arc<Config>,
+    /// Which of its attachments has which number.
+    pub numbers: Arc<Numbers>,
     /// The policy.
     pub image: Arc<Image>,
     /// Who there is.
@@ -29,7 +32,7 @@ pub struct InForce {
 impl InForce {
     fn directory(&self, generation: u32) -> Directory {
         let inventory = Arc::clone(&self.inventory);
-        Directory::new(generation, &self.config.gateway, &self.image, inventory)
+        Directory::new(generation, &self.config.gateway, &self.numbers, &self.image, inventory)
     }
 }
 
@@ -252,6 +255,7 @@ mod tests {
         let scene = testing::scene(TWO_CLUSTERS);
         let in_force = InForce {
             config: Arc::new(scene.config.clone()),
+            numbers: Arc::new(scene.numbers()),
             image: Arc::clone(&scene.image),
             inventory: Arc::clone(&scene.inventory),
         };
@@ -261,6 +265,7 @@ mod tests {
         let bureau = next.image.identity(DomainId(0), "10.20.0.1".parse().unwrap()).id;
         let next = InForce {
             config: Arc::new(next.config.clone()),
+            numbers: Arc::new(next.numbers()),
             image: Arc::clone(&next.image),
             inventory: Arc::clone(&next.inventory),
         };

@@ -23,7 +23,7 @@ pub(super) async fn status<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
 ) -> Result<Json<Status>, Refusal> {
     let counters = state.live.counters().map_err(Refusal::kernel)?;
-    let InForce { config, .. } = state.in_force();
+    let InForce { config, numbers, .. } = state.in_force();
     let served = state.served();
     let hook = |interface: &str| {
         let found = served.values().find(|(name, _)| name == interface);
@@ -32,16 +32,15 @@ pub(super) async fn status<L: Live>(
             Served::Tc => "tc".to_owned(),
         })
     };
-    let attachments =
-        config.gateway.attachments.iter().zip(1..).map(|(attachment, number)| AttachmentStatus {
-            number,
-            name: attachment.name.clone(),
-            interface: attachment.interface.clone(),
-            vlan: attachment.vlan.map(crate::config::Vlan::get),
-            kind: attachment.kind.as_str().to_owned(),
-            domain: attachment.domain.clone(),
-            hook: hook(&attachment.interface),
-        });
+    let attachments = config.gateway.attachments.iter().map(|attachment| AttachmentStatus {
+        number: numbers.of(&attachment.name).unwrap_or_default(),
+        name: attachment.name.clone(),
+        interface: attachment.interface.clone(),
+        vlan: attachment.vlan.map(crate::config::Vlan::get),
+        kind: attachment.kind.as_str().to_owned(),
+        domain: attachment.domain.clone(),
+        hook: hook(&attachment.interface),
+    });
     let problems = state.problems();
     Ok(Json(Status {
         name: config.gateway.name.clone(),

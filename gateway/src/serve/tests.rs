@@ -31,6 +31,7 @@ impl Running {
         let _ = std::fs::remove_dir_all(&directory);
         let in_force = InForce {
             config: Arc::new(scene.config.clone()),
+            numbers: Arc::new(scene.numbers()),
             image: Arc::clone(&scene.image),
             inventory: Arc::clone(&scene.inventory),
         };

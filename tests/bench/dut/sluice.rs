@@ -15,6 +15,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use bench_xdp::{FIRST_SOURCE, SOURCES};
 use gateway::config::Config;
+use gateway::datapath::numbers::Numbers;
 use gateway::datapath::tables::Datapath;
 use gateway::engine::{Engine, detach};
 use gateway::net::Follower;
@@ -203,7 +204,8 @@ impl Dut for Sluice {
                 Some(napi)
             }
         };
-        let engine = Engine::start(Arc::clone(&config), &network, BTreeMap::new())?;
+        let engine =
+            Engine::start(Arc::clone(&config), &network, BTreeMap::new(), &Numbers::default())?;
         let events = engine.datapath.take_events().context("the ring of events is taken")?;
         self.running = Some(Running {
             engine,

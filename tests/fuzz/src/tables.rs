@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use gateway::datapath::numbers::Numbers;
 use gateway::engine::compile;
 use gateway::flows::session::{all_slots, sessions};
 use gateway::flows::{ClockBase, Directory, record};
@@ -17,7 +18,8 @@ fn names() -> &'static Directory {
     NAMES.get_or_init(|| {
         let config = crate::example();
         let compiled = compile(config).expect("the shipped example compiles");
-        Directory::new(1, &config.gateway, &compiled.image, compiled.inventory)
+        let numbers = Numbers::default().with(&config.gateway);
+        Directory::new(1, &config.gateway, &numbers, &compiled.image, compiled.inventory)
     })
 }
 

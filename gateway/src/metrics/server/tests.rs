@@ -22,6 +22,7 @@ fn state() -> Arc<State<Memory>> {
     let scene = testing::scene(TWO_CLUSTERS);
     let in_force = InForce {
         config: Arc::new(scene.config.clone()),
+        numbers: Arc::new(scene.numbers()),
         image: Arc::clone(&scene.image),
         inventory: Arc::clone(&scene.inventory),
     };
