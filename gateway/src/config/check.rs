@@ -17,6 +17,16 @@ use super::settings::{Gateway, Metrics, Seconds, Tables, Timers};
 use super::tree::{Path, Tree, at};
 use super::{Attachment, AttachmentKind, Findings};
 
+/// The most entries that a table can have, by its field.
+pub(super) const MOST: [(&str, usize); 6] = [
+    ("endpoints", 1 << 24),
+    ("prefixes", 1 << 24),
+    ("identities", 1 << 16),
+    ("rules", RULES),
+    ("port_classes", 1 << 16),
+    ("next_hops", 1 << 16),
+];
+
 pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     let mut checks = Checks { tree, findings };
     checks.name(&at!["gateway", "name"], &gateway.name);
@@ -304,15 +314,16 @@ impl Checks<'_> {
                 format!("`sessions` is {sessions}; expected a power of two from 1024 to 16777216");
             self.error(&at("sessions"), message);
         }
-        for (field, value, most) in [
-            ("endpoints", tables.endpoints, 1 << 24),
-            ("prefixes", tables.prefixes, 1 << 24),
-            ("identities", tables.identities, 1 << 16),
-            ("rules", tables.rules, RULES as u32),
-            ("port_classes", tables.port_classes, 1 << 16),
-            ("next_hops", tables.next_hops, 1 << 16),
-        ] {
-            if value == 0 || value > most {
+        let stated = [
+            tables.endpoints,
+            tables.prefixes,
+            tables.identities,
+            tables.rules,
+            tables.port_classes,
+            tables.next_hops,
+        ];
+        for ((field, most), value) in MOST.into_iter().zip(stated) {
+            if value == 0 || value as usize > most {
                 self.error(&at(field), format!("`{field}` is {value}; expected 1 to {most}"));
             }
         }

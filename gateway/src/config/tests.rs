@@ -343,6 +343,37 @@ fn what_is_legal_and_risky_is_a_warning() {
 }
 
 #[test]
+fn what_does_not_fit_the_tables_is_refused_with_the_field_and_what_would_fit() {
+    let good = edited("addresses: [100.64.1.10]", "addresses: [100.64.1.10, 100.64.1.12]");
+    let with = |tables: &str| Config::parse(&good.replace("rules: 16384", tables), "f.yaml");
+    let Config { gateway, documents, .. } = with("rules: 16384").unwrap();
+    let capacity = convert::capacity(&gateway.tables);
+    let image = convert::compile(&gateway, &documents, &capacity).unwrap().image;
+    let needs = [
+        ("endpoints", image.hosts.len()),
+        ("prefixes", image.prefixes.len()),
+        ("identities", image.identities.len()),
+        ("port_classes", image.port_classes.classes.len()),
+    ];
+    for (field, need) in needs {
+        assert!(with(&format!("{field}: {need}")).is_ok(), "{field}: {need} is enough");
+        let room = need - 1;
+        let errors = with(&format!("{field}: {room}")).unwrap_err();
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let expected = format!(
+            "f.yaml:23:5: gateway.tables.{field}: `{field}` is {room}; expected {need} or more, \
+             which the documents need"
+        );
+        assert_eq!(said, [expected]);
+    }
+    // All of them at once.
+    let small = needs.map(|(field, _)| format!("{field}: 1")).join("\n    ");
+    let errors = with(&small).unwrap_err();
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, needs.map(|(field, _)| format!("gateway.tables.{field}")));
+}
+
+#[test]
 fn what_was_stated_reaches_the_compiler() {
     let config = Config::parse(GOOD, "f.yaml").unwrap();
     let inputs = convert::inputs(&config.gateway, &config.documents);
@@ -350,16 +381,9 @@ fn what_was_stated_reaches_the_compiler() {
     let members: Vec<String> = members.iter().map(|member| member.prefix.to_string()).collect();
     assert_eq!(members, ["100.64.1.10/32", "10.20.0.0/16"]);
     let policy = convert::policy(&config.documents);
-    let stated = policy_compiler::Inputs {
-        inventory: &inputs.inventory,
-        groups: &inputs.groups,
-        rules: &policy.rules,
-        snat: &policy.snat,
-        default_action: policy.default_action,
-        domains: &inputs.domains,
-    };
-    let image = policy_compiler::compile(&stated, &convert::capacity(&config.gateway.tables));
-    assert!(image.is_ok(), "{:?}", image.err());
+    let capacity = convert::capacity(&config.gateway.tables);
+    let compiled = convert::compile(&config.gateway, &config.documents, &capacity);
+    assert!(compiled.is_ok(), "{:?}", compiled.err());
     let policy_compiler::SnatAction::Snat { addresses, ports } = &policy.snat[0].action else {
         panic!("{:?}", policy.snat[0]);
     };
