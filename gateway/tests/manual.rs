@@ -194,6 +194,22 @@ fn what_does_not_fit_the_tables_is_refused_by_check_as_by_run() {
     }
 }
 
+#[test]
+fn what_can_hardly_be_meant_is_said_by_check_and_by_run() {
+    if !nix::unistd::geteuid().is_root() || Command::new("setpriv").arg("-h").output().is_err() {
+        return skip("needs root and setpriv to run without privileges");
+    }
+    let file = two_pods(&scratch("meant"), "endpoints: 2");
+    let expected = format!(
+        "{}:11:47: documents[3].spec.selectors: smart group `nobody` is empty",
+        file.display()
+    );
+    assert_eq!(says("check", &file), (Some(0), format!("warning: {expected}\n")));
+    let (code, said) = says("run", &file);
+    let logged = said.lines().any(|line| line.ends_with(&format!(" WARN {expected}")));
+    assert!(logged && code == Some(1), "{code:?}: {said}");
+}
+
 fn unit() -> String {
     read("gateway/systemd/sluice-gateway.service")
 }

@@ -374,6 +374,41 @@ fn what_does_not_fit_the_tables_is_refused_with_the_field_and_what_would_fit() {
 }
 
 #[test]
+fn what_can_hardly_be_meant_is_a_warning_with_its_place() {
+    const POD: &str = "  - kind: SmartGroup\n    name: payments\n";
+    let pod = |name: &str, spec: &str| {
+        format!("  - {{ kind: Endpoint, name: {name}, spec: {{ {spec} }} }}\n{POD}")
+    };
+    let group = |selector: &str| {
+        format!("  - {{ kind: SmartGroup, name: g, spec: {{ selectors: [{selector}] }} }}\n{POD}")
+    };
+    for (old, new, expected) in [
+        (POD, group("{ name: nobody }"), "38:42: documents[1].spec.selectors: smart group `g` is empty"),
+        (
+            "      action: deny\n      sources: [anywhere]\n",
+            "      action: deny\n      sources: [payments]\n      protocol: tcp\n      ports: [443]\n"
+                .to_owned(),
+            "57:7: documents[3].spec.priority: rule `refuse` is shadowed: `allow` before it matches \
+             all that it matches",
+        ),
+        (
+            POD,
+            pod("checkout/b", "type: pod, domain: prod-eu, addresses: [10.0.0.1, 100.64.1.10]"),
+            "38:99: documents[1].spec.addresses[1]: `addresses[1]` is 100.64.1.10 in domain \
+             prod-eu, as that of pod `checkout/api` in line 35; only one can have it, and \
+             meanwhile what one of them may not is refused",
+        ),
+        (POD, pod("checkout/b", "type: pod, domain: prod-us, addresses: [100.64.1.10]"), ""),
+    ] {
+        let config = Config::parse(&edited(old, &new), "f.yaml").unwrap();
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        let expected: Vec<String> =
+            (!expected.is_empty()).then(|| format!("f.yaml:{expected}")).into_iter().collect();
+        assert_eq!(warnings, expected, "{new}");
+    }
+}
+
+#[test]
 fn what_was_stated_reaches_the_compiler() {
     let config = Config::parse(GOOD, "f.yaml").unwrap();
     let inputs = convert::inputs(&config.gateway, &config.documents);
