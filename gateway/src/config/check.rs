@@ -94,7 +94,7 @@ impl Checks<'_> {
         self.findings.errors.push(self.tree.fault(path, message));
     }
 
-    fn warning(&mut self, path: &Path, message: String) {
+    pub(super) fn warning(&mut self, path: &Path, message: String) {
         self.findings.warnings.push(self.tree.fault(path, message));
     }
 

@@ -409,6 +409,41 @@ fn what_can_hardly_be_meant_is_a_warning_with_its_place() {
 }
 
 #[test]
+fn what_is_non_routable_and_of_no_pod_network_is_a_warning() {
+    const DOMAIN: &str = "      domain: prod-eu\n      addresses: [100.64.1.10]";
+    const CIDR: &str = "{ cidr: 10.20.0.0/16, domain: fabric }";
+    let says = |field: &str, what: &str, right: &str| {
+        Some(format!(
+            "`{field}` is {what}, non-routable, and without a `domain` it is of the fabric, where no \
+             packet has it; expected {right} beside it"
+        ))
+    };
+    let (eu, any) = ("`domain: prod-eu`", "the `domain` of a pod network");
+    for (old, new, expected) in [
+        (
+            DOMAIN,
+            "      addresses: [10.0.0.1, 100.64.1.10]",
+            says("addresses[1]", "100.64.1.10", eu),
+        ),
+        (DOMAIN, "      addresses: [100.65.1.10]", says("addresses[0]", "100.65.1.10", any)),
+        (DOMAIN, "      addresses: [100.128.0.0]", None), // one past non_routable
+        (DOMAIN, "      domain: fabric\n      addresses: [100.64.1.10]", None), // said so
+        (CIDR, "{ cidr: 100.64.0.0/16 }", says("cidr", "100.64.0.0/16", eu)),
+        (CIDR, "{ cidr: 100.64.0.0/10, type: pod }", says("cidr", "100.64.0.0/10", eu)),
+        (CIDR, "{ cidr: 100.0.0.0/8 }", None), // part of it is routable
+        (CIDR, "{ cidr: 100.64.0.0/16, domain: prod-us }", None),
+    ] {
+        let text = edited(old, new);
+        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
+        let said: Vec<&str> = warnings.iter().map(|one| one.message.as_str()).collect();
+        assert_eq!(said, Vec::from_iter(expected.as_deref()), "{new}");
+        // Where the fabric has such addresses, nothing is lost.
+        let carried = text.replace("routes: [10.0.0.0/8]", "carries: [100.64.0.0/10]");
+        assert_eq!(Config::parse(&carried, "f.yaml").unwrap().warnings, [], "{new}");
+    }
+}
+
+#[test]
 fn what_was_stated_reaches_the_compiler() {
     let config = Config::parse(GOOD, "f.yaml").unwrap();
     let inputs = convert::inputs(&config.gateway, &config.documents);
