@@ -15,7 +15,7 @@ use xdp_abi::policy::RULES;
 use super::decode::suggestion;
 use super::settings::{Gateway, Metrics, Seconds, Tables, Timers};
 use super::tree::{Path, Tree, at};
-use super::{Attachment, AttachmentKind, Findings};
+use super::{Attachment, AttachmentKind, Findings, Hook};
 
 /// The most entries that a table can have, by its field.
 pub(super) const MOST: [(&str, usize); 6] = [
@@ -56,6 +56,22 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
         if log.rotate_bytes < 4096 {
             let message = format!("`rotate_bytes` is {}; expected 4096 or more", log.rotate_bytes);
             checks.error(&at.child("rotate_bytes"), message);
+        }
+    }
+}
+
+/// What one attachment states of the hook holds for its interface, so also for the attachments
+/// there that do not state any.
+pub(super) fn share_hooks(tree: &Tree, gateway: &mut Gateway) {
+    let is_stated = |n| tree.locate(&at!["gateway", "attachments", n, "hook"]).2.is_some();
+    let attachments = gateway.attachments.iter().enumerate();
+    let stated: HashMap<String, Hook> = attachments
+        .filter(|(n, _)| is_stated(*n))
+        .map(|(_, attachment)| (attachment.interface.clone(), attachment.hook))
+        .collect();
+    for attachment in &mut gateway.attachments {
+        if let Some(hook) = stated.get(&attachment.interface) {
+            attachment.hook = *hook;
         }
     }
 }
@@ -209,8 +225,33 @@ impl Checks<'_> {
                 }
             }
         }
+        self.hooks(&all, &gateway.attachments);
         self.ambiguous(&all, &gateway.attachments, "sources", |attachment| &attachment.sources);
         self.ambiguous(&all, &gateway.attachments, "routes", Attachment::routes);
+    }
+
+    /// An interface is served by one hook, so all of its attachments that state one mean the same.
+    fn hooks(&mut self, all: &Path, attachments: &[Attachment]) {
+        let mut first = HashMap::new();
+        for (n, attachment) in attachments.iter().enumerate() {
+            let at = all.child(n).child("hook");
+            if self.tree.locate(&at).2.is_none() || self.tree.is_damaged(&at) {
+                continue;
+            }
+            let stated = (at.clone(), attachment.hook);
+            let (other, hook) = first.entry(&attachment.interface).or_insert(stated);
+            if *hook != attachment.hook {
+                let (_, position, _) = self.tree.locate(other);
+                let message = format!(
+                    "`hook` is {}, and {} in line {} for {} too; expected one for the interface",
+                    attachment.hook.as_str(),
+                    hook.as_str(),
+                    position.line,
+                    attachment.interface
+                );
+                self.error(&at, message);
+            }
+        }
     }
 
     /// A packet has to belong to one attachment: on one interface and VLAN, no two may have the

@@ -141,7 +141,8 @@ fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>)>
         check::check(&tree, gateway, findings);
     }
     documents::check(&tree, gateway.as_ref(), &documents, findings);
-    let gateway = gateway?;
+    let mut gateway = gateway?;
+    check::share_hooks(&tree, &mut gateway);
     if findings.errors.is_empty() {
         compile::check(&tree, &gateway, &documents, findings);
     }

@@ -159,6 +159,14 @@ documents:
 }
 
 #[test]
+fn a_hook_that_one_attachment_states_holds_for_its_interface() {
+    let text = edited("      carries: []", "      carries: []\n      hook: tc");
+    let Gateway { attachments, .. } = Config::parse(&text, "f.yaml").unwrap().gateway;
+    let hooks: Vec<Hook> = attachments.iter().map(|attachment| attachment.hook).collect();
+    assert_eq!(hooks, [Hook::Tc, Hook::Tc, Hook::Auto, Hook::Auto]);
+}
+
+#[test]
 fn the_example_is_read_and_states_the_defaults() {
     let text = include_str!("../../../docs/sluice.example.yaml");
     let config = Config::parse(text, "sluice.example.yaml").unwrap();
