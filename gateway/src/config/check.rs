@@ -371,6 +371,21 @@ impl Checks<'_> {
     }
 
     fn metrics(&mut self, metrics: &Metrics) {
+        let files = [
+            ("token_file", at!["gateway", "metrics"], metrics.token_file.as_ref()),
+            (
+                "certificate",
+                at!["gateway", "metrics", "tls"],
+                metrics.tls.as_ref().map(|tls| &tls.certificate),
+            ),
+            ("key", at!["gateway", "metrics", "tls"], metrics.tls.as_ref().map(|tls| &tls.key)),
+        ];
+        for (field, at, file) in files {
+            if let Some(file) = file.filter(|file| !file.is_absolute()) {
+                let message = format!("`{field}` is {}; expected an absolute path", file.display());
+                self.error(&at.child(field), message);
+            }
+        }
         let at = at!["gateway", "metrics", "listen"];
         if metrics.listen.ip().is_loopback() || self.tree.is_damaged(&at!["gateway", "metrics"]) {
             return;

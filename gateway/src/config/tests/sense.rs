@@ -201,6 +201,23 @@ fn settings_have_to_fit_together() {
             )],
         ),
         (
+            "listen: 127.0.0.1:9464",
+            "listen: 127.0.0.1:9464\n    token_file: token\n    tls: { certificate: c.pem, key: ./k }",
+            &[
+                (
+                    "token_file",
+                    "gateway.metrics.token_file",
+                    "`token_file` is token; expected an absolute path",
+                ),
+                (
+                    "certificate",
+                    "gateway.metrics.tls.certificate",
+                    "`certificate` is c.pem; expected an absolute path",
+                ),
+                ("key", "gateway.metrics.tls.key", "`key` is ./k; expected an absolute path"),
+            ],
+        ),
+        (
             "socket: /run/sluice.sock",
             "socket: sluice.sock",
             &[("socket", "gateway.socket", "`socket` is sluice.sock; expected an absolute path")],
