@@ -208,6 +208,12 @@ impl DocumentChecks<'_> {
             let message = "`addresses` is empty; expected one address or more".to_owned();
             self.checks.error(&at.child("addresses"), message);
         }
+        let is_v6 = |address: &Prefix| matches!(address.net(), IpNet::V6(_));
+        if !endpoint.addresses.is_empty() && endpoint.addresses.iter().all(is_v6) {
+            let message = "`addresses` has IPv6 alone, which is not forwarded yet; expected an \
+                           IPv4 address, without which no packet is from or to the endpoint";
+            self.checks.warning(&at.child("addresses"), message.to_owned());
+        }
         let addresses = endpoint.addresses.iter().enumerate();
         let mut lost = addresses.map(|(n, address)| (at.child("addresses").child(n), *address));
         let lost = lost.find_map(|(path, address)| {

@@ -452,6 +452,21 @@ fn what_is_non_routable_and_of_no_pod_network_is_a_warning() {
 }
 
 #[test]
+fn an_endpoint_of_ipv6_alone_is_a_warning() {
+    for (addresses, expected) in [
+        ("[\"fd00::1\"]", true),
+        ("[\"fd00::1\", \"fd00:1::/64\"]", true),
+        ("[\"fd00::1\", 100.64.1.10]", false),
+    ] {
+        let text = edited("addresses: [100.64.1.10]", &format!("addresses: {addresses}"));
+        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
+        let paths: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+        let expected = expected.then_some("documents[0].spec.addresses");
+        assert_eq!(paths, Vec::from_iter(expected), "{addresses}");
+    }
+}
+
+#[test]
 fn what_was_stated_reaches_the_compiler() {
     let config = Config::parse(GOOD, "f.yaml").unwrap();
     let inputs = convert::inputs(&config.gateway, &config.documents);
