@@ -210,6 +210,16 @@ fn what_can_hardly_be_meant_is_said_by_check_and_by_run() {
     assert!(logged && code == Some(1), "{code:?}: {said}");
 }
 
+#[test]
+fn the_version_is_told_in_every_usual_way() {
+    let expected = format!("sluice-gateway {}\n", env!("CARGO_PKG_VERSION"));
+    for word in ["version", "--version", "-V"] {
+        let output = Command::new(GATEWAY).arg(word).output().unwrap();
+        assert!(output.status.success(), "{word}: {output:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{word}");
+    }
+}
+
 fn unit() -> String {
     read("gateway/systemd/sluice-gateway.service")
 }
