@@ -89,10 +89,10 @@ pub enum StartError {
 impl StartError {
     /// The first of its faults, where there may be many.
     fn first(&self) -> String {
-        match self {
-            Self::Config(faults) => faults.first().cloned().unwrap_or_default(),
-            other => with_causes(other),
+        if let Self::Config(faults) = self {
+            return faults.first().cloned().unwrap_or_default();
         }
+        with_causes(self)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
-use policy_compiler::{CompileError, Diagnostic, Image};
+use policy_compiler::{CompileError, Image};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -117,8 +117,6 @@ pub struct Compiled {
     pub image: Arc<Image>,
     /// Who there is.
     pub inventory: Arc<smartgroups::Inventory>,
-    /// What the compiler has to say.
-    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// The gateway.
@@ -177,20 +175,9 @@ impl Reserved {
 
 /// Compiles the documents of a configuration.
 pub fn compile(config: &Config) -> Result<Compiled, CompileError> {
-    let inputs = convert::inputs(&config.gateway, &config.documents);
-    let policy = convert::policy(&config.documents);
-    let (image, diagnostics) = policy_compiler::compile(
-        &policy_compiler::Inputs {
-            inventory: &inputs.inventory,
-            groups: &inputs.groups,
-            rules: &policy.rules,
-            snat: &policy.snat,
-            default_action: policy.default_action,
-            domains: &inputs.domains,
-        },
-        &convert::capacity(&config.gateway.tables),
-    )?;
-    Ok(Compiled { image: Arc::new(image), inventory: Arc::new(inputs.inventory), diagnostics })
+    let capacity = convert::capacity(&config.gateway.tables);
+    let compiled = convert::compile(&config.gateway, &config.documents, &capacity)?;
+    Ok(Compiled { image: Arc::new(compiled.image), inventory: Arc::new(compiled.inventory) })
 }
 
 /// Which hooks the interfaces are served by.

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Firewall and SNAT gateway for Kubernetes networks.
 #[derive(Parser)]
-#[command(name = "sluice-gateway")]
+#[command(name = "sluice-gateway", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -137,12 +137,87 @@ fn every_configuration_in_a_page_is_accepted_and_says_what_is_shown() {
             let output =
                 Command::new(GATEWAY).args(["check", "--config"]).arg(&file).output().unwrap();
             let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{page}: {errors}");
+            assert!(output.status.success() && errors.is_empty(), "{page}: {errors}");
             let said = String::from_utf8(output.stdout).unwrap();
             assert!(text.lines().any(|line| line == said.trim_end()), "{page}: {said}");
         }
     }
     assert!(shown > 0, "no page shows a configuration");
+}
+
+/// A file of two pods, with these tables; the second group is empty.
+fn two_pods(directory: &Path, tables: &str) -> PathBuf {
+    let file = directory.join("sluice.yaml");
+    let text = format!(
+        "gateway:
+  name: gw-test
+  domains: [{{ name: prod-eu, number: 1 }}]
+  attachments:
+    - {{ name: pods, interface: eth-none, kind: spoke, domain: prod-eu, sources: [100.64.0.0/16] }}
+  tables: {{ {tables} }}
+documents:
+  - {{ kind: Endpoint, name: a, spec: {{ type: pod, domain: prod-eu, addresses: [100.64.0.1] }} }}
+  - {{ kind: Endpoint, name: b, spec: {{ type: pod, domain: prod-eu, addresses: [100.64.0.2] }} }}
+  - {{ kind: SmartGroup, name: pods, spec: {{ selectors: [{{ type: pod }}] }} }}
+  - {{ kind: SmartGroup, name: nobody, spec: {{ selectors: [{{ name: nobody }}] }} }}
+  - {{ kind: DefaultAction, name: default, spec: {{ action: deny }} }}
+"
+    );
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// What the program says of a file, and its exit code. It has no privileges, so that `run` ends
+/// before it touches anything.
+fn says(command: &str, file: &Path) -> (Option<i32>, String) {
+    let output = Command::new("setpriv")
+        .args(["--inh-caps=-all", "--bounding-set=-all", GATEWAY, command, "--config"])
+        .arg(file)
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn what_does_not_fit_the_tables_is_refused_by_check_as_by_run() {
+    if !nix::unistd::geteuid().is_root() || Command::new("setpriv").arg("-h").output().is_err() {
+        return skip("needs root and setpriv to run without privileges");
+    }
+    let file = two_pods(&scratch("room"), "endpoints: 1");
+    let expected = format!(
+        "{}:6:13: gateway.tables.endpoints: `endpoints` is 1; expected 2 or more, which the \
+         documents need\n",
+        file.display()
+    );
+    for command in ["check", "run"] {
+        assert_eq!(says(command, &file), (Some(2), expected.clone()), "{command}");
+    }
+}
+
+#[test]
+fn what_can_hardly_be_meant_is_said_by_check_and_by_run() {
+    if !nix::unistd::geteuid().is_root() || Command::new("setpriv").arg("-h").output().is_err() {
+        return skip("needs root and setpriv to run without privileges");
+    }
+    let file = two_pods(&scratch("meant"), "endpoints: 2");
+    let expected = format!(
+        "{}:11:47: documents[3].spec.selectors: smart group `nobody` is empty",
+        file.display()
+    );
+    assert_eq!(says("check", &file), (Some(0), format!("warning: {expected}\n")));
+    let (code, said) = says("run", &file);
+    let logged = said.lines().any(|line| line.ends_with(&format!(" WARN {expected}")));
+    assert!(logged && code == Some(1), "{code:?}: {said}");
+}
+
+#[test]
+fn the_version_is_told_in_every_usual_way() {
+    let expected = format!("sluice-gateway {}\n", env!("CARGO_PKG_VERSION"));
+    for word in ["version", "--version", "-V"] {
+        let output = Command::new(GATEWAY).arg(word).output().unwrap();
+        assert!(output.status.success(), "{word}: {output:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{word}");
+    }
 }
 
 fn unit() -> String {

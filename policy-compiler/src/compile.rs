@@ -12,7 +12,7 @@ use crate::bitset::BitSet;
 use crate::error::{Capacity, CompileError, Table};
 use crate::image::{Identity, Image, ImageGroup, ImageRule, ImageSnat};
 use crate::lint::{Diagnostic, lint};
-use crate::model::{Enforcement, Inputs, Rule, Scope, SnatPolicy};
+use crate::model::{Action, Enforcement, Inputs, Rule, Scope, SnatPolicy};
 use crate::ports::PortClasses;
 use crate::validate::validate;
 
@@ -143,16 +143,28 @@ fn identities(
     tags: &BTreeMap<IpNet, u32>,
 ) -> Vec<Identity> {
     let group_ids = group_ids(inputs);
+    // By group, and by whether the address may also be in doubt about it.
     let mut sources = Bits::new(rules.len());
     let mut destinations = Bits::new(rules.len());
     for (bit, rule) in rules.iter().enumerate() {
-        for name in &rule.sources {
-            sources.insert(group_ids[name.as_str()], bit);
-        }
-        for name in &rule.destinations {
-            destinations.insert(group_ids[name.as_str()], bit);
+        let refuses = rule.action != Action::Permit;
+        for (bits, names) in
+            [(&mut sources, &rule.sources), (&mut destinations, &rule.destinations)]
+        {
+            for name in names {
+                let group = group_ids[name.as_str()];
+                bits.insert((group, false), bit);
+                if refuses {
+                    bits.insert((group, true), bit);
+                }
+            }
         }
     }
+    let all = |set: &GroupSet| {
+        let certain = set.groups.iter().map(|group| (*group, false));
+        let doubted = set.doubted.iter().map(|group| (*group, true));
+        certain.chain(doubted).collect::<Vec<_>>()
+    };
     let end = |scope: &Scope| match scope {
         Scope::Any => End::Group(GroupId::ANYWHERE),
         Scope::Cidr(prefix) => End::Prefix(tags[&prefix.trunc()]),
@@ -167,10 +179,11 @@ fn identities(
     let ids = identity_ids(sets);
     sets.iter()
         .map(|set| Identity {
-            id: ids[set.groups.as_slice()],
+            id: ids[&lists_of(set)],
             groups: set.groups.clone(),
-            source_rules: sources.of(set.groups.iter().copied()),
-            destination_rules: destinations.of(set.groups.iter().copied()),
+            doubted: set.doubted.clone(),
+            source_rules: sources.of(all(set).into_iter()),
+            destination_rules: destinations.of(all(set).into_iter()),
             snat_source: snat_sources.of(End::of(set)),
             snat_destination: snat_destinations.of(End::of(set)),
         })
@@ -183,20 +196,31 @@ pub(crate) fn group_ids<'a>(inputs: &Inputs<'a>) -> HashMap<&'a str, GroupId> {
     inputs.groups.iter().map(|group| (group.name.as_str(), group.id)).chain(built_in).collect()
 }
 
-/// The id of every list of groups: a hash of the group ids, and the next attempt for the later
-/// list if two lists collide.
-fn identity_ids(sets: &[GroupSet]) -> BTreeMap<&[GroupId], u32> {
-    let lists: BTreeSet<&[GroupId]> = sets.iter().map(|set| set.groups.as_slice()).collect();
+/// The groups of a set, and those in doubt.
+type Lists<'a> = (&'a [GroupId], &'a [GroupId]);
+
+fn lists_of(set: &GroupSet) -> Lists<'_> {
+    (&set.groups, &set.doubted)
+}
+
+/// The id of every pair of lists: a hash of the group ids, and the next attempt for the later
+/// pair if two collide.
+fn identity_ids(sets: &[GroupSet]) -> BTreeMap<Lists<'_>, u32> {
+    let lists: BTreeSet<Lists<'_>> = sets.iter().map(lists_of).collect();
     let mut used = BTreeSet::new();
     lists
         .into_iter()
-        .map(|groups| {
-            let bytes: Vec<u8> = groups.iter().flat_map(|group| group.0.to_le_bytes()).collect();
+        .map(|(groups, doubted)| {
+            // No group has the id 0, so it parts the two lists.
+            let parted = (!doubted.is_empty()).then_some(0);
+            let numbers = groups.iter().map(|group| group.0).chain(parted);
+            let numbers = numbers.chain(doubted.iter().map(|group| group.0));
+            let bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
             let mut attempt = 0;
             loop {
                 let id = stable_id_of_bytes("Identity", &bytes, attempt);
                 if used.insert(id) {
-                    return (groups, id);
+                    return ((groups, doubted), id);
                 }
                 attempt += 1;
             }

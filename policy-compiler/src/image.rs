@@ -83,11 +83,14 @@ pub struct ImageSnat {
 /// Addresses that policy cannot tell apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Follows from the groups alone; never zero. Identities that differ only in the prefixes of
-    /// SNAT policies share it.
+    /// Follows from the groups and the doubted ones alone; never zero. Identities that differ only
+    /// in the prefixes of SNAT policies share it.
     pub id: u32,
     /// The groups, sorted by id.
     pub groups: Vec<GroupId>,
+    /// Groups that only some claimants of its address are in, sorted by id: rules that deny or
+    /// reject count them in, rules that permit do not.
+    pub doubted: Vec<GroupId>,
     /// Rules that it may be the source of.
     pub source_rules: BitSet,
     /// Rules that it may be the destination of.

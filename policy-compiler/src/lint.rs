@@ -16,7 +16,7 @@ use crate::bitset::BitSet;
 use crate::compile::group_ids;
 use crate::error::Side;
 use crate::image::Image;
-use crate::model::{Inputs, PortRange, Protocol, Rule, Scope, SnatPolicy};
+use crate::model::{Action, Inputs, PortRange, Protocol, Rule, Scope, SnatPolicy};
 use crate::ports::merged;
 
 /// Something that compiles and can hardly be meant.
@@ -59,7 +59,7 @@ pub enum Diagnostic {
         /// A later rule that decides all that it matches in the same way.
         by: String,
     },
-    /// An address that several pods claim.
+    /// An address that several endpoints claim although only one can have it.
     Contested(Conflict),
 }
 
@@ -83,10 +83,12 @@ impl fmt::Display for Diagnostic {
             }
             Self::Contested(conflict) => write!(
                 f,
-                "address {} of domain {} is claimed by pods {}, and has the groups of all of them",
+                "address {} of domain {} is claimed by {}s {}, and only rules that deny see it in \
+                 groups that not all of them are in",
                 conflict.prefix,
                 conflict.domain,
-                quoted(&conflict.pods)
+                conflict.kind,
+                quoted(&conflict.claimants)
             ),
         }
     }
@@ -104,8 +106,9 @@ pub(crate) fn lint(
     snat: &[&SnatPolicy],
 ) -> Vec<Diagnostic> {
     let group_ids = group_ids(inputs);
+    let identities = image.identities.iter();
     let held: HashSet<GroupId> =
-        image.identities.iter().flat_map(|identity| identity.groups.iter().copied()).collect();
+        identities.flat_map(|one| one.groups.iter().chain(&one.doubted)).copied().collect();
     let is_empty = |name: &String| !held.contains(&group_ids[name.as_str()]);
 
     let conflicts = inputs.inventory.conflicts().into_iter().map(Diagnostic::Contested);
@@ -164,13 +167,17 @@ impl Company {
 /// one with all of them: protocols that have none.
 type PortKey = (Protocol, Option<Vec<PortRange>>);
 
+/// Rules with the same key have the same identities at one end: groups, and whether it refuses,
+/// because a refusal also has those that are in doubt.
+type EndKey = (Vec<GroupId>, bool);
+
 /// Finds rules that cover others. Rules with the same groups or the same ports share an answer.
 struct Covers<'a> {
     image: &'a Image,
     rules: &'a [&'a Rule],
     group_ids: &'a HashMap<&'a str, GroupId>,
-    sources: HashMap<Vec<GroupId>, Company>,
-    destinations: HashMap<Vec<GroupId>, Company>,
+    sources: HashMap<EndKey, Company>,
+    destinations: HashMap<EndKey, Company>,
     ports: HashMap<PortKey, Company>,
 }
 
@@ -199,14 +206,16 @@ impl<'a> Covers<'a> {
     /// What an earlier or a later rule makes of one that can match.
     fn of(&mut self, bit: usize) -> Option<Diagnostic> {
         let (image, count, rule) = (self.image, self.rules.len(), self.rules[bit]);
+        let refuses = rule.action != Action::Permit;
         let (sources, destinations) = (self.key(&rule.sources), self.key(&rule.destinations));
         let identities = image.identities.iter();
-        let by_source = self.sources.entry(sources).or_insert_with(|| {
+        let by_source = self.sources.entry((sources, refuses)).or_insert_with(|| {
             Company::of(bit, count, identities.clone().map(|identity| &identity.source_rules))
         });
-        let by_destination = self.destinations.entry(destinations).or_insert_with(|| {
-            Company::of(bit, count, identities.map(|identity| &identity.destination_rules))
-        });
+        let by_destination =
+            self.destinations.entry((destinations, refuses)).or_insert_with(|| {
+                Company::of(bit, count, identities.map(|identity| &identity.destination_rules))
+            });
         let ports = (!rule.ports.is_empty()).then(|| merged(rule));
         let by_port = self
             .ports
@@ -446,12 +455,13 @@ mod tests {
         let conflict = Conflict {
             domain: DomainId(1),
             prefix: "100.64.0.1/32".parse().unwrap(),
-            pods: vec!["n/a".into(), "n/b".into()],
+            kind: EndpointKind::Pod,
+            claimants: vec!["n/a".into(), "n/b".into()],
         };
         assert_eq!(
             Diagnostic::Contested(conflict).to_string(),
-            "address 100.64.0.1/32 of domain 1 is claimed by pods `n/a`, `n/b`, \
-             and has the groups of all of them"
+            "address 100.64.0.1/32 of domain 1 is claimed by pods `n/a`, `n/b`, and only rules \
+             that deny see it in groups that not all of them are in"
         );
     }
 

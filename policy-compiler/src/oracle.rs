@@ -6,10 +6,10 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use smartgroups::{ANYWHERE, DomainId, PUBLIC_INTERNET, groups_of, holds, is_public};
+use smartgroups::{ANYWHERE, DomainId, PUBLIC_INTERNET, groups_of, holds, is_public, may_hold};
 
 use crate::model::{
-    Enforcement, Evaluation, Flow, Inputs, PortRange, Scope, SnatPolicy, WayOut, has_ports,
+    Action, Enforcement, Evaluation, Flow, Inputs, PortRange, Scope, SnatPolicy, WayOut, has_ports,
 };
 use crate::ports::admits;
 
@@ -28,7 +28,14 @@ pub fn evaluate(inputs: &Inputs<'_>, flow: &Flow) -> Evaluation {
     let mut rules: Vec<_> = inputs.rules.iter().collect();
     rules.sort_by_key(|rule| rule.priority);
     for rule in rules {
-        let is_in = |names: &[String], end| names.iter().any(|name| in_group(inputs, name, end));
+        let is_in = |names: &[String], end| {
+            names.iter().any(|name| match rule.action {
+                Action::Permit => in_group(inputs, name, end),
+                Action::Deny | Action::Reject => {
+                    in_group(inputs, name, end) || maybe_in_group(inputs, name, end)
+                }
+            })
+        };
         let matches = is_in(&rule.sources, flow.source)
             && is_in(&rule.destinations, flow.destination)
             && admits(rule, flow.protocol, flow.destination_port);
@@ -77,7 +84,15 @@ pub fn evaluate_snat<'a>(
     inputs.snat.iter().filter(matches).min_by_key(|policy| policy.order)
 }
 
-/// Whether the group of a name holds an address.
+/// Whether the group of a name holds an address, if it is that of some claimant.
+fn maybe_in_group(inputs: &Inputs, name: &str, (domain, address): (DomainId, IpAddr)) -> bool {
+    inputs
+        .groups
+        .iter()
+        .any(|group| group.name == name && may_hold(inputs.inventory, group, domain, address))
+}
+
+/// Whether the group of a name holds an address for certain.
 fn in_group(inputs: &Inputs<'_>, name: &str, (domain, address): (DomainId, IpAddr)) -> bool {
     match name {
         ANYWHERE => true,

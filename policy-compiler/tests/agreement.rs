@@ -326,6 +326,34 @@ proptest! {
         }
     }
 
+    /// Whoever has a contested address: what gets through would get through if it were theirs.
+    #[test]
+    fn what_a_contested_address_may_do_each_of_its_claimants_may(
+        policy in policy(),
+        draws in draws(),
+    ) {
+        let (image, diagnostics) = compile(&policy.inputs(), &ROOM).unwrap();
+        for diagnostic in &diagnostics {
+            let Diagnostic::Contested(conflict) = diagnostic else { continue };
+            for one in &conflict.claimants {
+                let mut alone = policy.clone();
+                for other in conflict.claimants.iter().filter(|other| *other != one) {
+                    let mut other = alone.inventory.remove(other).unwrap().as_ref().clone();
+                    other.addresses.retain(|prefix| *prefix != conflict.prefix);
+                    alone.inventory.insert(other);
+                }
+                let (alone, _) = compile(&alone.inputs(), &ROOM).unwrap();
+                for draw in &draws {
+                    let flow = draw.from(&policy);
+                    if image.judge(&flow).action == Action::Permit {
+                        let judged = alone.judge(&flow).action;
+                        prop_assert_eq!(judged, Action::Permit, "{} has {:?}", one, flow);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_linter_is_never_wrong(policy in policy(), draws in draws()) {
         let (image, diagnostics) = compile(&policy.inputs(), &ROOM).unwrap();

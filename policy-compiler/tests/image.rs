@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use policy_compiler::{
-    Action, Capacity, CompileError, DefaultAction, Egress, Enforcement, Flow, Image, Inputs, Log,
-    PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, compile,
+    Action, Capacity, CompileError, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Image,
+    Inputs, Log, PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, compile,
 };
 use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
 
@@ -356,5 +356,63 @@ fn a_snat_policy_that_cannot_be_meant_is_refused_by_name() {
         ),
     ] {
         assert_eq!(compiled(&[], &policies, &AMPLE).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn an_address_that_two_claim_gets_what_both_may_and_is_refused_what_either_is() {
+    let endpoint = |name: &str, teams: [&str; 2]| Endpoint {
+        addresses: vec!["100.64.0.1/32".parse().unwrap()],
+        labels: teams.map(|team| (team.to_owned(), "yes".to_owned())).into(),
+        ..Endpoint::new(name, EndpointKind::Pod, DomainId(1))
+    };
+    let group = |name: &str| {
+        let labels = [(name.to_owned(), "yes".to_owned())].into();
+        SmartGroup::new(name, vec![Selector { labels, ..Selector::default() }])
+    };
+    let groups = ["web", "old", "new"].map(group);
+    let with = |number, source: &str, action| Rule {
+        sources: vec![source.into()],
+        action,
+        ..rule(number)
+    };
+    let flow = Flow {
+        source: (DomainId(1), ip("100.64.0.1")),
+        destination: (DomainId::FABRIC, ip("8.8.8.8")),
+        protocol: 6,
+        source_port: 40_000,
+        destination_port: 443,
+    };
+    let (permit, deny) = (Action::Permit, Action::Deny);
+    for (what, rules, alone, contested) in [
+        ("both may", vec![with(1, "web", permit)], permit, permit),
+        ("only the old one may", vec![with(1, "old", permit)], permit, deny),
+        ("the new one may not", vec![with(1, "new", deny), with(2, "web", permit)], permit, deny),
+        (
+            "the new one is rejected",
+            vec![with(1, "new", Action::Reject), with(2, "web", permit)],
+            permit,
+            Action::Reject,
+        ),
+        ("nobody is refused", vec![with(1, "web", permit), with(2, "new", deny)], permit, permit),
+    ] {
+        let mut inventory = Inventory::new();
+        inventory.insert(endpoint("n/old", ["web", "old"]));
+        let judge = |inventory: &Inventory| {
+            let inputs = Inputs {
+                inventory,
+                groups: &groups,
+                rules: &rules,
+                snat: &[],
+                default_action: DefaultAction { action: deny, log: Log::Both },
+                domains: &[],
+            };
+            let (image, diagnostics) = compile(&inputs, &AMPLE).unwrap();
+            let contested = diagnostics.iter().any(|d| matches!(d, Diagnostic::Contested(_)));
+            (image.judge(&flow).action, contested)
+        };
+        assert_eq!(judge(&inventory), (alone, false), "{what}");
+        inventory.insert(endpoint("n/new", ["web", "new"]));
+        assert_eq!(judge(&inventory), (contested, true), "{what}");
     }
 }

@@ -47,6 +47,16 @@ pub enum EndpointKind {
 }
 
 impl EndpointKind {
+    /// Whether two of this kind cannot have one address, so that one of them is stale or mistaken.
+    ///
+    /// Services may share an address, and places (subnets, VPCs, sites) may lie in one another.
+    pub const fn is_alone_on_an_address(self) -> bool {
+        match self {
+            Self::Pod | Self::Node | Self::Vm => true,
+            Self::Service | Self::External | Self::Site | Self::Subnet | Self::Vpc => false,
+        }
+    }
+
     /// The word that operators write for it.
     pub const fn as_str(self) -> &'static str {
         match self {

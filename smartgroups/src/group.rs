@@ -205,20 +205,57 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Whether a group holds an address, found by asking every selector about every endpoint.
-pub fn holds(inventory: &Inventory, group: &SmartGroup, domain: DomainId, address: IpAddr) -> bool {
-    group.selectors.iter().any(|selector| {
-        selector.covers(domain, address)
-            && (!selector.is_about_endpoints()
-                || inventory.endpoints().any(|endpoint| {
-                    endpoint.domain == domain
-                        && endpoint.addresses.iter().any(|prefix| prefix.contains(&address))
-                        && selector.describes(endpoint)
-                }))
-    })
+/// Whether a group may hold an address: some endpoint that claims it is in the group, or the
+/// address is by itself. Found by asking every selector about every endpoint.
+pub fn may_hold(
+    inventory: &Inventory,
+    group: &SmartGroup,
+    domain: DomainId,
+    address: IpAddr,
+) -> bool {
+    let claims = |endpoint: &&Endpoint| {
+        endpoint.domain == domain
+            && endpoint.addresses.iter().any(|prefix| prefix.contains(&address))
+    };
+    is_stated(group, domain, address)
+        || inventory
+            .endpoints()
+            .filter(claims)
+            .any(|endpoint| takes(group, endpoint, domain, address))
 }
 
-/// The groups that hold an address, built-in ones included, sorted by id.
+/// Whether a group holds an address for certain: whoever of those that claim it has it, the group
+/// holds it.
+pub fn holds(inventory: &Inventory, group: &SmartGroup, domain: DomainId, address: IpAddr) -> bool {
+    let claimed = |one: &Endpoint, prefix: &IpNet| {
+        let rivals = inventory.endpoints().filter(|other| {
+            other.name == one.name
+                || one.kind.is_alone_on_an_address()
+                    && (other.kind, other.domain) == (one.kind, domain)
+                    && other.addresses.contains(prefix)
+        });
+        rivals.into_iter().all(|rival| takes(group, rival, domain, address))
+    };
+    is_stated(group, domain, address)
+        || inventory.endpoints().filter(|endpoint| endpoint.domain == domain).any(|endpoint| {
+            let mut around = endpoint.addresses.iter().filter(|prefix| prefix.contains(&address));
+            around.any(|prefix| claimed(endpoint, prefix))
+        })
+}
+
+/// Whether a group names an address, whoever has it.
+fn is_stated(group: &SmartGroup, domain: DomainId, address: IpAddr) -> bool {
+    let mut stated = group.selectors.iter().filter(|selector| !selector.is_about_endpoints());
+    stated.any(|selector| selector.covers(domain, address))
+}
+
+/// Whether a group holds an address as one of this endpoint.
+fn takes(group: &SmartGroup, endpoint: &Endpoint, domain: DomainId, address: IpAddr) -> bool {
+    let mut about = group.selectors.iter().filter(|selector| selector.is_about_endpoints());
+    about.any(|selector| selector.covers(domain, address) && selector.describes(endpoint))
+}
+
+/// The groups that hold an address for certain, built-in ones included, sorted by id.
 pub fn groups_of(
     inventory: &Inventory,
     groups: &[SmartGroup],

@@ -64,6 +64,25 @@ impl Interner {
         self.unions.insert((a, b), id);
         id
     }
+
+    /// What is in both sets.
+    pub(crate) fn intersection(&mut self, a: SetId, b: SetId) -> SetId {
+        let other = self.get(b);
+        let both = self.get(a).iter().filter(|one| other.binary_search(one).is_ok());
+        let both = both.copied().collect();
+        self.set(both)
+    }
+
+    /// What is in the first set and not in the second.
+    pub(crate) fn difference(&mut self, a: SetId, b: SetId) -> SetId {
+        if a == SetId::EMPTY || a == b {
+            return SetId::EMPTY;
+        }
+        let other = self.get(b);
+        let rest = self.get(a).iter().filter(|one| other.binary_search(one).is_err());
+        let rest = rest.copied().collect();
+        self.set(rest)
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +109,9 @@ mod tests {
         assert_eq!(sets.union(b, a), both, "in either order, from memory");
         assert_eq!(sets.union(a, both), both);
         assert_eq!(sets.union(SetId::EMPTY, a), a);
+        assert_eq!(sets.intersection(a, b), sets.set(vec![3]));
+        assert_eq!(sets.difference(both, a), sets.set(vec![2]));
+        assert_eq!(sets.difference(a, both), SetId::EMPTY);
         assert_eq!(sets.union(a, SetId::EMPTY), a);
     }
 }

@@ -37,17 +37,21 @@ impl Lengths {
     }
 }
 
-/// An address that two live pods claim.
+/// An address that several pods claim, or several nodes, or several virtual machines.
 ///
-/// Their groups add up on it, so one of the pods may be let in where only the other should be.
+/// Nobody can tell whose packets these are, so the address belongs to the groups that all of them
+/// are in, and the others are in doubt ([`crate::GroupSet::doubted`]). A pod on the address of its
+/// node is no conflict: that is what a host-network pod looks like.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// The domain of the address.
     pub domain: DomainId,
     /// The address or prefix.
     pub prefix: IpNet,
-    /// Names of the pods, sorted.
-    pub pods: Vec<String>,
+    /// What they all are.
+    pub kind: EndpointKind,
+    /// Their names, sorted.
+    pub claimants: Vec<String>,
 }
 
 impl Inventory {
@@ -145,22 +149,29 @@ impl Inventory {
             .collect()
     }
 
-    /// Addresses that more than one pod claims, sorted.
+    /// Those that claim one prefix and cannot all have it, one slice for each prefix and kind;
+    /// in any order.
+    pub(crate) fn rivals(&self) -> impl Iterator<Item = (DomainId, IpNet, &[Arc<Endpoint>])> {
+        self.by_prefix.iter().filter(|(_, claimants)| claimants.len() > 1).flat_map(
+            |((domain, prefix), claimants)| {
+                // In order of ownership, so those of one kind stand together, sorted by name.
+                claimants
+                    .chunk_by(|a, b| a.kind == b.kind)
+                    .filter(|same| same.len() > 1 && same[0].kind.is_alone_on_an_address())
+                    .map(|same| (*domain, *prefix, same))
+            },
+        )
+    }
+
+    /// Addresses that more than one endpoint claims although only one can have them, sorted.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let mut conflicts: Vec<Conflict> = self
-            .by_prefix
-            .iter()
-            .filter(|(_, claimants)| {
-                claimants.iter().filter(|one| one.kind == EndpointKind::Pod).count() > 1
-            })
-            .map(|((domain, prefix), claimants)| Conflict {
-                domain: *domain,
-                prefix: *prefix,
-                pods: claimants
-                    .iter()
-                    .filter(|one| one.kind == EndpointKind::Pod)
-                    .map(|one| one.name.clone())
-                    .collect(),
+            .rivals()
+            .map(|(domain, prefix, rivals)| Conflict {
+                domain,
+                prefix,
+                kind: rivals[0].kind,
+                claimants: rivals.iter().map(|one| one.name.clone()).collect(),
             })
             .collect();
         conflicts.sort_unstable();
@@ -249,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn two_pods_on_one_address_are_a_conflict_and_a_pod_on_its_node_is_not() {
+    fn two_of_a_kind_on_one_address_are_a_conflict_and_a_pod_on_its_node_is_not() {
         let mut inventory = Inventory::new();
         inventory.insert(endpoint("n/b", EndpointKind::Pod, 1, &["100.64.0.1/32"]));
         inventory.insert(endpoint("node", EndpointKind::Node, 1, &["100.64.0.1/32"]));
@@ -261,8 +272,20 @@ mod tests {
             [Conflict {
                 domain: DomainId(1),
                 prefix: "100.64.0.1/32".parse().unwrap(),
-                pods: vec!["n/a".into(), "n/b".into()],
+                kind: EndpointKind::Pod,
+                claimants: vec!["n/a".into(), "n/b".into()],
             }]
         );
+        for (kind, expected) in [
+            (EndpointKind::Vm, true),
+            (EndpointKind::Node, true),
+            (EndpointKind::Service, false),
+            (EndpointKind::Subnet, false),
+        ] {
+            let mut inventory = Inventory::new();
+            inventory.insert(endpoint("a", kind, 0, &["10.0.0.1/32"]));
+            inventory.insert(endpoint("b", kind, 0, &["10.0.0.1/32"]));
+            assert_eq!(!inventory.conflicts().is_empty(), expected, "{kind}");
+        }
     }
 }

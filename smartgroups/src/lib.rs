@@ -25,7 +25,9 @@ mod public;
 mod resolve;
 
 pub use endpoint::{DomainId, Endpoint, EndpointKind};
-pub use group::{ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, groups_of, holds};
+pub use group::{
+    ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, groups_of, holds, may_hold,
+};
 pub use id::{stable_id, stable_id_of_bytes, stable_ids};
 pub use inventory::{Conflict, Inventory};
 pub use members::{Member, Reason, members};

@@ -63,7 +63,8 @@ impl fmt::Display for Reason {
 
 /// The members of a group by its name, or `None` if there is no such group.
 ///
-/// A prefix is listed once for every reason that it has.
+/// A prefix is listed once for every reason that it has, and also where the group is in doubt,
+/// because another endpoint claims the same address.
 pub fn members(inventory: &Inventory, groups: &[SmartGroup], name: &str) -> Option<Vec<Member>> {
     match name {
         ANYWHERE => Some(built_in(&["0.0.0.0/0", "::/0"], None, &Reason::Everything)),

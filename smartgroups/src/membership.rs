@@ -15,6 +15,9 @@ use crate::{DomainId, GroupId};
 pub struct GroupSet {
     /// Sorted by id; `anywhere` is in every set.
     pub groups: Vec<GroupId>,
+    /// Groups that some claimants of a contested address are in and others are not, sorted; none
+    /// of them is among `groups`. They open nothing, and a refusal that names one still holds.
+    pub doubted: Vec<GroupId>,
     /// Tags of the extra prefixes that hold the address, sorted.
     pub extras: Vec<u32>,
 }

@@ -4,8 +4,16 @@
 //! what it contains, and walked once with a stack of what is open: a prefix has its own groups and
 //! those of the prefixes around it. `public-internet` is the one group with holes, so it is not
 //! added up but passed on until a special-purpose range says otherwise.
+//!
+//! Where two endpoints claim one address and only one can have it ([`crate::Conflict`]), nobody
+//! knows whose packets these are. The answer has to be right for whichever it is, so such an
+//! address is in the groups that all claimants are in, and those that only some are in are kept
+//! beside them as doubted. A rule that permits asks for the former, a rule that denies or rejects
+//! for both: what gets through then gets through as either of them. (If a permit matches, it matches
+//! each claimant; had a refusal before it matched one of them, it would have decided.)
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -13,8 +21,8 @@ use crate::index::SelectorIndex;
 use crate::interner::{Interner, SetId};
 use crate::public::RANGES;
 use crate::{
-    ANYWHERE, DomainId, GroupId, GroupSet, Inventory, Membership, PUBLIC_INTERNET, Selector,
-    SmartGroup,
+    ANYWHERE, DomainId, Endpoint, GroupId, GroupSet, Inventory, Membership, PUBLIC_INTERNET,
+    Selector, SmartGroup,
 };
 
 /// A prefix whose addresses have to be told apart although no group names it; SNAT policies match
@@ -72,6 +80,9 @@ pub enum ResolveError {
 
 /// The slot of `public-internet` in interned sets; groups and then extras follow it.
 const PUBLIC: u32 = 0;
+
+/// An address that is in no group and of which nothing is in doubt.
+const NOTHING: (SetId, SetId) = (SetId::EMPTY, SetId::EMPTY);
 
 /// Computes the exact set of groups of every address.
 pub fn resolve(
@@ -136,8 +147,16 @@ struct Claim {
     domain: DomainId,
     prefix: IpNet,
     set: SetId,
+    /// Groups that it may be in.
+    doubted: SetId,
     /// Whether the prefix is public, where it is not as around it.
     public: Option<bool>,
+}
+
+impl Claim {
+    fn new(domain: DomainId, prefix: IpNet, set: SetId) -> Self {
+        Self { domain, prefix, set, doubted: SetId::EMPTY, public: None }
+    }
 }
 
 fn claims(
@@ -149,10 +168,8 @@ fn claims(
     let mut claims: Vec<Claim> = RANGES
         .iter()
         .map(|(prefix, public)| Claim {
-            domain: DomainId::FABRIC,
-            prefix: *prefix,
-            set: SetId::EMPTY,
             public: Some(*public),
+            ..Claim::new(DomainId::FABRIC, *prefix, SetId::EMPTY)
         })
         .collect();
     let slots = (PUBLIC + 1..).zip(groups);
@@ -162,32 +179,65 @@ fn claims(
     for (slot, selector) in selectors.clone().filter(|(_, one)| !one.is_about_endpoints()) {
         let (domain, set) = (selector.scope().unwrap_or_default(), sets.set(vec![slot]));
         let stated = stated(selector).into_iter();
-        claims.extend(stated.map(|prefix| Claim { domain, prefix, set, public: None }));
+        claims.extend(stated.map(|prefix| Claim::new(domain, prefix, set)));
     }
     for extra in extra_prefixes {
         let set = sets.set(vec![PUBLIC + 1 + groups.len() as u32 + extra.tag]);
-        let prefix = extra.prefix.trunc();
-        claims.push(Claim { domain: extra.domain, prefix, set, public: None });
+        claims.push(Claim::new(extra.domain, extra.prefix.trunc(), set));
     }
     let about_endpoints = selectors.filter(|(_, one)| one.is_about_endpoints());
     let mut index = SelectorIndex::new(about_endpoints, inventory);
+    let mut contested = HashSet::new();
+    for (domain, prefix, rivals) in inventory.rivals() {
+        contested.extend(rivals.iter().map(|rival| (domain, prefix, rival.name.as_str())));
+        claims.extend(doubtful(domain, prefix, rivals, &mut index, sets));
+    }
     for endpoint in inventory.endpoints() {
         let (whole, within) = index.answer(endpoint, sets);
         let domain = endpoint.domain;
         for address in &endpoint.addresses {
+            if !contested.is_empty()
+                && contested.contains(&(domain, *address, endpoint.name.as_str()))
+            {
+                continue;
+            }
             if whole != SetId::EMPTY {
-                claims.push(Claim { domain, prefix: *address, set: whole, public: None });
+                claims.push(Claim::new(domain, *address, whole));
             }
             for (cidr, set) in within.iter() {
                 let inside = common(*cidr, *address);
-                claims.extend(inside.map(|prefix| Claim {
-                    domain,
-                    prefix,
-                    set: *set,
-                    public: None,
-                }));
+                claims.extend(inside.map(|prefix| Claim::new(domain, prefix, *set)));
             }
         }
+    }
+    claims
+}
+
+/// What rivals for one prefix make of it and of those parts that selectors tell apart: what all
+/// of them say is certain, the rest is doubted.
+fn doubtful(
+    domain: DomainId,
+    prefix: IpNet,
+    rivals: &[Arc<Endpoint>],
+    index: &mut SelectorIndex<'_>,
+    sets: &mut Interner,
+) -> Vec<Claim> {
+    let answers: Vec<_> = rivals.iter().map(|rival| index.answer(rival, sets)).collect();
+    let cidrs = answers.iter().flat_map(|(_, within)| within.iter().map(|(cidr, _)| *cidr));
+    let parts: BTreeSet<IpNet> =
+        cidrs.filter(|cidr| prefix.contains(cidr)).chain([prefix]).collect();
+    let mut claims = Vec::new();
+    for part in parts {
+        let mut certain = None;
+        let mut doubted = SetId::EMPTY;
+        for (whole, within) in &answers {
+            let around = within.iter().filter(|(cidr, _)| cidr.contains(&part));
+            let all = around.fold(*whole, |all, (_, set)| sets.union(all, *set));
+            certain = Some(certain.map_or(all, |certain| sets.intersection(certain, all)));
+            doubted = sets.union(doubted, all);
+        }
+        let certain = certain.unwrap_or(SetId::EMPTY);
+        claims.push(Claim { doubted, ..Claim::new(domain, part, certain) });
     }
     claims
 }
@@ -200,9 +250,11 @@ struct Node {
     parent: Option<usize>,
     /// Groups and extras without `public-internet`.
     base: SetId,
+    /// Groups that claimants of it are in, certain or not.
+    doubted: SetId,
     public: bool,
-    /// The whole set.
-    set: SetId,
+    /// The whole set, and what is doubted beyond it.
+    set: (SetId, SetId),
     /// One less than the number of addresses that no node inside it holds; `None` if none is
     /// left. (One less, because ::/0 has 2^128 of them.)
     spare: Option<u128>,
@@ -227,13 +279,17 @@ fn nest(mut claims: Vec<Claim>, sets: &mut Interner) -> Vec<Node> {
             innermost = node.parent;
         }
         let around = innermost.map(|open| &nodes[open]);
-        let (mut base, mut public, outer) = around
-            .map_or((SetId::EMPTY, false, SetId::EMPTY), |node| (node.base, node.public, node.set));
+        let (mut base, mut doubted, mut public, outer) = around
+            .map_or((SetId::EMPTY, SetId::EMPTY, false, NOTHING), |node| {
+                (node.base, node.doubted, node.public, node.set)
+            });
         for claim in same {
             base = sets.union(base, claim.set);
+            doubted = sets.union(doubted, claim.doubted);
             public = claim.public.unwrap_or(public);
         }
-        let set = if public { sets.union(base, public_only) } else { base };
+        let whole = if public { sets.union(base, public_only) } else { base };
+        let set = (whole, sets.difference(doubted, base));
         if set == outer {
             continue;
         }
@@ -242,14 +298,14 @@ fn nest(mut claims: Vec<Claim>, sets: &mut Interner) -> Vec<Node> {
             *spare = spare.and_then(|spare| spare.checked_sub(size));
         }
         let spare = Some(addresses(&prefix).map_or(u128::MAX, |size| size - 1));
-        nodes.push(Node { domain, prefix, parent: innermost, base, public, set, spare });
+        nodes.push(Node { domain, prefix, parent: innermost, base, doubted, public, set, spare });
         innermost = Some(nodes.len() - 1);
     }
     nodes
 }
 
 fn emit(nodes: &[Node], sets: &Interner, groups: &[SmartGroup]) -> Membership {
-    let describe = |set: SetId| {
+    let describe = |(set, doubted): (SetId, SetId)| {
         let first_extra = PUBLIC + 1 + groups.len() as u32;
         let mut ids = vec![GroupId::ANYWHERE];
         let mut extras = Vec::new();
@@ -261,15 +317,19 @@ fn emit(nodes: &[Node], sets: &Interner, groups: &[SmartGroup]) -> Membership {
             }
         }
         ids.sort_unstable();
-        GroupSet { groups: ids, extras }
+        let doubted = sets.get(doubted).iter();
+        let mut doubted: Vec<GroupId> =
+            doubted.map(|slot| groups[(slot - PUBLIC - 1) as usize].id).collect();
+        doubted.sort_unstable();
+        GroupSet { groups: ids, doubted, extras }
     };
     let mut out =
-        Membership { sets: vec![describe(SetId::EMPTY)], hosts: Vec::new(), prefixes: Vec::new() };
-    let mut numbers = HashMap::from([(SetId::EMPTY, 0_u32)]);
+        Membership { sets: vec![describe(NOTHING)], hosts: Vec::new(), prefixes: Vec::new() };
+    let mut numbers = HashMap::from([(NOTHING, 0_u32)]);
     // What longest-prefix match answers just outside of a node's children.
-    let mut answers: Vec<SetId> = Vec::with_capacity(nodes.len());
+    let mut answers: Vec<(SetId, SetId)> = Vec::with_capacity(nodes.len());
     for node in nodes {
-        let outer = node.parent.map_or(SetId::EMPTY, |parent| answers[parent]);
+        let outer = node.parent.map_or(NOTHING, |parent| answers[parent]);
         // A prefix that is full of longer ones is never the answer, so its set may not even exist.
         if node.spare.is_none() || node.set == outer {
             answers.push(outer);

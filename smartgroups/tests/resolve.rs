@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use smartgroups::{
     DomainId, Endpoint, EndpointKind, ExtraPrefix, GroupId, Inventory, Membership, ResolveError,
-    Selector, SmartGroup, groups_of, members, resolve,
+    Selector, SmartGroup, groups_of, may_hold, members, resolve,
 };
 
 fn net(text: &str) -> IpNet {
@@ -99,6 +99,41 @@ fn a_prefix_and_an_endpoint_in_one_selector_are_both_asked_for() {
     assert_groups(&membership, 1, "100.64.0.2", &["anywhere"]); // in the prefix, but nobody
     assert_groups(&membership, 1, "100.66.0.1", &["anywhere", "cut"]); // part of its prefix
     assert_groups(&membership, 1, "100.67.0.1", &["anywhere"]);
+}
+
+#[test]
+fn an_address_that_two_claim_is_in_the_groups_of_both_and_in_doubt_about_the_rest() {
+    let mut inventory = Inventory::new();
+    let both = |name: &str, team: &str| Endpoint {
+        namespace: Some("shop".into()),
+        ..pod(name, 1, "100.64.0.1/32", team)
+    };
+    inventory.insert(both("shop/old", "payments"));
+    inventory.insert(pod("alone", 1, "100.64.0.2/32", "payments"));
+    let shop = Selector { namespace: Some("shop".into()), ..Selector::default() };
+    let nodes = Selector { kind: Some(EndpointKind::Node), ..Selector::default() };
+    let groups = [
+        SmartGroup::new("shop", vec![shop]),
+        SmartGroup::new("payments", vec![labelled("team", "payments")]),
+        SmartGroup::new("web", vec![labelled("team", "web")]),
+        SmartGroup::new("nodes", vec![nodes]),
+    ];
+    let doubted = |inventory: &Inventory, certain: &[&str], expected: &[&str]| {
+        let membership = resolve(inventory, &groups, &[]).unwrap();
+        assert_groups(&membership, 1, "100.64.0.1", certain);
+        assert_eq!(membership.lookup(DomainId(1), ip("100.64.0.1")).doubted, ids(expected));
+        assert_groups(&membership, 1, "100.64.0.2", &["anywhere", "payments"]);
+        assert_eq!(membership.lookup(DomainId(1), ip("100.64.0.2")).doubted, []);
+    };
+    doubted(&inventory, &["anywhere", "shop", "payments"], &[]);
+    inventory.insert(both("shop/new", "web"));
+    doubted(&inventory, &["anywhere", "shop"], &["payments", "web"]);
+    // The node below a pod with its address is a fact beside it, not a rival.
+    let node = Endpoint::new("node", EndpointKind::Node, DomainId(1));
+    inventory.insert(Endpoint { addresses: vec![net("100.64.0.1/32")], ..node });
+    doubted(&inventory, &["anywhere", "shop", "nodes"], &["payments", "web"]);
+    inventory.remove("shop/old");
+    doubted(&inventory, &["anywhere", "shop", "nodes", "web"], &[]);
 }
 
 #[test]
@@ -302,17 +337,27 @@ proptest! {
             .map(|group| (group.id, members(&inventory, &groups, &group.name).unwrap()))
             .collect();
         for (domain, address) in borders(&inventory, &groups) {
-            let found = &membership.lookup(domain, address).groups;
+            let set = membership.lookup(domain, address);
+            let found = &set.groups;
             prop_assert_eq!(
                 found,
                 &groups_of(&inventory, &groups, domain, address),
                 "{} of domain {}", address, domain
             );
+            let mut possible: Vec<GroupId> = groups
+                .iter()
+                .filter(|group| may_hold(&inventory, group, domain, address))
+                .map(|group| group.id)
+                .filter(|id| !found.contains(id))
+                .collect();
+            possible.sort_unstable();
+            prop_assert_eq!(&set.doubted, &possible, "doubt: {} of {}", address, domain);
             for (id, listing) in &listings {
                 let listed = listing.iter().any(|member| {
                     member.domain == Some(domain) && member.prefix.contains(&address)
                 });
-                prop_assert_eq!(listed, found.contains(id), "listing: {} of {}", address, domain);
+                let known = found.contains(id) || set.doubted.contains(id);
+                prop_assert_eq!(listed, known, "listing: {} of {}", address, domain);
             }
         }
     }

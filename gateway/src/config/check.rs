@@ -15,7 +15,17 @@ use xdp_abi::policy::RULES;
 use super::decode::suggestion;
 use super::settings::{Gateway, Metrics, Seconds, Tables, Timers};
 use super::tree::{Path, Tree, at};
-use super::{Attachment, AttachmentKind, Findings};
+use super::{Attachment, AttachmentKind, Findings, Hook};
+
+/// The most entries that a table can have, by its field.
+pub(super) const MOST: [(&str, usize); 6] = [
+    ("endpoints", 1 << 24),
+    ("prefixes", 1 << 24),
+    ("identities", 1 << 16),
+    ("rules", RULES),
+    ("port_classes", 1 << 16),
+    ("next_hops", 1 << 16),
+];
 
 pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     let mut checks = Checks { tree, findings };
@@ -46,6 +56,22 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
         if log.rotate_bytes < 4096 {
             let message = format!("`rotate_bytes` is {}; expected 4096 or more", log.rotate_bytes);
             checks.error(&at.child("rotate_bytes"), message);
+        }
+    }
+}
+
+/// What one attachment states of the hook holds for its interface, so also for the attachments
+/// there that do not state any.
+pub(super) fn share_hooks(tree: &Tree, gateway: &mut Gateway) {
+    let is_stated = |n| tree.locate(&at!["gateway", "attachments", n, "hook"]).2.is_some();
+    let attachments = gateway.attachments.iter().enumerate();
+    let stated: HashMap<String, Hook> = attachments
+        .filter(|(n, _)| is_stated(*n))
+        .map(|(_, attachment)| (attachment.interface.clone(), attachment.hook))
+        .collect();
+    for attachment in &mut gateway.attachments {
+        if let Some(hook) = stated.get(&attachment.interface) {
+            attachment.hook = *hook;
         }
     }
 }
@@ -84,7 +110,7 @@ impl Checks<'_> {
         self.findings.errors.push(self.tree.fault(path, message));
     }
 
-    fn warning(&mut self, path: &Path, message: String) {
+    pub(super) fn warning(&mut self, path: &Path, message: String) {
         self.findings.warnings.push(self.tree.fault(path, message));
     }
 
@@ -199,8 +225,33 @@ impl Checks<'_> {
                 }
             }
         }
+        self.hooks(&all, &gateway.attachments);
         self.ambiguous(&all, &gateway.attachments, "sources", |attachment| &attachment.sources);
         self.ambiguous(&all, &gateway.attachments, "routes", Attachment::routes);
+    }
+
+    /// An interface is served by one hook, so all of its attachments that state one mean the same.
+    fn hooks(&mut self, all: &Path, attachments: &[Attachment]) {
+        let mut first = HashMap::new();
+        for (n, attachment) in attachments.iter().enumerate() {
+            let at = all.child(n).child("hook");
+            if self.tree.locate(&at).2.is_none() || self.tree.is_damaged(&at) {
+                continue;
+            }
+            let stated = (at.clone(), attachment.hook);
+            let (other, hook) = first.entry(&attachment.interface).or_insert(stated);
+            if *hook != attachment.hook {
+                let (_, position, _) = self.tree.locate(other);
+                let message = format!(
+                    "`hook` is {}, and {} in line {} for {} too; expected one for the interface",
+                    attachment.hook.as_str(),
+                    hook.as_str(),
+                    position.line,
+                    attachment.interface
+                );
+                self.error(&at, message);
+            }
+        }
     }
 
     /// A packet has to belong to one attachment: on one interface and VLAN, no two may have the
@@ -304,21 +355,37 @@ impl Checks<'_> {
                 format!("`sessions` is {sessions}; expected a power of two from 1024 to 16777216");
             self.error(&at("sessions"), message);
         }
-        for (field, value, most) in [
-            ("endpoints", tables.endpoints, 1 << 24),
-            ("prefixes", tables.prefixes, 1 << 24),
-            ("identities", tables.identities, 1 << 16),
-            ("rules", tables.rules, RULES as u32),
-            ("port_classes", tables.port_classes, 1 << 16),
-            ("next_hops", tables.next_hops, 1 << 16),
-        ] {
-            if value == 0 || value > most {
+        let stated = [
+            tables.endpoints,
+            tables.prefixes,
+            tables.identities,
+            tables.rules,
+            tables.port_classes,
+            tables.next_hops,
+        ];
+        for ((field, most), value) in MOST.into_iter().zip(stated) {
+            if value == 0 || value as usize > most {
                 self.error(&at(field), format!("`{field}` is {value}; expected 1 to {most}"));
             }
         }
     }
 
     fn metrics(&mut self, metrics: &Metrics) {
+        let files = [
+            ("token_file", at!["gateway", "metrics"], metrics.token_file.as_ref()),
+            (
+                "certificate",
+                at!["gateway", "metrics", "tls"],
+                metrics.tls.as_ref().map(|tls| &tls.certificate),
+            ),
+            ("key", at!["gateway", "metrics", "tls"], metrics.tls.as_ref().map(|tls| &tls.key)),
+        ];
+        for (field, at, file) in files {
+            if let Some(file) = file.filter(|file| !file.is_absolute()) {
+                let message = format!("`{field}` is {}; expected an absolute path", file.display());
+                self.error(&at.child(field), message);
+            }
+        }
         let at = at!["gateway", "metrics", "listen"];
         if metrics.listen.ip().is_loopback() || self.tree.is_damaged(&at!["gateway", "metrics"]) {
             return;

@@ -14,8 +14,8 @@ use api::document::{
 use api::value::{AddressRange, Prefix4, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
-    Action, Capacity, DefaultAction, Egress, Enforcement, Log, Protocol, Rule, RuleId, Scope,
-    SnatAction, SnatId, SnatPolicy,
+    Action, Capacity, CompileError, DefaultAction, Diagnostic, Egress, Enforcement, Image, Log,
+    Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy,
 };
 use smartgroups::{DomainId, EndpointKind, GroupId, Inventory, SmartGroup};
 use xdp_abi::policy::SNAT_POLICIES;
@@ -122,6 +122,42 @@ pub fn policy(documents: &[Document]) -> Policy {
     let ids = SnatId::assign(policies.iter().map(|named| named.name.as_str()));
     let snat = policies.iter().filter_map(|named| snat(named, ids[named.name.as_str()])).collect();
     Policy { rules, snat, default_action }
+}
+
+/// What the compiler makes of the documents.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The tables.
+    pub image: Image,
+    /// Who there is.
+    pub inventory: Inventory,
+    /// What can hardly be meant; [`super::Config::warnings`] has it with its places.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Compiles the documents.
+///
+/// # Errors
+/// What does not fit the capacity; [`super::Config::parse`] refuses everything else.
+pub fn compile(
+    gateway: &Gateway,
+    documents: &[Document],
+    capacity: &Capacity,
+) -> Result<Compiled, CompileError> {
+    let inputs = inputs(gateway, documents);
+    let policy = policy(documents);
+    let (image, diagnostics) = policy_compiler::compile(
+        &policy_compiler::Inputs {
+            inventory: &inputs.inventory,
+            groups: &inputs.groups,
+            rules: &policy.rules,
+            snat: &policy.snat,
+            default_action: policy.default_action,
+            domains: &inputs.domains,
+        },
+        capacity,
+    )?;
+    Ok(Compiled { image, inventory: inputs.inventory, diagnostics })
 }
 
 fn action(action: document::Action) -> Action {

@@ -2,10 +2,10 @@
 //! attachments.
 
 use api::document::{
-    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, Named, PUBLIC_INTERNET, Rule,
-    SmartGroup, SnatPolicy, SnatProtocol,
+    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, FABRIC, Named,
+    PUBLIC_INTERNET, Rule, SmartGroup, SnatPolicy, SnatProtocol,
 };
-use api::value::{AddressRange, ProtocolMatch};
+use api::value::{AddressRange, Prefix, Prefix4, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
 use smartgroups::DomainId;
@@ -208,6 +208,58 @@ impl DocumentChecks<'_> {
             let message = "`addresses` is empty; expected one address or more".to_owned();
             self.checks.error(&at.child("addresses"), message);
         }
+        let is_v6 = |address: &Prefix| matches!(address.net(), IpNet::V6(_));
+        if !endpoint.addresses.is_empty() && endpoint.addresses.iter().all(is_v6) {
+            let message = "`addresses` has IPv6 alone, which is not forwarded yet; expected an \
+                           IPv4 address, without which no packet is from or to the endpoint";
+            self.checks.warning(&at.child("addresses"), message.to_owned());
+        }
+        let addresses = endpoint.addresses.iter().enumerate();
+        let mut lost = addresses.map(|(n, address)| (at.child("addresses").child(n), *address));
+        let lost = lost.find_map(|(path, address)| {
+            self.lost(at, &path.field(), address).map(|message| (path, message))
+        });
+        if let Some((path, message)) = lost {
+            self.checks.warning(&path, message);
+        }
+    }
+
+    /// Whoever leaves `domain` out of something non-routable means a pod network, and gets the
+    /// fabric, where no packet has such an address. What to say, unless an attachment of the
+    /// fabric states that it has.
+    fn lost(&self, at: &Path, field: &str, prefix: Prefix) -> Option<String> {
+        let gateway = self.gateway?;
+        let IpNet::V4(net) = prefix.net() else { return None };
+        let is_stated = self.checks.tree.locate(&at.child("domain")).2.is_some();
+        if is_stated || !is_covered(net, &gateway.non_routable) {
+            return None;
+        }
+        let meets = |prefixes: &[Prefix4]| {
+            let narrow = prefixes.iter().filter(|prefix| **prefix != Prefix4::ALL);
+            narrow.map(|prefix| prefix.net()).any(|other| intersection(other, net).is_some())
+        };
+        let has = |attachment: &&Attachment| {
+            let Attachment { sources, carries, .. } = attachment;
+            meets(sources) || meets(carries) || meets(attachment.routes())
+        };
+        let (fabric, others): (Vec<_>, Vec<_>) =
+            gateway.attachments.iter().partition(|attachment| attachment.domain == FABRIC);
+        if fabric.iter().any(has) {
+            return None;
+        }
+        let mut domains: Vec<&str> =
+            others.iter().filter(|one| has(one)).map(|one| one.domain.as_str()).collect();
+        domains.sort_unstable();
+        domains.dedup();
+        let right: Vec<String> = domains.iter().map(|name| format!("domain: {name}")).collect();
+        let right = match right.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            [] => "the `domain` of a pod network".to_owned(),
+            right => choice(right),
+        };
+        Some(format!(
+            "`{field}` is {prefix}, non-routable, and without a `domain` it is of the fabric, \
+             where no packet has it; expected {right} beside it"
+        ))
     }
 
     fn group(&mut self, at: &Path, group: &Named<SmartGroup>) {
@@ -231,6 +283,11 @@ impl DocumentChecks<'_> {
             }
             if let Some(domain) = &selector.domain {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
+            }
+            if let Some(cidr) = selector.cidr
+                && let Some(message) = self.lost(&at, "cidr", cidr)
+            {
+                self.checks.warning(&at.child("cidr"), message);
             }
         }
     }

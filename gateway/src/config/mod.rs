@@ -4,9 +4,10 @@
 //! field and with what would be right, before anything is touched. So the file is read into a
 //! tree that knows positions (`tree`), typed without stopping at the first mistake (`decode`),
 //! and checked for what has to hold between its parts (`check`, `documents`). [`convert`] hands
-//! what was stated to the crates that compile it.
+//! what was stated to the crates that compile it, and `compile` does so before the file is accepted.
 
 mod check;
+mod compile;
 pub mod convert;
 mod decode;
 mod documents;
@@ -140,7 +141,12 @@ fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>)>
         check::check(&tree, gateway, findings);
     }
     documents::check(&tree, gateway.as_ref(), &documents, findings);
-    Some((gateway?, documents))
+    let mut gateway = gateway?;
+    check::share_hooks(&tree, &mut gateway);
+    if findings.errors.is_empty() {
+        compile::check(&tree, &gateway, &documents, findings);
+    }
+    Some((gateway, documents))
 }
 
 fn gateway_node(tree: &Tree) -> &tree::Node {

@@ -123,6 +123,18 @@ pub enum Hook {
     Tc,
 }
 
+impl Hook {
+    /// The word for it, as in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+        }
+    }
+}
+
 /// A number from 1 to 4094, as IEEE 802.1Q has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vlan(u16);
@@ -180,7 +192,7 @@ pub struct Attachment {
     /// Non-routable prefixes that may leave here untranslated.
     #[serde(default)]
     pub carries: Vec<Prefix4>,
-    /// Which hook serves it.
+    /// Which hook serves it: that of its interface, if another attachment there states one.
     #[serde(default)]
     pub hook: Hook,
 }

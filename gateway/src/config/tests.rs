@@ -159,6 +159,14 @@ documents:
 }
 
 #[test]
+fn a_hook_that_one_attachment_states_holds_for_its_interface() {
+    let text = edited("      carries: []", "      carries: []\n      hook: tc");
+    let Gateway { attachments, .. } = Config::parse(&text, "f.yaml").unwrap().gateway;
+    let hooks: Vec<Hook> = attachments.iter().map(|attachment| attachment.hook).collect();
+    assert_eq!(hooks, [Hook::Tc, Hook::Tc, Hook::Auto, Hook::Auto]);
+}
+
+#[test]
 fn the_example_is_read_and_states_the_defaults() {
     let text = include_str!("../../../docs/sluice.example.yaml");
     let config = Config::parse(text, "sluice.example.yaml").unwrap();
@@ -343,6 +351,122 @@ fn what_is_legal_and_risky_is_a_warning() {
 }
 
 #[test]
+fn what_does_not_fit_the_tables_is_refused_with_the_field_and_what_would_fit() {
+    let good = edited("addresses: [100.64.1.10]", "addresses: [100.64.1.10, 100.64.1.12]");
+    let with = |tables: &str| Config::parse(&good.replace("rules: 16384", tables), "f.yaml");
+    let Config { gateway, documents, .. } = with("rules: 16384").unwrap();
+    let capacity = convert::capacity(&gateway.tables);
+    let image = convert::compile(&gateway, &documents, &capacity).unwrap().image;
+    let needs = [
+        ("endpoints", image.hosts.len()),
+        ("prefixes", image.prefixes.len()),
+        ("identities", image.identities.len()),
+        ("port_classes", image.port_classes.classes.len()),
+    ];
+    for (field, need) in needs {
+        assert!(with(&format!("{field}: {need}")).is_ok(), "{field}: {need} is enough");
+        let room = need - 1;
+        let errors = with(&format!("{field}: {room}")).unwrap_err();
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let expected = format!(
+            "f.yaml:23:5: gateway.tables.{field}: `{field}` is {room}; expected {need} or more, \
+             which the documents need"
+        );
+        assert_eq!(said, [expected]);
+    }
+    // All of them at once.
+    let small = needs.map(|(field, _)| format!("{field}: 1")).join("\n    ");
+    let errors = with(&small).unwrap_err();
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, needs.map(|(field, _)| format!("gateway.tables.{field}")));
+}
+
+#[test]
+fn what_can_hardly_be_meant_is_a_warning_with_its_place() {
+    const POD: &str = "  - kind: SmartGroup\n    name: payments\n";
+    let pod = |name: &str, spec: &str| {
+        format!("  - {{ kind: Endpoint, name: {name}, spec: {{ {spec} }} }}\n{POD}")
+    };
+    let group = |selector: &str| {
+        format!("  - {{ kind: SmartGroup, name: g, spec: {{ selectors: [{selector}] }} }}\n{POD}")
+    };
+    for (old, new, expected) in [
+        (POD, group("{ name: nobody }"), "38:42: documents[1].spec.selectors: smart group `g` is empty"),
+        (
+            "      action: deny\n      sources: [anywhere]\n",
+            "      action: deny\n      sources: [payments]\n      protocol: tcp\n      ports: [443]\n"
+                .to_owned(),
+            "57:7: documents[3].spec.priority: rule `refuse` is shadowed: `allow` before it matches \
+             all that it matches",
+        ),
+        (
+            POD,
+            pod("checkout/b", "type: pod, domain: prod-eu, addresses: [10.0.0.1, 100.64.1.10]"),
+            "38:99: documents[1].spec.addresses[1]: `addresses[1]` is 100.64.1.10 in domain \
+             prod-eu, as that of pod `checkout/api` in line 35; only one can have it, and \
+             meanwhile what one of them may not is refused",
+        ),
+        (POD, pod("checkout/b", "type: pod, domain: prod-us, addresses: [100.64.1.10]"), ""),
+    ] {
+        let config = Config::parse(&edited(old, &new), "f.yaml").unwrap();
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        let expected: Vec<String> =
+            (!expected.is_empty()).then(|| format!("f.yaml:{expected}")).into_iter().collect();
+        assert_eq!(warnings, expected, "{new}");
+    }
+}
+
+#[test]
+fn what_is_non_routable_and_of_no_pod_network_is_a_warning() {
+    const DOMAIN: &str = "      domain: prod-eu\n      addresses: [100.64.1.10]";
+    const CIDR: &str = "{ cidr: 10.20.0.0/16, domain: fabric }";
+    let says = |field: &str, what: &str, right: &str| {
+        Some(format!(
+            "`{field}` is {what}, non-routable, and without a `domain` it is of the fabric, where no \
+             packet has it; expected {right} beside it"
+        ))
+    };
+    let (eu, any) = ("`domain: prod-eu`", "the `domain` of a pod network");
+    for (old, new, expected) in [
+        (
+            DOMAIN,
+            "      addresses: [10.0.0.1, 100.64.1.10]",
+            says("addresses[1]", "100.64.1.10", eu),
+        ),
+        (DOMAIN, "      addresses: [100.65.1.10]", says("addresses[0]", "100.65.1.10", any)),
+        (DOMAIN, "      addresses: [100.128.0.0]", None), // one past non_routable
+        (DOMAIN, "      domain: fabric\n      addresses: [100.64.1.10]", None), // said so
+        (CIDR, "{ cidr: 100.64.0.0/16 }", says("cidr", "100.64.0.0/16", eu)),
+        (CIDR, "{ cidr: 100.64.0.0/10, type: pod }", says("cidr", "100.64.0.0/10", eu)),
+        (CIDR, "{ cidr: 100.0.0.0/8 }", None), // part of it is routable
+        (CIDR, "{ cidr: 100.64.0.0/16, domain: prod-us }", None),
+    ] {
+        let text = edited(old, new);
+        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
+        let said: Vec<&str> = warnings.iter().map(|one| one.message.as_str()).collect();
+        assert_eq!(said, Vec::from_iter(expected.as_deref()), "{new}");
+        // Where the fabric has such addresses, nothing is lost.
+        let carried = text.replace("routes: [10.0.0.0/8]", "carries: [100.64.0.0/10]");
+        assert_eq!(Config::parse(&carried, "f.yaml").unwrap().warnings, [], "{new}");
+    }
+}
+
+#[test]
+fn an_endpoint_of_ipv6_alone_is_a_warning() {
+    for (addresses, expected) in [
+        ("[\"fd00::1\"]", true),
+        ("[\"fd00::1\", \"fd00:1::/64\"]", true),
+        ("[\"fd00::1\", 100.64.1.10]", false),
+    ] {
+        let text = edited("addresses: [100.64.1.10]", &format!("addresses: {addresses}"));
+        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
+        let paths: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+        let expected = expected.then_some("documents[0].spec.addresses");
+        assert_eq!(paths, Vec::from_iter(expected), "{addresses}");
+    }
+}
+
+#[test]
 fn what_was_stated_reaches_the_compiler() {
     let config = Config::parse(GOOD, "f.yaml").unwrap();
     let inputs = convert::inputs(&config.gateway, &config.documents);
@@ -350,16 +474,9 @@ fn what_was_stated_reaches_the_compiler() {
     let members: Vec<String> = members.iter().map(|member| member.prefix.to_string()).collect();
     assert_eq!(members, ["100.64.1.10/32", "10.20.0.0/16"]);
     let policy = convert::policy(&config.documents);
-    let stated = policy_compiler::Inputs {
-        inventory: &inputs.inventory,
-        groups: &inputs.groups,
-        rules: &policy.rules,
-        snat: &policy.snat,
-        default_action: policy.default_action,
-        domains: &inputs.domains,
-    };
-    let image = policy_compiler::compile(&stated, &convert::capacity(&config.gateway.tables));
-    assert!(image.is_ok(), "{:?}", image.err());
+    let capacity = convert::capacity(&config.gateway.tables);
+    let compiled = convert::compile(&config.gateway, &config.documents, &capacity);
+    assert!(compiled.is_ok(), "{:?}", compiled.err());
     let policy_compiler::SnatAction::Snat { addresses, ports } = &policy.snat[0].action else {
         panic!("{:?}", policy.snat[0]);
     };

@@ -129,6 +129,17 @@ fn settings_have_to_fit_together() {
             )],
         ),
         (
+            "sources: [10.10.0.0/24] }\n",
+            "sources: [10.10.0.0/24], hook: xdp }\n    - { name: more, interface: eth1, kind: \
+             spoke, sources: [10.11.0.0/24] }\n    - { name: most, interface: eth1, kind: spoke, \
+             sources: [10.12.0.0/24], hook: tc }\n",
+            &[(
+                "hook: tc }",
+                "gateway.attachments[3].hook",
+                "`hook` is tc, and xdp in line 16 for eth1 too; expected one for the interface",
+            )],
+        ),
+        (
             "      carries: []",
             "      carries: [100.64.0.0/16, 100.128.0.0/16]",
             &[(
@@ -188,6 +199,23 @@ fn settings_have_to_fit_together() {
                 "`listen` is 10.0.0.1:1, off loopback; expected `tls` and `token_file` beside it, \
                  or `insecure: true`, or 127.0.0.1:1",
             )],
+        ),
+        (
+            "listen: 127.0.0.1:9464",
+            "listen: 127.0.0.1:9464\n    token_file: token\n    tls: { certificate: c.pem, key: ./k }",
+            &[
+                (
+                    "token_file",
+                    "gateway.metrics.token_file",
+                    "`token_file` is token; expected an absolute path",
+                ),
+                (
+                    "certificate",
+                    "gateway.metrics.tls.certificate",
+                    "`certificate` is c.pem; expected an absolute path",
+                ),
+                ("key", "gateway.metrics.tls.key", "`key` is ./k; expected an absolute path"),
+            ],
         ),
         (
             "socket: /run/sluice.sock",
