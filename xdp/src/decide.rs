@@ -175,7 +175,7 @@ pub fn continued<T: Tables<A = V4>>(
     decision.code = code;
 }
 
-/// The packet of an unknown flow, after it was found that it is one, and by [`locate`] where it
+/// The packet of an unknown flow, after it was found that it is one, and by `locate` where it
 /// came from.
 #[inline(always)]
 pub fn opened<T: Tables<A = V4>>(

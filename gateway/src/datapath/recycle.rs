@@ -3,7 +3,7 @@
 //! The datapath numbers a next hop for each neighbour that sends or is sent to, and cannot know
 //! when the last session towards it is gone. Here that is found out, when numbers run short: the
 //! names of what no session uses are taken away first, so that nothing new is sent there by name;
-//! a packet that had read the name before writes its session down within [`GRACE`]; what no
+//! a packet that had read the name before writes its session down within `GRACE`; what no
 //! session uses then either is free.
 
 use super::{
