@@ -149,7 +149,7 @@ fn serve(hook: &str) -> Result<()> {
         let verified = verified.context("the kernel does not tell how much it verified")?;
         println!("probe: {hook}: program {name}: {verified} instructions verified, {jitted} bytes");
     }
-    let (source, port) = round_trip(&mut pod, &mut wire)?;
+    let (source, port) = round_trip(&mut pod, &mut wire).with_context(|| fates(&engine))?;
     ensure!(source == OUTSIDE, "the source is {source}");
     println!("probe: {hook}: forwarded as {source}:{port}, and the answer back");
     let filters = filters()?;
@@ -157,7 +157,8 @@ fn serve(hook: &str) -> Result<()> {
     // As after a kill: programs, tables and sessions are taken over, and nothing is doubled.
     drop(engine);
     let engine = start(&config).context("at the second start")?;
-    let again = round_trip(&mut pod, &mut wire).context("after the second start")?;
+    let again = round_trip(&mut pod, &mut wire)
+        .with_context(|| format!("after the second start, {}", fates(&engine)))?;
     ensure!(again == (source, port), "the session goes on as {again:?}");
     ensure!(self::filters()? == filters, "{:?} filters instead of {filters:?}", self::filters()?);
     println!("probe: {hook}: taken over by a second start, {filters:?} filters");
@@ -174,6 +175,14 @@ fn serve(hook: &str) -> Result<()> {
     println!("probe: {hook}: taken out, and the guard holds");
     detach(&config, true)?;
     Ok(())
+}
+
+/// What became of every frame so far, for whoever misses one.
+fn fates(engine: &Engine) -> String {
+    match engine.datapath.counters() {
+        Ok(counters) => format!("{counters:?}"),
+        Err(error) => error.to_string(),
+    }
 }
 
 /// How many filters there are at ingress and egress of both interfaces.
