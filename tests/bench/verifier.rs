@@ -44,7 +44,8 @@ pub(crate) fn run_all(_rounds: usize, _cores: &[usize]) -> Result<Vec<Row>> {
         next_hops: 64,
     };
     let object = Object::load(&sizes, Hooks { xdp: true, tc: true }, None, &[])?;
-    let counts = object.programs().into_iter().filter_map(|(_, verified, _)| verified);
+    let counts =
+        object.loaded().into_iter().filter_map(|program| program.info.verified_instruction_count());
     let longest = counts.max().context("this kernel does not tell how much it verified")?;
     let mut rows = vec![Row::new(HERE.0, HERE.1, "insns", Some(LIMIT), exact(longest))];
 

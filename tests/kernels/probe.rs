@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::config::Config;
-use gateway::datapath::numbers::Numbers;
+use gateway::datapath::{numbers::Numbers, object::Loaded};
 use gateway::engine::{Engine, detach};
 use gateway::net::Follower;
 use lab::Frame;
@@ -145,9 +145,17 @@ fn serve(hook: &str) -> Result<()> {
     let begun = Instant::now();
     let engine = start(&config)?;
     println!("probe: {hook}: up after {:.1} s", begun.elapsed().as_secs_f64());
-    for (name, verified, jitted) in engine.datapath.object().programs() {
+    let mut programs = engine.datapath.object().loaded();
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    for Loaded { name, info, .. } in &programs {
+        let verified = info.verified_instruction_count();
         let verified = verified.context("the kernel does not tell how much it verified")?;
-        println!("probe: {hook}: program {name}: {verified} instructions verified, {jitted} bytes");
+        let kept = info.size_translated().context("the kernel does not tell what it kept")?;
+        let jitted = info.size_jitted();
+        println!(
+            "probe: {hook}: program {name}: {verified} instructions verified, {kept} bytes kept, \
+             {jitted} bytes of machine code"
+        );
     }
     let (source, port) = round_trip(&mut pod, &mut wire).with_context(|| fates(&engine))?;
     ensure!(source == OUTSIDE, "the source is {source}");

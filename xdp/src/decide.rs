@@ -82,6 +82,14 @@ struct Doom {
     goes_anew: bool,
 }
 
+impl Doom {
+    /// Whether its translation, or the way that it took, is no longer to be had.
+    #[inline(always)]
+    fn is_withdrawn(&self) -> bool {
+        self.ending.cause() == event::ENDED_WITHDRAWN
+    }
+}
+
 impl Decision {
     /// Before anything is decided.
     pub const NONE: Self = Self {
@@ -130,11 +138,14 @@ pub fn continued<T: Tables<A = V4>>(
     if code.is(Code::STALE) {
         // One after the other, and not one inside the other, as in `opened`.
         code = way.recall(&found, plan, doom);
-        if code.is(Code::GO_ON) || code.is(Code::END) {
+        if code.is(Code::GO_ON) {
             let bytes = packet.length as u64;
             judge(tables, plan.policy, &doom.key, bytes, &mut plan.judgement);
             tables.tally(Tally::JudgedAgain);
-            if plan.judgement.action != ACTION_PERMIT {
+            // Read from `doom` and not from what `recall` returned: the verifier of Linux 6.1 once
+            // lost sight of a code that was kept for longer than a call, and removed what came
+            // after it.
+            if plan.judgement.action != ACTION_PERMIT || doom.is_withdrawn() {
                 code = Code::END;
             }
         }
@@ -512,8 +523,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
             || record.identity.load() & LEASED != 0
                 && !tables.is_outside(policy.bank(), forward.rewrite().source);
         if withdrawn {
-            doom.ending = Ending::now(event::ENDED_WITHDRAWN, incarnation);
-            return Code::END;
+            doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
         }
         Code::GO_ON
     }
@@ -560,7 +570,7 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
     /// What becomes of the packet for which a session was ended.
     #[inline(always)]
     fn cut(&self, judgement: &Judgement, doom: &Doom) -> Code {
-        if doom.ending.cause() == event::ENDED_WITHDRAWN {
+        if doom.is_withdrawn() {
             let inside = self.attachment.kind == KIND_SPOKE && self.packet.kind == Kind::Tcp;
             return if inside {
                 Code::reset(Reason::SnatWithdrawn)

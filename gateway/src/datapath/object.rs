@@ -336,20 +336,6 @@ impl Object {
         };
         self.ebpf.programs().filter_map(of).collect()
     }
-
-    /// Name, instructions that the verifier went through, and size of every program.
-    pub fn programs(&self) -> Vec<(String, Option<u32>, u32)> {
-        let mut rows: Vec<_> = self
-            .ebpf
-            .programs()
-            .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                Some((name.to_owned(), info.verified_instruction_count(), info.size_jitted()))
-            })
-            .collect();
-        rows.sort();
-        rows
-    }
 }
 
 /// How many processors there may be: the numbers that programs see are below.
