@@ -4,8 +4,10 @@
 # A root shell without login does not have cargo's programs in its PATH.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-BENCH = cargo run --release --quiet --package tests --bin sluice-bench --
-DEMO = cargo run --release --quiet --package tests --bin sluice-demo --
+BENCH = cargo run --release --package tests --bin sluice-bench --
+# The demo starts the programs that a user would, so they are built with it.
+DEMO = cargo build --release --package gateway --package api --package tests --bins && \
+	cargo run --release --quiet --package tests --bin sluice-demo --
 
 .PHONY: help setup test test-all fuzz demo demo-shell bench fmt lint
 
