@@ -241,9 +241,10 @@ impl Stamp {
 
 /// How many identity epochs there is room for.
 pub const EPOCHS: usize = 1 << 14;
-/// How many are in use: 16 kB of counters, which stay in the first-level cache. An identity that
-/// changes has one session in so many judged again beside its own.
-pub const EPOCHS_USED: u32 = 1 << 12;
+/// How many are in use: 32 kB of counters, of which a processor keeps near what its traffic
+/// touches. An identity that changes has one session in so many judged again beside its own.
+/// Sessions hold numbers of slots: another number here wants another layout.
+pub const EPOCHS_USED: u32 = 1 << 13;
 /// Counts what the daemon changes of places: attachments, links, addresses, next hops. One of
 /// the epochs that no identity uses.
 pub const NETWORK_EPOCH: u32 = EPOCHS_USED;
