@@ -29,7 +29,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
 };
-use xdp::{address::V4, decide::epoch_slot};
+use xdp::{address::V4, stamp::epoch_slot};
 use xdp_abi::{
     config::PolicyWord,
     control::{MARK, MARK_MASK},

@@ -7,18 +7,19 @@
 
 use crate::{
     address::{Address, Entry, Key, V4},
+    arrival::{Arrival, attached, is_own},
     checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
-    decide::{Arrival, current_stamp},
     frame::Frame,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
     session::seems_expired,
+    stamp::current_stamp,
     table,
     tables::{Tables, Tally, is_non_routable},
     verdict::{Code, Forward},
 };
 use xdp_abi::{
     config::PolicyWord,
-    forward::{ATTACHED, HOP_RESOLVED, HOP_ROUTABLE, port},
+    forward::{HOP_RESOLVED, HOP_ROUTABLE, port},
     reason::Reason,
     session::Class,
 };
@@ -49,7 +50,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     out: &mut Forward<V4>,
 ) -> Code {
     let place = port(arrival.ifindex, arrival.vlan);
-    let own = crate::decide::is_own(tables, packet.key.destination);
+    let own = is_own(tables, packet.key.destination);
     let sound = is_whole(frame, packet);
     // An error to the machine itself about something that is no session is the kernel's, which
     // looks at the checksum for itself.
@@ -62,7 +63,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     let Some(number) = tables.attachment_of(place, packet.key.source) else {
         return foreign(Reason::SpoofedSource);
     };
-    let Some(attachment) = tables.attachment(number).filter(|a| a.flags & ATTACHED != 0) else {
+    let Some(attachment) = attached(tables, number) else {
         return foreign(Reason::NoAttachment);
     };
     let mut quote = Quote::NONE;

@@ -6,12 +6,14 @@
 //! IPv6 brings a layout of its own, not a copy of the logic.
 //!
 //! Two ways through: [`established`] replays what was decided, with one dependent memory
-//! access; [`decide`] does the rest and writes down what it decided. [`table`] is the protocol
-//! by which sessions appear and vanish while other processors look on.
+//! access; [`decide`] does the rest and writes down what it decided. [`pipeline`] is the order of
+//! both. [`table`] is the protocol by which sessions appear and vanish while other processors look
+//! on.
 #![cfg_attr(not(any(test, feature = "memory")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod arrival;
 pub mod bounds;
 pub mod checksum;
 pub mod decide;
@@ -20,7 +22,6 @@ pub mod frame;
 pub mod icmp;
 #[cfg(all(feature = "memory", not(loom)))]
 pub mod memory;
-pub mod open;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;
@@ -30,6 +31,8 @@ pub mod reply;
 pub mod rewrite;
 pub mod session;
 pub mod snat;
+pub mod stamp;
+pub mod sweep;
 pub mod table;
 pub mod tables;
 pub mod tcp;

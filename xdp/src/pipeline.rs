@@ -12,11 +12,11 @@
 
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
-    decide::{self, Arrival, Decision, attached, is_for_another, is_own},
+    arrival::{Arrival, attached, is_for_another, is_own},
+    decide::{self, Decision, Plan},
     established::{self, Left},
     frame::Frame,
     icmp,
-    open::Plan,
     packet::{self, Kind, LinkLayer, Packet, Parsed},
     reply, rewrite,
     rewrite::Ttl,

@@ -2,8 +2,8 @@
 
 use super::{Memory, MemoryFrame};
 use crate::{
-    decide::sweep,
     pipeline::{self, Done, Egress, Fate, Hook, Work},
+    sweep::sweep,
 };
 
 /// Slots of one call, as the daemon would do it.

@@ -170,7 +170,7 @@ impl Memory {
         let bank = PolicyWord(self.config.policy.load()).bank();
         change(&mut self.banks[bank as usize]);
         for (domain, address) in concerned {
-            self.epochs[crate::decide::epoch_slot(*domain, *address) as usize] += 1;
+            self.epochs[crate::stamp::epoch_slot(*domain, *address) as usize] += 1;
         }
     }
 }

@@ -17,10 +17,10 @@ use aya_ebpf::{
 use frame::{Copied, Direct, DirectSkb, Skb};
 use maps::{Kernel, TC_STAGES, XDP_STAGES, work};
 use xdp::{
-    decide::sweep_turn,
     frame::Frame as _,
     pipeline::{self, Done, Egress, Hook, Quick, Work},
     session::{Ending, end},
+    sweep::sweep_turn,
     table,
     tables::Tables as _,
     verdict::Code,

@@ -1,13 +1,14 @@
 //! A new session: its translation chosen, its entries claimed, everything written down.
 
+use super::Way;
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
     checksum,
-    decide::{Way, sweep},
     packet::{Kind, Packet},
     policy::Judgement,
     session::{self, LEASED},
     snat::{self, FlowFacts},
+    sweep::sweep,
     table::{self, Claim},
     tables::{Tables, Tally, is_non_routable},
     tcp::{self, Phase},
@@ -25,25 +26,25 @@ use xdp_abi::{
 /// What is decided about a new flow, step by step.
 #[derive(Clone, Copy)]
 pub struct Plan {
-    pub(crate) policy: PolicyWord,
-    pub(crate) stamp: Stamp,
+    pub(super) policy: PolicyWord,
+    pub(super) stamp: Stamp,
     pub(crate) judgement: Judgement,
-    pub(crate) hop: Hop,
-    pub(crate) hop_number: u16,
-    pub(crate) egress_number: u16,
-    pub(crate) egress: Attachment,
+    pub(super) hop: Hop,
+    pub(super) hop_number: u16,
+    pub(super) egress_number: u16,
+    pub(super) egress: Attachment,
     /// The epoch of the network before anything was looked up.
-    pub(crate) network: u32,
+    pub(super) network: u32,
     /// Whether `judgement` has the source already, from a moment ago under `policy`.
-    pub(crate) knows_source: bool,
+    pub(super) knows_source: bool,
     /// The epochs under which it was found out.
-    pub(crate) source_epochs: u64,
+    pub(super) source_epochs: u64,
     /// The same of the destination.
-    pub(crate) knows_destination: bool,
+    pub(super) knows_destination: bool,
     /// Whether what is found out of the source is to be remembered.
-    pub(crate) remembers_source: bool,
+    pub(super) remembers_source: bool,
     /// The next hop back from a moment ago, plus one; zero: none is known.
-    pub(crate) back_known: u32,
+    pub(super) back_known: u32,
     snat_policy: u32,
     lendable: u32,
     translated: bool,
@@ -101,7 +102,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 
     /// Chooses the translation and the way back; or says why there is none.
     #[inline(never)]
-    pub(crate) fn choose(&self, plan: &mut Plan) -> Code {
+    pub(super) fn choose(&self, plan: &mut Plan) -> Code {
         let tables = self.tables;
         let key = &self.packet.key;
         let flow = FlowFacts {
@@ -157,7 +158,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 
     /// Takes a record and both slots; or says why not, and gives back what it took.
     #[inline(never)]
-    pub(crate) fn enter(&self, plan: &mut Plan) -> Code {
+    pub(super) fn enter(&self, plan: &mut Plan) -> Code {
         let tables = self.tables;
         plan.record = match tables.take_record() {
             Some(record) => record,
@@ -199,7 +200,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 
     /// Fills in what was taken, shows it to everybody, and sends the first packet on its way.
     #[inline(never)]
-    pub(crate) fn write_down(&self, plan: &Plan, out: &mut Forward<V4>) -> Code {
+    pub(super) fn write_down(&self, plan: &Plan, out: &mut Forward<V4>) -> Code {
         let tables = self.tables;
         let key = &self.packet.key;
         let (Some(forward), Some(reply), Some(record)) =
@@ -305,7 +306,7 @@ fn half(port: [u8; 2]) -> u32 {
 /// The rewrite that gives a packet another source.
 // Not inlined: LLVM 22 crashes on the BPF target when it is (two-address pass).
 #[inline(never)]
-pub fn translate(key: &Key<V4>, source: V4, source_port: [u8; 2]) -> Rewrite<V4> {
+pub(super) fn translate(key: &Key<V4>, source: V4, source_port: [u8; 2]) -> Rewrite<V4> {
     let address_delta = checksum::delta(key.source.sum(), source.sum());
     let port_delta = checksum::delta(half(key.source_port), half(source_port));
     Rewrite {
@@ -320,7 +321,7 @@ pub fn translate(key: &Key<V4>, source: V4, source_port: [u8; 2]) -> Rewrite<V4>
 
 /// The rewrite that gives an answer back its inside destination.
 #[inline(never)]
-pub fn translate_back(reply: &Key<V4>, key: &Key<V4>) -> Rewrite<V4> {
+fn translate_back(reply: &Key<V4>, key: &Key<V4>) -> Rewrite<V4> {
     let address_delta = checksum::delta(reply.destination.sum(), key.source.sum());
     let port_delta = checksum::delta(half(reply.destination_port), half(key.source_port));
     Rewrite {

@@ -1,0 +1,55 @@
+//! Where a packet came in: the attachment that it belongs to, if it is for this machine at all.
+
+use crate::{address::V4, tables::Tables};
+use xdp_abi::forward::{ATTACHED, Attachment, port};
+
+/// Where and how a packet came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The interface whose hook saw it.
+    pub ifindex: u32,
+    /// Its tag; zero: none.
+    pub vlan: u16,
+    /// The hardware address that sent it.
+    pub sender: [u8; 6],
+    /// Packets of the wire that it stands for.
+    pub segments: u32,
+    /// The longest of them, from the IP header on.
+    pub longest: u32,
+    /// When, in ticks.
+    pub now: u32,
+}
+
+/// Whether a frame is for another machine and was only flooded here, or seen because somebody
+/// looks at everything: the kernel drops it, so it is the kernel's. A tagged one may be for the
+/// address of its VLAN device, which is mostly that of the interface. Of an interface without
+/// addresses nothing is known.
+#[inline(never)]
+pub(crate) fn is_for_another<T: Tables<A = V4>>(
+    tables: &T,
+    ifindex: u32,
+    vlan: u16,
+    to: &[u8; 6],
+    source: V4,
+) -> bool {
+    if tables.link(ifindex).is_some_and(|link| link.mac == *to) {
+        return false;
+    }
+    let number = tables.attachment_of(port(ifindex, vlan), source);
+    let attachment = number.and_then(|number| attached(tables, number));
+    let link = attachment.and_then(|attachment| tables.link(attachment.ifindex));
+    link.is_some_and(|link| link.mac != *to && link.mac != [0; 6])
+}
+
+/// The attachment of this number, if it is in use.
+#[inline(always)]
+pub(crate) fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Attachment> {
+    tables.attachment(number).filter(|attachment| attachment.flags & ATTACHED != 0)
+}
+
+/// Whether a packet to this address is the machine's own business.
+#[inline(always)]
+pub fn is_own<T: Tables<A = V4>>(tables: &T, destination: V4) -> bool {
+    // Broadcast and multicast are not routed; the kernel knows whether they are for it.
+    destination.0[0] >= 224 || tables.is_local(destination)
+}

@@ -1,0 +1,155 @@
+//! A live session under another policy, or with other identities: judged again, and kept or ended.
+
+use super::{Plan, Way};
+use crate::{
+    address::{Address, Entry, Key, V4},
+    packet::{Kind, Packet},
+    policy::{Judgement, parties},
+    session::{Ending, LEASED, halves},
+    stamp::{current_stamp, epoch_slot},
+    table::Found,
+    tables::Tables,
+    verdict::Code,
+};
+use xdp_abi::{
+    config::PolicyWord,
+    event,
+    forward::KIND_SPOKE,
+    reason::Reason,
+    session::{Facts, Stamp},
+};
+
+/// The session that [`Code::END`] is about. It is ended by the caller, when the stack of whoever
+/// found that out is free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Doom {
+    pub(super) record: u32,
+    pub(super) ending: Ending,
+    /// The domain that it leads into.
+    pub(super) towards: u16,
+    /// What its first packet carried.
+    pub(super) key: Key<V4>,
+    /// The interface that it came in by.
+    pub(super) from: u32,
+    /// Whether its way out is to be looked up again.
+    pub(super) goes_anew: bool,
+}
+
+impl Doom {
+    /// Of a session that is not ended.
+    pub(super) const NONE: Self = Self {
+        record: 0,
+        ending: Ending::EXPIRE,
+        towards: 0,
+        key: Packet::NONE.key,
+        from: 0,
+        goes_anew: false,
+    };
+
+    /// Whether its translation, or the way that it took, is no longer to be had.
+    #[inline(always)]
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.ending.cause() == event::ENDED_WITHDRAWN
+    }
+}
+
+impl<T: Tables<A = V4>> Way<'_, T> {
+    /// Reads of a live session what judging it again takes: its first packet's key, who its
+    /// parties are under the policy in force, where it leads.
+    #[inline(never)]
+    pub(super) fn recall(&self, found: &Found, plan: &mut Plan, doom: &mut Doom) -> Code {
+        let contended = Code::drop(Reason::Contended);
+        let tables = self.tables;
+        let Some(entry) = tables.slot(found.index) else { return contended };
+        let policy = PolicyWord(tables.config().policy.load());
+        let number = entry.load_link().record();
+        let Some(record) = tables.record(number) else { return contended };
+        let incarnation = (record.identity.load() >> 32) as u32;
+        if !entry.load_meta().same_owner(found.meta) {
+            return contended;
+        }
+        let halves = halves(record);
+        let (Some(forward), Some(reply)) = (tables.slot(halves.forward), tables.slot(halves.reply))
+        else {
+            return contended;
+        };
+        let key = V4::unpack(&forward.key());
+        let towards = V4::unpack(&reply.key()).domain;
+        // Read before judging: what changes meanwhile is judged at the next packet.
+        let source = epoch_slot(key.domain, key.source);
+        let destination = epoch_slot(towards, key.destination);
+        let stamp = current_stamp(tables, policy, source, destination);
+        plan.policy = policy;
+        plan.stamp = Stamp::new(stamp, source, destination);
+        plan.judgement = parties(tables, policy, &key, towards);
+        doom.record = number;
+        doom.ending = Ending::now(event::ENDED_REVOKED, incarnation);
+        doom.towards = towards;
+        doom.key = key;
+        // An identity that changed moves no route; a new generation may stand for one.
+        doom.goes_anew = record.policy.load() as u32 != policy.generation();
+        let ingress = tables.attachment(Facts(record.facts.load()).ingress());
+        let ingress = ingress.filter(|ingress| ingress.domain == key.domain);
+        doom.from = ingress.map_or(0, |ingress| ingress.ifindex);
+        let withdrawn = ingress.is_none()
+            || record.identity.load() & LEASED != 0
+                && !tables.is_outside(policy.bank(), forward.rewrite().source);
+        if withdrawn {
+            doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
+        }
+        Code::GO_ON
+    }
+
+    /// Writes down that a live session was judged again, and where it goes now.
+    #[inline(never)]
+    pub(super) fn renew(&self, found: &Found, plan: &Plan, goes_anew: bool) -> Code {
+        let contended = Code::drop(Reason::Contended);
+        let Some(entry) = self.tables.slot(found.index) else { return contended };
+        let Some(record) = self.tables.record(entry.load_link().record()) else { return contended };
+        let halves = halves(record);
+        let (Some(forward), Some(reply)) =
+            (self.tables.slot(halves.forward), self.tables.slot(halves.reply))
+        else {
+            return contended;
+        };
+        if !entry.load_meta().same_owner(found.meta) {
+            return contended;
+        }
+        let facts = Facts(record.facts.load());
+        let mut egress = facts.egress();
+        if goes_anew {
+            egress = plan.egress_number;
+            // Losing to a flag that another packet sets is mended at the next judgement.
+            let link = forward.load_link();
+            forward.link().replace(link.0, link.with_next_hop(plan.hop_number).0);
+        }
+        let judgement = &plan.judgement;
+        record.rules.store((judgement.rule as u64) << 32 | judgement.would_match as u64);
+        record
+            .identities
+            .store((judgement.source.id as u64) << 32 | judgement.destination.id as u64);
+        let snat_policy = record.policy.load() >> 32 << 32;
+        record.policy.store(snat_policy | plan.policy.generation() as u64);
+        // A log setting that changed holds from now on; losing to a phase change is mended at
+        // the next judgement.
+        let new = Facts::new(facts.phase(), judgement.log, facts.ingress(), egress, judgement.mark);
+        record.facts.replace(facts.0, new.0);
+        forward.stamp().store(plan.stamp.0);
+        reply.stamp().store(plan.stamp.0);
+        Code::GO_ON
+    }
+
+    /// What becomes of the packet for which a session was ended.
+    #[inline(always)]
+    pub(super) fn cut(&self, judgement: &Judgement, doom: &Doom) -> Code {
+        if doom.is_withdrawn() {
+            let inside = self.attachment.kind == KIND_SPOKE && self.packet.kind == Kind::Tcp;
+            return if inside {
+                Code::reset(Reason::SnatWithdrawn)
+            } else {
+                Code::drop(Reason::SnatWithdrawn)
+            };
+        }
+        self.refuse(judgement, doom.towards)
+    }
+}

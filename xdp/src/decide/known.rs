@@ -1,0 +1,134 @@
+//! The packet of a known session, sent on as the session says.
+
+use super::{Way, again::Doom};
+use crate::{
+    address::{Entry, V4},
+    established::HOP_AGE,
+    packet::Kind,
+    session::{self, Ending, LEASED, halves, idle, seems_expired},
+    stamp::current_stamp,
+    table::Found,
+    tables::{Tables, Tally, is_non_routable},
+    tcp,
+    verdict::{Code, Forward},
+};
+use xdp_abi::{
+    config::PolicyWord,
+    event,
+    forward::{HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE},
+    reason::Reason,
+    session::{Class, Count, Link, State},
+};
+
+impl<T: Tables<A = V4>> Way<'_, T> {
+    /// A packet whose key is in the table.
+    #[inline(never)]
+    pub(super) fn known(&self, found: &Found, out: &mut Forward<V4>, doom: &mut Doom) -> Code {
+        let Some(entry) = self.tables.slot(found.index) else {
+            return Code::drop(Reason::Contended);
+        };
+        let link = entry.load_link();
+        let rewrite = entry.rewrite();
+        let stamp = entry.load_stamp();
+        let Some(record) = self.tables.record(link.record()) else {
+            return Code::drop(Reason::Contended);
+        };
+        let incarnation = (record.identity.load() >> 32) as u32;
+        if !entry.load_meta().same_owner(found.meta) {
+            return Code::drop(Reason::Contended);
+        }
+        let config = self.tables.config();
+        let class = found.meta.class();
+
+        // A session that is over: its tuple may be opened anew.
+        let over = matches!(class, Class::Resting)
+            || seems_expired(config, found.meta, self.now) && self.other_half_expired(*found, link);
+        let reopened = self.packet.kind == Kind::Tcp
+            && tcp::opens(self.packet.tcp_flags)
+            && matches!(class, Class::TcpClosed | Class::TcpReset);
+        if over || reopened {
+            // Behind an outside address there is nobody to open anything towards; without
+            // translation the other end may, and is judged for itself.
+            if link.is_reply() && record.identity.load() & LEASED != 0 {
+                return self.unexpected();
+            }
+            let ending = if over {
+                Ending::REPLACE
+            } else {
+                Ending::now(event::ENDED_REOPENED, incarnation)
+            };
+            doom.record = link.record();
+            doom.ending = ending;
+            return Code::END;
+        }
+
+        let policy = PolicyWord(config.policy.load());
+        let current = current_stamp(self.tables, policy, stamp.source(), stamp.destination());
+        if stamp.stamp() != current {
+            return Code::STALE;
+        }
+
+        let Some(mut hop) = self.tables.hop(link.next_hop()) else {
+            return Code::drop(Reason::HelperFailed);
+        };
+        if hop.is(HOP_REFRESH) && (!hop.is(HOP_RESOLVED) || idle(self.now, hop.tick()) > HOP_AGE) {
+            self.refresh(link.next_hop(), &mut hop);
+        }
+        let obstacle = self.obstacle(&hop);
+        if !obstacle.is(Code::GO_ON) {
+            return obstacle;
+        }
+        if hop.is(HOP_ROUTABLE)
+            && is_non_routable(config, rewrite.source)
+            && !self.tables.carries(hop.attachment(), rewrite.source)
+        {
+            self.tables.tally(Tally::LeakStopped);
+            return Code::drop(Reason::Leak);
+        }
+
+        if Count(entry.count().load()).is_high() {
+            session::spill(self.tables, entry, link.record(), link.is_reply());
+        }
+        entry.count().add(Count::new(self.arrival.segments as u64, self.packet.length as u64).0);
+        if self.packet.kind == Kind::Tcp {
+            let flags = self.packet.tcp_flags;
+            if flags & !link.tcp_flags() != 0 {
+                entry.link().fetch_or((flags as u64) << 8);
+            }
+            if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 || matches!(class, Class::TcpReset) {
+                session::follow_tcp(self.tables, *found, link, flags, self.now);
+            }
+        }
+        // Refresh on the newest reading: the class may just have changed.
+        let meta = entry.load_meta();
+        if meta.is(State::Live) && meta.tick() != self.now {
+            entry.meta().replace(meta.0, meta.with_tick(self.now).0);
+        }
+        if !hop.is(HOP_RESOLVED) {
+            // The kernel would take an untranslated answer for its own.
+            if rewrite.destination != self.packet.key.destination {
+                return Code::drop(Reason::NoRoute);
+            }
+            return Code::PUNT;
+        }
+        *out = Forward {
+            rewrite,
+            hop,
+            reply: link.is_reply(),
+            session: (incarnation as u64) << 32 | link.record() as u64,
+            rule: (record.rules.load() >> 32) as u32,
+        };
+        Code::FORWARD
+    }
+
+    #[inline(always)]
+    fn other_half_expired(&self, found: Found, link: Link) -> bool {
+        let Some(record) = self.tables.record(link.record()) else { return false };
+        let halves = halves(record);
+        let other = if found.index == halves.forward { halves.reply } else { halves.forward };
+        match self.tables.slot(other) {
+            Some(entry) => seems_expired(self.tables.config(), entry.load_meta(), self.now),
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What is told of a packet that does not go on, to its sender and in a record.
+
+use super::{Plan, Way, open::translate};
+use crate::{
+    address::V4,
+    arrival::is_own,
+    packet::Kind,
+    policy::Judgement,
+    session,
+    tables::{Tables, Tally},
+    tcp,
+    verdict::Code,
+};
+use xdp_abi::{
+    config::{MIDSTREAM_RESET, PolicyWord},
+    event,
+    forward::KIND_SPOKE,
+    policy::ACTION_REJECT,
+    reason::Reason,
+};
+
+impl<T: Tables<A = V4>> Way<'_, T> {
+    /// A packet that the policy refuses.
+    #[inline(never)]
+    pub(super) fn refuse(&self, judgement: &Judgement, towards: u16) -> Code {
+        let reason = match (judgement.rule, judgement.action) {
+            (0, _) => Reason::DefaultDenied,
+            (_, ACTION_REJECT) => Reason::RuleRejected,
+            _ => Reason::RuleDenied,
+        };
+        let verdict = self.denied(reason, judgement, towards);
+        if judgement.action != ACTION_REJECT {
+            return verdict;
+        }
+        // A refused segment that is itself a RST, or an error about a packet that was an
+        // answer to nothing, is not answered (RFC 1122 3.2.2, RFC 793).
+        match self.packet.kind {
+            Kind::Tcp if self.packet.tcp_flags & tcp::RST != 0 => verdict,
+            Kind::Tcp => Code::reset(reason),
+            Kind::Udp | Kind::Echo | Kind::EchoReply | Kind::IcmpError => {
+                Code::icmp(reason, 3, 13, 0)
+            }
+        }
+    }
+
+    /// Reports a refusal, at most so often per rule and source.
+    #[inline(never)]
+    pub(super) fn denied(&self, reason: Reason, judgement: &Judgement, towards: u16) -> Code {
+        let tables = self.tables;
+        if judgement.log != 0 {
+            let bucket = (judgement.rule ^ judgement.source.id.rotate_left(7))
+                .wrapping_mul(0x9e37_79b1)
+                .wrapping_add(reason as u32);
+            let limit = tables.config().rates.load() as u32;
+            match tables.admit(bucket, limit, self.now) {
+                Some(suppressed) => tables.report(|event| {
+                    let key = &self.packet.key;
+                    event.kind = event::DENY;
+                    session::describe(event, key, &translate(key, key.source, key.source_port));
+                    event.reason = reason as u8;
+                    event.tcp_flags = [self.packet.tcp_flags, 0];
+                    event.ingress = self.number;
+                    event.time = tables.clock();
+                    event.destination_domain = towards;
+                    event.rule = judgement.rule;
+                    event.would_match = judgement.would_match;
+                    event.source_identity = judgement.source.id;
+                    event.destination_identity = judgement.destination.id;
+                    event.generation = PolicyWord(tables.config().policy.load()).generation();
+                    event.packets = [self.arrival.segments as u64, 0];
+                    event.bytes = [self.packet.length as u64, 0];
+                    event.suppressed = suppressed;
+                    event.action = judgement.action as u32;
+                }),
+                None => tables.tally(Tally::Suppressed),
+            }
+        }
+        Code::drop(reason)
+    }
+
+    /// A segment, answer or error that belongs to no session.
+    #[inline(always)]
+    pub(super) fn unexpected(&self) -> Code {
+        if is_own(self.tables, self.packet.key.destination) {
+            return Code::PASS;
+        }
+        let reset = self.attachment.kind == KIND_SPOKE
+            && self.packet.kind == Kind::Tcp
+            && self.packet.tcp_flags & tcp::RST == 0
+            && self.tables.config().midstream.load() == MIDSTREAM_RESET;
+        if reset {
+            return Code::reset(Reason::NoSession);
+        }
+        Code::drop(Reason::NoSession)
+    }
+
+    /// A permitted flow that could not be opened: what its sender is told, and a record of it
+    /// where that says something that the counters do not.
+    #[inline(never)]
+    pub(super) fn not_opened(&self, refused: Code, plan: &Plan) -> Code {
+        if refused.is_drop(Reason::NoSession) {
+            return self.unexpected();
+        }
+        for worth_a_record in [Reason::PortsExhausted, Reason::TableFull, Reason::NoSnatPolicy] {
+            if refused.is_drop(worth_a_record) {
+                return self.denied(worth_a_record, &plan.judgement, plan.egress.domain);
+            }
+        }
+        refused
+    }
+}
