@@ -25,17 +25,14 @@ use crate::{
     address::{Address, V4},
     arrival::{Arrival, attached, is_own},
     packet::Packet,
-    policy::judge,
     session::{Ended, end},
     table,
-    tables::{Tables, Tally},
+    tables::Tables,
     verdict::{Code, Forward, Verdict},
 };
 use again::Doom;
 use xdp_abi::{
-    event,
     forward::{Attachment, KIND_SPOKE, port},
-    policy::ACTION_PERMIT,
     reason::Reason,
 };
 
@@ -99,25 +96,10 @@ pub fn continued<T: Tables<A = V4>>(
         // One after the other, and not one inside the other, as in `opened`.
         code = way.recall(&found, plan, doom);
         if code.is(Code::GO_ON) {
-            let bytes = packet.length as u64;
-            judge(tables, plan.policy, &doom.key, bytes, &mut plan.judgement);
-            tables.tally(Tally::JudgedAgain);
-            // Read from `doom` and not from what `recall` returned: the verifier of Linux 6.1 once
-            // lost sight of a code that was kept for longer than a call, and removed what came
-            // after it.
-            if plan.judgement.action != ACTION_PERMIT || doom.is_withdrawn() {
-                code = Code::END;
-            }
+            code = way.judge_again(plan, doom);
         }
         if code.is(Code::GO_ON) && doom.goes_anew {
-            plan.knows_destination = false;
-            code = way.exit(doom.from, &doom.key, plan);
-            if code.is(Code::GO_ON) && plan.egress.domain != doom.towards {
-                doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
-                code = Code::END;
-            } else if code.is(Code::PASS) {
-                code = Code::drop(Reason::NoRoute);
-            }
+            code = way.route_again(plan, doom);
         }
         if code.is(Code::END) {
             end(tables, doom.record, doom.ending, way.now);
@@ -125,7 +107,7 @@ pub fn continued<T: Tables<A = V4>>(
             return;
         }
         if code.is(Code::GO_ON) {
-            code = way.renew(&found, plan, doom.goes_anew);
+            code = way.renew(&found, plan, doom);
         }
         if code.is(Code::GO_ON) {
             // Its stamp is that of just now, unless the policy changed once more: then the

@@ -4,19 +4,20 @@ use super::{Plan, Way};
 use crate::{
     address::{Address, Entry, Key, V4},
     packet::{Kind, Packet},
-    policy::{Judgement, parties},
+    policy::{Judgement, judge, parties},
     session::{Ending, LEASED, halves},
     stamp::{current_stamp, epoch_slot},
     table::Found,
-    tables::Tables,
+    tables::{Tables, Tally},
     verdict::Code,
 };
 use xdp_abi::{
     config::PolicyWord,
     event,
     forward::KIND_SPOKE,
+    policy::ACTION_PERMIT,
     reason::Reason,
-    session::{Facts, Stamp},
+    session::{Facts, Record, Stamp},
 };
 
 /// The session that [`Code::END`] is about. It is ended by the caller, when the stack of whoever
@@ -68,11 +69,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !entry.load_meta().same_owner(found.meta) {
             return contended;
         }
-        let halves = halves(record);
-        let (Some(forward), Some(reply)) = (tables.slot(halves.forward), tables.slot(halves.reply))
-        else {
-            return contended;
-        };
+        let Some((forward, reply)) = self.entries(record) else { return contended };
         let key = V4::unpack(&forward.key());
         let towards = V4::unpack(&reply.key()).domain;
         // Read before judging: what changes meanwhile is judged at the next packet.
@@ -100,24 +97,50 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         Code::GO_ON
     }
 
-    /// Writes down that a live session was judged again, and where it goes now.
+    /// Judges the flow that was recalled, and says whether it goes on or [ends](Code::END).
+    #[inline(always)]
+    pub(super) fn judge_again(&self, plan: &mut Plan, doom: &Doom) -> Code {
+        let bytes = self.packet.length as u64;
+        judge(self.tables, plan.policy, &doom.key, bytes, &mut plan.judgement);
+        self.tables.tally(Tally::JudgedAgain);
+        // Read from `doom` and not from what `recall` returned: the verifier of Linux 6.1 once
+        // lost sight of a code that was kept for longer than a call, and removed what came
+        // after it.
+        if plan.judgement.action != ACTION_PERMIT || doom.is_withdrawn() {
+            return Code::END;
+        }
+        Code::GO_ON
+    }
+
+    /// Looks up again where it goes; it ends if that is in another domain.
+    #[inline(always)]
+    pub(super) fn route_again(&self, plan: &mut Plan, doom: &mut Doom) -> Code {
+        plan.knows_destination = false;
+        let code = self.exit(doom.from, &doom.key, plan);
+        if code.is(Code::GO_ON) && plan.egress.domain != doom.towards {
+            doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
+            return Code::END;
+        }
+        if code.is(Code::PASS) { Code::drop(Reason::NoRoute) } else { code }
+    }
+
+    /// Writes down that it was judged again, and where it goes now.
     #[inline(never)]
-    pub(super) fn renew(&self, found: &Found, plan: &Plan, goes_anew: bool) -> Code {
+    pub(super) fn renew(&self, found: &Found, plan: &Plan, doom: &Doom) -> Code {
         let contended = Code::drop(Reason::Contended);
-        let Some(entry) = self.tables.slot(found.index) else { return contended };
-        let Some(record) = self.tables.record(entry.load_link().record()) else { return contended };
-        let halves = halves(record);
-        let (Some(forward), Some(reply)) =
-            (self.tables.slot(halves.forward), self.tables.slot(halves.reply))
+        let tables = self.tables;
+        let (Some(entry), Some(record)) = (tables.slot(found.index), tables.record(doom.record))
         else {
             return contended;
         };
+        let Some((forward, reply)) = self.entries(record) else { return contended };
+        // Still the session that was recalled, so the record is still its own.
         if !entry.load_meta().same_owner(found.meta) {
             return contended;
         }
         let facts = Facts(record.facts.load());
         let mut egress = facts.egress();
-        if goes_anew {
+        if doom.goes_anew {
             egress = plan.egress_number;
             // Losing to a flag that another packet sets is mended at the next judgement.
             let link = forward.load_link();
@@ -151,5 +174,14 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             };
         }
         self.refuse(judgement, doom.towards)
+    }
+    /// Both entries that a record names, the forward one first.
+    #[inline(always)]
+    fn entries(
+        &self,
+        record: &Record,
+    ) -> Option<(&<V4 as Address>::Entry, &<V4 as Address>::Entry)> {
+        let halves = halves(record);
+        Some((self.tables.slot(halves.forward)?, self.tables.slot(halves.reply)?))
     }
 }

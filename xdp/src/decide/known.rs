@@ -17,7 +17,7 @@ use xdp_abi::{
     event,
     forward::{HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE},
     reason::Reason,
-    session::{Class, Count, Link, State},
+    session::{Class, Count, Record, State},
 };
 
 impl<T: Tables<A = V4>> Way<'_, T> {
@@ -42,7 +42,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 
         // A session that is over: its tuple may be opened anew.
         let over = matches!(class, Class::Resting)
-            || seems_expired(config, found.meta, self.now) && self.other_half_expired(*found, link);
+            || seems_expired(config, found.meta, self.now)
+                && self.other_half_expired(found, record);
         let reopened = self.packet.kind == Kind::Tcp
             && tcp::opens(self.packet.tcp_flags)
             && matches!(class, Class::TcpClosed | Class::TcpReset);
@@ -122,8 +123,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     }
 
     #[inline(always)]
-    fn other_half_expired(&self, found: Found, link: Link) -> bool {
-        let Some(record) = self.tables.record(link.record()) else { return false };
+    fn other_half_expired(&self, found: &Found, record: &Record) -> bool {
         let halves = halves(record);
         let other = if found.index == halves.forward { halves.reply } else { halves.forward };
         match self.tables.slot(other) {
