@@ -5,7 +5,8 @@
 
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
-    session::seems_expired,
+    session::{idle, seems_expired},
+    stamp::is_current,
     table,
     tables::{Tables, is_non_routable},
     tcp,
@@ -68,13 +69,10 @@ pub fn replay_if<T: Tables<A = V4>>(
     let rewrite = entry.rewrite();
     let link = entry.load_link();
     let stamp = entry.load_stamp();
-    let current = PolicyWord(config.policy.load())
-        .generation()
-        .wrapping_add(tables.epoch(stamp.source()))
-        .wrapping_add(tables.epoch(stamp.destination()));
+    let current = is_current(tables, PolicyWord(config.policy.load()), stamp);
     let class = found.meta.class();
     if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0
-        || stamp.stamp() != current
+        || !current
         || matches!(class, Class::TcpReset | Class::Resting)
         || seems_expired(config, found.meta, now)
         || Count(entry.count().load()).is_high()
@@ -84,7 +82,7 @@ pub fn replay_if<T: Tables<A = V4>>(
     let Some(hop) = tables.hop(link.next_hop()) else { return Err(Left::Special) };
     if !hop.is(HOP_RESOLVED)
         || length > hop.mtu()
-        || hop.is(HOP_REFRESH) && crate::session::idle(now, hop.tick()) > HOP_AGE
+        || hop.is(HOP_REFRESH) && idle(now, hop.tick()) > HOP_AGE
         || hop.is(HOP_ROUTABLE) && is_non_routable(config, rewrite.source)
         || !usable(&hop)
     {

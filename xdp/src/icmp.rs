@@ -12,7 +12,7 @@ use crate::{
     frame::Frame,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
     session::seems_expired,
-    stamp::current_stamp,
+    stamp::is_current,
     table,
     tables::{Tables, Tally, is_non_routable},
     verdict::{Code, Forward},
@@ -87,7 +87,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     }
     let stamp = entry.load_stamp();
     let policy = PolicyWord(config.policy.load());
-    if stamp.stamp() != current_stamp(tables, policy, stamp.source(), stamp.destination()) {
+    if !is_current(tables, policy, stamp) {
         // To be judged again first, which the next packet of the flow is; then the error that it
         // meets passes.
         return Code::drop(Reason::Contended);

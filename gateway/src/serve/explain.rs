@@ -21,7 +21,7 @@ use xdp::packet::{ICMP, TCP, UDP};
 use xdp::policy::{Judgement, judge, parties};
 use xdp::session::{halves, pair, seems_expired};
 use xdp::snat::{FlowFacts, matching, paired};
-use xdp::stamp::current_stamp;
+use xdp::stamp::is_current;
 use xdp::table::find;
 use xdp::tables::{Route, Tables, is_non_routable};
 use xdp_abi::config::PolicyWord;
@@ -242,8 +242,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         };
         let id = SessionId(view.told.session);
         let stamp = self.tables.slot(view.slot).map(|entry| entry.load_stamp())?;
-        let current = current_stamp(self.tables, self.policy, stamp.source(), stamp.destination());
-        if stamp.stamp() != current {
+        if !is_current(self.tables, self.policy, stamp) {
             let text = format!("session {id} was judged before the policy or an identity changed");
             self.step("session", text);
             return None;

@@ -6,7 +6,7 @@ use crate::{
     packet::{Kind, Packet},
     policy::{Judgement, judge, parties},
     session::{Ending, LEASED, halves},
-    stamp::{current_stamp, epoch_slot},
+    stamp,
     table::Found,
     tables::{Tables, Tally},
     verdict::Code,
@@ -17,7 +17,7 @@ use xdp_abi::{
     forward::KIND_SPOKE,
     policy::ACTION_PERMIT,
     reason::Reason,
-    session::{Facts, Record, Stamp},
+    session::{Facts, Record},
 };
 
 /// The session that [`Code::END`] is about. It is ended by the caller, when the stack of whoever
@@ -72,12 +72,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let Some((forward, reply)) = self.entries(record) else { return contended };
         let key = V4::unpack(&forward.key());
         let towards = V4::unpack(&reply.key()).domain;
-        // Read before judging: what changes meanwhile is judged at the next packet.
-        let source = epoch_slot(key.domain, key.source);
-        let destination = epoch_slot(towards, key.destination);
-        let stamp = current_stamp(tables, policy, source, destination);
         plan.policy = policy;
-        plan.stamp = Stamp::new(stamp, source, destination);
+        plan.stamp = stamp::of(tables, policy, &key, towards);
         plan.judgement = parties(tables, policy, &key, towards);
         doom.record = number;
         doom.ending = Ending::now(event::ENDED_REVOKED, incarnation);

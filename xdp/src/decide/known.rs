@@ -6,7 +6,7 @@ use crate::{
     established::HOP_AGE,
     packet::Kind,
     session::{self, Ending, LEASED, halves, idle, seems_expired},
-    stamp::current_stamp,
+    stamp::is_current,
     table::Found,
     tables::{Tables, Tally, is_non_routable},
     tcp,
@@ -64,8 +64,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
 
         let policy = PolicyWord(config.policy.load());
-        let current = current_stamp(self.tables, policy, stamp.source(), stamp.destination());
-        if stamp.stamp() != current {
+        if !is_current(self.tables, policy, stamp) {
             return Code::STALE;
         }
 

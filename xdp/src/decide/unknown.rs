@@ -7,8 +7,7 @@ use crate::{
     packet::Kind,
     policy::judge,
     recent::{self, Line},
-    stamp::{current_stamp, epoch_slot},
-    table,
+    stamp, table,
     tables::{Tables, is_non_routable},
     tcp,
     verdict::Code,
@@ -17,7 +16,6 @@ use xdp_abi::{
     config::{MIDSTREAM_ADOPT, PolicyWord},
     policy::ACTION_PERMIT,
     reason::Reason,
-    session::Stamp,
 };
 
 impl<T: Tables<A = V4>> Way<'_, T> {
@@ -73,15 +71,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return exit;
         }
         let towards = plan.egress.domain;
-        // Read before judging: what changes meanwhile is judged at the next packet.
-        let source = epoch_slot(key.domain, key.source);
-        let destination = epoch_slot(towards, key.destination);
-        plan.stamp = Stamp::new(
-            current_stamp(self.tables, policy, source, destination),
-            source,
-            destination,
-        );
-        self.identify(plan, source, destination);
+        plan.stamp = stamp::of(self.tables, policy, key, towards);
+        self.identify(plan);
         judge(self.tables, policy, key, self.packet.length as u64, &mut plan.judgement);
         if plan.judgement.action != ACTION_PERMIT {
             return self.refuse(&plan.judgement, towards);
@@ -97,14 +88,14 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         Code::OPEN
     }
-    /// Finds out who the parties are, and remembers it; their identities are counted in these
-    /// epochs.
+    /// Finds out who the parties are, and remembers it under the epochs that their identities are
+    /// counted in.
     #[inline(always)]
-    fn identify(&self, plan: &mut Plan, source: u32, destination: u32) {
+    fn identify(&self, plan: &mut Plan) {
         let (tables, key) = (self.tables, &self.packet.key);
         let bank = plan.policy.bank();
         if !plan.knows_source {
-            let epochs = recent::epochs(tables, plan.network, source);
+            let epochs = recent::epochs(tables, plan.network, plan.stamp.source());
             let identity = tables.identity(bank, key.domain, key.source);
             plan.judgement.source = identity;
             if plan.remembers_source
@@ -114,7 +105,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             }
         }
         let line = tables.recent(recent::destination_place(key.destination));
-        let epochs = recent::epochs(tables, plan.network, destination);
+        let epochs = recent::epochs(tables, plan.network, plan.stamp.destination());
         plan.judgement.destination = match line {
             Some(line) if plan.knows_destination && line.epochs() == epochs => line.identity(),
             line => {
