@@ -10,16 +10,17 @@ use crate::{
     arrival::{Arrival, attached, is_own},
     checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
     frame::Frame,
+    guard,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
     session::seems_expired,
     stamp::is_current,
     table,
-    tables::{Tables, Tally, is_non_routable},
+    tables::Tables,
     verdict::{Code, Forward},
 };
 use xdp_abi::{
     config::PolicyWord,
-    forward::{HOP_RESOLVED, HOP_ROUTABLE, port},
+    forward::{HOP_RESOLVED, port},
     reason::Reason,
     session::Class,
 };
@@ -112,11 +113,7 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     } else {
         packet.key.source
     };
-    if hop.is(HOP_ROUTABLE)
-        && is_non_routable(config, outer_source)
-        && !tables.carries(hop.attachment(), outer_source)
-    {
-        tables.tally(Tally::LeakStopped);
+    if guard::stops(tables, &hop, outer_source) {
         return Code::drop(Reason::Leak);
     }
     if write(frame, packet, &quote, outer_source, &rewrite).is_none() {

@@ -19,6 +19,7 @@ pub mod checksum;
 pub mod decide;
 pub mod established;
 pub mod frame;
+pub mod guard;
 pub mod icmp;
 #[cfg(all(feature = "memory", not(loom)))]
 pub mod memory;

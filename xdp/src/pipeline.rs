@@ -16,7 +16,7 @@ use crate::{
     decide::{self, Decision, Plan},
     established::{self, Left},
     frame::Frame,
-    icmp,
+    guard, icmp,
     packet::{self, Kind, LinkLayer, Packet, Parsed},
     reply, rewrite,
     rewrite::Ttl,
@@ -645,10 +645,7 @@ pub fn answer<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut
         Answer::Icmp(_, _, _, from) => V4(from),
     };
     let Some(back) = attached(tables, done.attachment) else { return };
-    if back.flags & ROUTABLE != 0
-        && is_non_routable(tables.config(), from)
-        && !tables.carries(done.attachment, from)
-    {
+    if back.flags & ROUTABLE != 0 && guard::is_confined(tables, done.attachment, from) {
         tables.tally(Tally::LeakStopped);
         return;
     }

@@ -4,18 +4,19 @@ use super::{Way, again::Doom};
 use crate::{
     address::{Entry, V4},
     established::HOP_AGE,
+    guard,
     packet::Kind,
     session::{self, Ending, LEASED, halves, idle, seems_expired},
     stamp::is_current,
     table::Found,
-    tables::{Tables, Tally, is_non_routable},
+    tables::Tables,
     tcp,
     verdict::{Code, Forward},
 };
 use xdp_abi::{
     config::PolicyWord,
     event,
-    forward::{HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE},
+    forward::{HOP_REFRESH, HOP_RESOLVED},
     reason::Reason,
     session::{Class, Count, Record, State},
 };
@@ -78,11 +79,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !obstacle.is(Code::GO_ON) {
             return obstacle;
         }
-        if hop.is(HOP_ROUTABLE)
-            && is_non_routable(config, rewrite.source)
-            && !self.tables.carries(hop.attachment(), rewrite.source)
-        {
-            self.tables.tally(Tally::LeakStopped);
+        if guard::stops(self.tables, &hop, rewrite.source) {
             return Code::drop(Reason::Leak);
         }
 

@@ -3,21 +3,21 @@
 use super::Way;
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
-    checksum,
+    checksum, guard,
     packet::{Kind, Packet},
     policy::Judgement,
     session::{self, LEASED},
     snat::{self, FlowFacts},
     sweep::sweep,
     table::{self, Claim},
-    tables::{Tables, Tally, is_non_routable},
+    tables::{Tables, Tally},
     tcp::{self, Phase},
     verdict::{Code, Forward},
 };
 use xdp_abi::{
     config::PolicyWord,
     event,
-    forward::{Attachment, HOP_RESOLVED, HOP_ROUTABLE, Hop, ROUTABLE},
+    forward::{Attachment, HOP_RESOLVED, Hop, ROUTABLE},
     policy::LOG_START,
     reason::Reason,
     session::{Count, Facts, Link, Stamp},
@@ -131,8 +131,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         if !plan.translated
             && plan.egress.flags & ROUTABLE != 0
-            && is_non_routable(tables.config(), key.source)
-            && !tables.carries(plan.egress_number, key.source)
+            && guard::is_confined(tables, plan.egress_number, key.source)
         {
             return Code::drop(Reason::NoSnatPolicy);
         }
@@ -265,11 +264,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 session::fill_from_record(event, record);
             });
         }
-        if plan.hop.is(HOP_ROUTABLE)
-            && is_non_routable(tables.config(), rewrite.source)
-            && !tables.carries(plan.egress_number, rewrite.source)
-        {
-            tables.tally(Tally::LeakStopped);
+        if guard::stops(tables, &plan.hop, rewrite.source) {
             return Code::drop(Reason::Leak);
         }
         if !plan.hop.is(HOP_RESOLVED) {
