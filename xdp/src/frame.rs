@@ -1,6 +1,9 @@
 //! The bytes of a packet, however the hook gives access to them.
 
-/// A frame that starts with its Ethernet header.
+use crate::checksum::{update, update_udp};
+
+/// A frame that starts with its Ethernet header. What has a default is as of a frame that a cable
+/// carries.
 ///
 /// Offsets are from the start of the frame. A tag that the hardware took off is not in the
 /// bytes; [`Frame::vlan_offload`] tells it.
@@ -13,18 +16,40 @@ pub trait Frame {
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
     /// Applies a change to the transport checksum at `offset`: `address` to the part that the
     /// pseudo header made, `transport` (which includes it) to the whole.
-    fn fix_transport(&mut self, offset: u32, address: u16, transport: u16, udp: bool)
-    -> Option<()>;
+    #[inline(always)]
+    fn fix_transport(
+        &mut self,
+        offset: u32,
+        _address: u16,
+        transport: u16,
+        udp: bool,
+    ) -> Option<()> {
+        let field = self.load::<2>(offset)?;
+        let change = transport as u32;
+        self.store(offset, if udp { update_udp(field, change) } else { update(field, change) })
+    }
     /// The tag that the hardware took off, if any.
-    fn vlan_offload(&self) -> Option<u16>;
+    #[inline(always)]
+    fn vlan_offload(&self) -> Option<u16> {
+        None
+    }
     /// Makes the tag `vlan` (zero: none) out of `was`; the header offset moves with it.
     fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()>;
     /// Cuts or extends the frame at its end; new bytes are anything.
     fn resize(&mut self, length: u32) -> Option<()>;
     /// How many packets of the wire this is (more than one where segments are still together).
-    fn segments(&self) -> u32;
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
+    }
     /// How much of each segment is payload, where segments are still together; else zero.
-    fn segment(&self) -> u32;
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
     /// Whether somebody behind this hook may be about to finish the transport checksum.
-    fn may_be_unfinished(&self) -> bool;
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        false
+    }
 }

@@ -1,9 +1,6 @@
 //! A packet in a vector.
 
-use crate::{
-    checksum::{update, update_udp},
-    frame::Frame,
-};
+use crate::frame::Frame;
 
 /// A frame that starts with its Ethernet header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,11 +37,6 @@ impl Frame for MemoryFrame {
         let start = offset as usize;
         self.bytes.get_mut(start..start + N)?.copy_from_slice(&bytes);
         Some(())
-    }
-    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
-        let field = self.load::<2>(offset)?;
-        let change = transport as u32;
-        self.store(offset, if udp { update_udp(field, change) } else { update(field, change) })
     }
     fn vlan_offload(&self) -> Option<u16> {
         self.offload

@@ -10,19 +10,7 @@ use aya_ebpf::{
     },
 };
 use core::mem::MaybeUninit;
-use xdp::{
-    checksum::{fold, update, update_udp},
-    frame::Frame,
-};
-
-/// Mends a checksum field in the frame itself.
-#[inline(always)]
-fn fix<F: Frame>(frame: &mut F, offset: u32, transport: u16, udp: bool) -> Option<()> {
-    let field = frame.load::<2>(offset)?;
-    let new =
-        if udp { update_udp(field, transport as u32) } else { update(field, transport as u32) };
-    frame.store::<2>(offset, new)
-}
+use xdp::{checksum::fold, frame::Frame};
 
 /// A frame in XDP, read through pointers: for offsets that the compiler knows.
 pub(crate) struct Direct {
@@ -64,32 +52,12 @@ impl Frame for Direct {
         Some(())
     }
     #[inline(always)]
-    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
-        fix(self, offset, transport, udp)
-    }
-    #[inline(always)]
-    fn vlan_offload(&self) -> Option<u16> {
-        None
-    }
-    #[inline(always)]
     fn set_vlan(&mut self, _: u16, _: u16) -> Option<()> {
         None
     }
     #[inline(always)]
     fn resize(&mut self, _: u32) -> Option<()> {
         None
-    }
-    #[inline(always)]
-    fn segments(&self) -> u32 {
-        1
-    }
-    #[inline(always)]
-    fn segment(&self) -> u32 {
-        0
-    }
-    #[inline(always)]
-    fn may_be_unfinished(&self) -> bool {
-        false
     }
 }
 
@@ -128,14 +96,6 @@ impl Frame for Copied {
         if failed == 0 { Some(()) } else { None }
     }
     #[inline(always)]
-    fn fix_transport(&mut self, offset: u32, _: u16, transport: u16, udp: bool) -> Option<()> {
-        fix(self, offset, transport, udp)
-    }
-    #[inline(always)]
-    fn vlan_offload(&self) -> Option<u16> {
-        None
-    }
-    #[inline(always)]
     fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
         let addresses = self.load::<12>(0)?;
         if was == 0 {
@@ -161,18 +121,6 @@ impl Frame for Copied {
         let delta = length as i32 - self.length() as i32;
         // SAFETY: the helper checks that there is room.
         if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } == 0 { Some(()) } else { None }
-    }
-    #[inline(always)]
-    fn segments(&self) -> u32 {
-        1
-    }
-    #[inline(always)]
-    fn segment(&self) -> u32 {
-        0
-    }
-    #[inline(always)]
-    fn may_be_unfinished(&self) -> bool {
-        false
     }
 }
 
