@@ -6,12 +6,13 @@
 //! send it.
 
 use crate::{
-    address::{Address, Entry, Key, V4},
+    address::{Address, Entry, Key, Rewrite, V4},
     arrival::{Arrival, attached, is_own},
     checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
     frame::Frame,
     guard,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
+    rewrite::from_ttl_on,
     session::seems_expired,
     stamp::is_current,
     table,
@@ -203,7 +204,7 @@ fn write<F: Frame>(
     packet: &Packet<V4>,
     quote: &Quote,
     outer_source: V4,
-    rewrite: &crate::address::Rewrite<V4>,
+    rewrite: &Rewrite<V4>,
 ) -> Option<()> {
     // The quote goes the other way: its source is what answers are sent to.
     let (source, destination) = (rewrite.destination, rewrite.source);
@@ -264,22 +265,6 @@ fn write<F: Frame>(
         fold(outer_source.sum() + outer_destination.sum()) as u32,
     ) as u32;
     let header = update(packet.header_checksum, outer + TTL_DELTA);
-    let (s, d) = (outer_source.0, outer_destination.0);
-    frame.store::<12>(
-        packet.network + 8,
-        [
-            packet.ttl - 1,
-            ICMP,
-            header[0],
-            header[1],
-            s[0],
-            s[1],
-            s[2],
-            s[3],
-            d[0],
-            d[1],
-            d[2],
-            d[3],
-        ],
-    )
+    let fields = (packet.ttl - 1, ICMP, header);
+    from_ttl_on(frame, packet.network, fields, outer_source, outer_destination)
 }

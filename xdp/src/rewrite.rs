@@ -30,25 +30,8 @@ pub fn network<F: Frame>(
         Ttl::Keep => (packet.ttl, 0),
     };
     let sum = update(packet.header_checksum, rewrite.address_delta as u32 + ttl_delta);
-    let s = rewrite.source.0;
-    let d = rewrite.destination.0;
-    frame.store::<12>(
-        packet.network + 8,
-        [
-            new_ttl,
-            packet.key.protocol,
-            sum[0],
-            sum[1],
-            s[0],
-            s[1],
-            s[2],
-            s[3],
-            d[0],
-            d[1],
-            d[2],
-            d[3],
-        ],
-    )?;
+    let fields = (new_ttl, packet.key.protocol, sum);
+    from_ttl_on(frame, packet.network, fields, rewrite.source, rewrite.destination)?;
     let sp = rewrite.source_port;
     let dp = rewrite.destination_port;
     let ports = side_by_side(sp, dp);
@@ -72,6 +55,19 @@ pub fn network<F: Frame>(
         }
         Kind::IcmpError => None,
     }
+}
+
+/// Writes TTL, protocol and checksum of the IP header at `network`, and its addresses.
+#[inline(always)]
+pub(crate) fn from_ttl_on<F: Frame>(
+    frame: &mut F,
+    network: u32,
+    (ttl, protocol, [c0, c1]): (u8, u8, [u8; 2]),
+    V4([s0, s1, s2, s3]): V4,
+    V4([d0, d1, d2, d3]): V4,
+) -> Option<()> {
+    let bytes = [ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
+    frame.store::<12>(network + 8, bytes)
 }
 
 /// Both ports, as numbers until the end: out of eight single bytes the compiler makes no word.

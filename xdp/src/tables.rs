@@ -7,6 +7,7 @@ use crate::{
 };
 use xdp_abi::{
     config::{Config, Shared},
+    count::Counters,
     event::Event4,
     forward::{Attachment, Hop, LinkInfo, NextHopKey, PORT_PREFIXES, PortInfo},
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
@@ -173,6 +174,20 @@ pub enum Tally {
     LeakStopped,
     /// An event was held back by a rate limit.
     Suppressed,
+}
+
+impl Tally {
+    /// Counts it.
+    #[inline(always)]
+    pub const fn count(self, counters: &mut Counters) {
+        match self {
+            Self::Begun => counters.sessions_begun += 1,
+            Self::Ended => counters.sessions_ended += 1,
+            Self::JudgedAgain => counters.judged_again += 1,
+            Self::LeakStopped => counters.leaks_stopped += 1,
+            Self::Suppressed => counters.events_suppressed += 1,
+        }
+    }
 }
 
 /// Whether an address lies in a non-routable prefix.

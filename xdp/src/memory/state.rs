@@ -527,13 +527,6 @@ impl Tables for Memory {
         }
     }
     fn tally(&self, what: Tally) {
-        let mut counters = lock(&self.counters);
-        match what {
-            Tally::Begun => counters.sessions_begun += 1,
-            Tally::Ended => counters.sessions_ended += 1,
-            Tally::JudgedAgain => counters.judged_again += 1,
-            Tally::LeakStopped => counters.leaks_stopped += 1,
-            Tally::Suppressed => counters.events_suppressed += 1,
-        }
+        what.count(&mut lock(&self.counters));
     }
 }

@@ -529,13 +529,6 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn tally(&self, what: Tally) {
-        let counters = self.counters();
-        match what {
-            Tally::Begun => counters.sessions_begun += 1,
-            Tally::Ended => counters.sessions_ended += 1,
-            Tally::JudgedAgain => counters.judged_again += 1,
-            Tally::LeakStopped => counters.leaks_stopped += 1,
-            Tally::Suppressed => counters.events_suppressed += 1,
-        }
+        what.count(self.counters());
     }
 }
