@@ -43,14 +43,26 @@ pub const fn update_udp(field: [u8; 2], change: u32) -> [u8; 2] {
 }
 
 /// The change of the IP header's sum when TTL goes down by one.
-pub const TTL_DELTA: u32 = delta(u16::from_ne_bytes([1, 0]) as u32, 0) as u32;
+pub const TTL_DELTA: u32 = delta(word([1, 0]), 0) as u32;
 
-/// The sum of four bytes as two words.
+/// Two bytes as a word, which may be added to others.
 #[inline(always)]
 #[must_use]
-pub const fn sum4(bytes: [u8; 4]) -> u32 {
-    u16::from_ne_bytes([bytes[0], bytes[1]]) as u32
-        + u16::from_ne_bytes([bytes[2], bytes[3]]) as u32
+pub const fn word(bytes: [u8; 2]) -> u32 {
+    u16::from_ne_bytes(bytes) as u32
+}
+
+/// The sum of the words that an even number of bytes makes.
+#[inline(always)]
+#[must_use]
+pub const fn sum_of<const N: usize>(bytes: [u8; N]) -> u32 {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < N {
+        sum += word([bytes[i], bytes[i + 1]]);
+        i += 2;
+    }
+    sum
 }
 
 /// The checksum field for words that sum to `sum`.

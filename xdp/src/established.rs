@@ -40,21 +40,10 @@ pub enum Left {
     Special,
 }
 
-/// Replays what was decided for the session of `key`, or leaves the packet to `decide`.
+/// Replays what was decided for the session of `key`, if its next hop is one that the caller can
+/// send to, or leaves the packet to `decide`; then nothing is counted.
 #[inline(always)]
 pub fn replay<T: Tables<A = V4>>(
-    tables: &T,
-    key: &Key<V4>,
-    flags: u8,
-    length: u16,
-    now: u32,
-) -> Result<Replay<V4>, Left> {
-    replay_if(tables, key, flags, length, now, |_| true)
-}
-
-/// The same, if the next hop is one that the caller can send to; nothing is counted before.
-#[inline(always)]
-pub fn replay_if<T: Tables<A = V4>>(
     tables: &T,
     key: &Key<V4>,
     flags: u8,

@@ -8,7 +8,7 @@
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
     arrival::{Arrival, attached, is_own},
-    checksum::{TTL_DELTA, delta, fold, sum, update, update_udp},
+    checksum::{TTL_DELTA, delta, fold, sum, sum_of, update, update_udp, word},
     frame::Frame,
     guard,
     packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
@@ -144,7 +144,7 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
     if header[0] >> 4 != 4 || header_length < 20 {
         return Code::drop(Reason::Malformed);
     }
-    if header_length == 20 && !is_sound(&header) {
+    if header_length == 20 && fold(sum_of(header)) != 0xffff {
         return Code::drop(Reason::IcmpChecksum);
     }
     if header[6] & 0x1f != 0 || header[7] != 0 {
@@ -178,22 +178,6 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
         query,
     };
     Code::GO_ON
-}
-
-#[inline(always)]
-fn is_sound(header: &[u8; 20]) -> bool {
-    let mut sum = 0;
-    let mut i = 0;
-    while i < 20 {
-        sum += u16::from_ne_bytes([header[i], header[i + 1]]) as u32;
-        i += 2;
-    }
-    fold(sum) == 0xffff
-}
-
-#[inline(always)]
-fn word(bytes: [u8; 2]) -> u32 {
-    u16::from_ne_bytes(bytes) as u32
 }
 
 /// Writes the new addresses and ports outside and inside. The ICMP checksum covers the quote,

@@ -361,8 +361,7 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
     };
     packet.key.domain = domain;
     let usable = |hop: &Hop| is_plain(hook, hop);
-    match established::replay_if(tables, &packet.key, packet.tcp_flags, packet.length, now, usable)
-    {
+    match established::replay(tables, &packet.key, packet.tcp_flags, packet.length, now, usable) {
         Ok(replay) => {
             let mut done = Done::nowhere(Code::drop(Reason::HelperFailed));
             if rewrite_plainly(frame, &packet, &replay.rewrite, &replay.hop).is_some() {

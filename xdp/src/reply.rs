@@ -2,7 +2,7 @@
 
 use crate::address::V4;
 use crate::{
-    checksum::{finish, fold, sum, sum4},
+    checksum::{finish, fold, sum, sum_of},
     frame::Frame,
     packet::{ICMP, Kind, Packet, TCP},
     tcp,
@@ -55,9 +55,9 @@ fn is_unfinished<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
         return false;
     }
     let [l0, l1] = length.to_be_bytes();
-    let pseudo = sum4(packet.key.source.0)
-        + sum4(packet.key.destination.0)
-        + sum4([0, packet.key.protocol, l0, l1]);
+    let pseudo = sum_of(packet.key.source.0)
+        + sum_of(packet.key.destination.0)
+        + sum_of([0, packet.key.protocol, l0, l1]);
     match sum(frame, packet.transport, length) {
         Some(sum) => fold(pseudo + sum as u32) != 0xffff,
         None => false,
@@ -85,11 +85,11 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>, unfinished: bool) -> Opti
     let ports =
         [key.destination_port[0], key.destination_port[1], key.source_port[0], key.source_port[1]];
     let offset_flags = [0x50, flags, 0, 0];
-    let pseudo = sum4(from) + sum4(to) + sum4([0, TCP, 0, 20]);
+    let pseudo = sum_of(from) + sum_of(to) + sum_of([0, TCP, 0, 20]);
     let sum = if unfinished {
         fold(pseudo).to_ne_bytes()
     } else {
-        finish(pseudo + sum4(ports) + sum4(seq) + sum4(ack) + sum4(offset_flags))
+        finish(pseudo + sum_of(ports) + sum_of(seq) + sum_of(ack) + sum_of(offset_flags))
     };
     // Options of the IP header are not repeated.
     ip_header(frame, packet.network, 40, TCP, from, to)?;
@@ -122,27 +122,10 @@ fn error<F: Frame>(
     header[0] = 0x45;
     header[10] = 0;
     header[11] = 0;
-    let mut sum = 0;
-    let mut i = 0;
-    while i < 20 {
-        sum += u16::from_ne_bytes([header[i], header[i + 1]]) as u32;
-        i += 2;
-    }
-    let inner = finish(sum);
+    let inner = finish(sum_of(header));
     header[10] = inner[0];
     header[11] = inner[1];
-    let mut message = u16::from_ne_bytes([kind, code]) as u32 + u16::from_ne_bytes([m0, m1]) as u32;
-    i = 0;
-    while i < 20 {
-        message += u16::from_ne_bytes([header[i], header[i + 1]]) as u32;
-        i += 2;
-    }
-    i = 0;
-    while i < 8 {
-        message += u16::from_ne_bytes([first[i], first[i + 1]]) as u32;
-        i += 2;
-    }
-    let sum = finish(message);
+    let sum = finish(sum_of([kind, code, m0, m1]) + sum_of(header) + sum_of(first));
     frame.resize(packet.network + 56)?;
     ip_header(frame, packet.network, 56, ICMP, from, packet.key.source.0)?;
     let t = packet.network + 20;
@@ -163,7 +146,8 @@ fn ip_header<F: Frame>(
     let first = [0x45, 0, 0, length];
     let fourth = [TTL, protocol, 0, 0];
     let dont_fragment = [0, 0, 0x40, 0];
-    let sum = finish(sum4(first) + sum4(dont_fragment) + sum4(fourth) + sum4(from) + sum4(to));
+    let sum =
+        finish(sum_of(first) + sum_of(dont_fragment) + sum_of(fourth) + sum_of(from) + sum_of(to));
     frame.store::<20>(
         at,
         [

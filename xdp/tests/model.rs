@@ -404,7 +404,7 @@ fn a_reader_sees_a_whole_session_or_none() {
         };
         for n in [1, 2] {
             for (k, reply) in [(key(n), false), (back(&key(n)), true)] {
-                if let Ok(replay) = established::replay(&*t, &k, 0, 100, 1) {
+                if let Ok(replay) = established::replay(&*t, &k, 0, 100, 1, |_| true) {
                     assert_eq!(replay.rewrite, mark(&key(n), reply));
                     assert_eq!(replay.reply, reply);
                 }

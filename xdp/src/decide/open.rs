@@ -3,7 +3,8 @@
 use super::Way;
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
-    checksum, guard,
+    checksum::{self, word},
+    guard,
     packet::{Kind, Packet},
     policy::Judgement,
     session::{self, LEASED},
@@ -293,17 +294,12 @@ const fn has_pseudo_header(protocol: u8) -> bool {
     protocol != crate::packet::ICMP
 }
 
-#[inline(always)]
-fn half(port: [u8; 2]) -> u32 {
-    u16::from_ne_bytes(port) as u32
-}
-
 /// The rewrite that gives a packet another source.
 // Not inlined: LLVM 22 crashes on the BPF target when it is (two-address pass).
 #[inline(never)]
 pub(super) fn translate(key: &Key<V4>, source: V4, source_port: [u8; 2]) -> Rewrite<V4> {
     let address_delta = checksum::delta(key.source.sum(), source.sum());
-    let port_delta = checksum::delta(half(key.source_port), half(source_port));
+    let port_delta = checksum::delta(word(key.source_port), word(source_port));
     Rewrite {
         source,
         destination: key.destination,
@@ -318,7 +314,7 @@ pub(super) fn translate(key: &Key<V4>, source: V4, source_port: [u8; 2]) -> Rewr
 #[inline(never)]
 fn translate_back(reply: &Key<V4>, key: &Key<V4>) -> Rewrite<V4> {
     let address_delta = checksum::delta(reply.destination.sum(), key.source.sum());
-    let port_delta = checksum::delta(half(reply.destination_port), half(key.source_port));
+    let port_delta = checksum::delta(word(reply.destination_port), word(key.source_port));
     Rewrite {
         source: reply.source,
         destination: key.source,
