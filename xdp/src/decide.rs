@@ -14,12 +14,13 @@ mod again;
 mod first;
 mod known;
 mod open;
+mod plan;
 mod refuse;
 mod unknown;
 mod ways;
 
 pub(crate) use first::first;
-pub use open::Plan;
+pub use plan::Plan;
 
 use crate::{
     address::{Address, V4},

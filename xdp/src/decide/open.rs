@@ -1,12 +1,11 @@
 //! A new session: its translation chosen, its entries claimed, everything written down.
 
-use super::Way;
+use super::{Plan, Way};
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
     checksum::{self, word},
     guard,
-    packet::{Kind, Packet},
-    policy::Judgement,
+    packet::Kind,
     session::{self, LEASED},
     snat::{self, FlowFacts},
     sweep::sweep,
@@ -16,83 +15,12 @@ use crate::{
     verdict::{Code, Forward},
 };
 use xdp_abi::{
-    config::PolicyWord,
     event,
-    forward::{Attachment, HOP_RESOLVED, Hop, ROUTABLE},
+    forward::{HOP_RESOLVED, ROUTABLE},
     policy::LOG_START,
     reason::Reason,
-    session::{Count, Facts, Link, Stamp},
+    session::{Count, Facts, Link},
 };
-
-/// What is decided about a new flow, step by step.
-#[derive(Clone, Copy)]
-pub struct Plan {
-    pub(super) policy: PolicyWord,
-    pub(super) stamp: Stamp,
-    pub(crate) judgement: Judgement,
-    pub(super) hop: Hop,
-    pub(super) hop_number: u16,
-    pub(super) egress_number: u16,
-    pub(super) egress: Attachment,
-    /// The epoch of the network before anything was looked up.
-    pub(super) network: u32,
-    /// Whether `judgement` has the source already, from a moment ago under `policy`.
-    pub(super) knows_source: bool,
-    /// The epochs under which it was found out.
-    pub(super) source_epochs: u64,
-    /// The same of the destination.
-    pub(super) knows_destination: bool,
-    /// Whether what is found out of the source is to be remembered.
-    pub(super) remembers_source: bool,
-    /// The next hop back from a moment ago, plus one; zero: none is known.
-    pub(super) back_known: u32,
-    snat_policy: u32,
-    lendable: u32,
-    translated: bool,
-    back: u16,
-    record: u32,
-    forward: u32,
-    reply: u32,
-    reply_key: Key<V4>,
-}
-
-impl Plan {
-    /// Before anything is decided.
-    pub const NONE: Self = Self {
-        policy: PolicyWord(0),
-        stamp: Stamp(0),
-        judgement: Judgement::NONE,
-        network: 0,
-        knows_source: false,
-        source_epochs: 0,
-        knows_destination: false,
-        remembers_source: false,
-        back_known: 0,
-        hop: Forward::NOWHERE.hop,
-        hop_number: 0,
-        egress_number: 0,
-        egress: Attachment::NONE,
-        snat_policy: 0,
-        lendable: 0,
-        translated: false,
-        back: 0,
-        record: 0,
-        forward: 0,
-        reply: 0,
-        reply_key: Packet::NONE.key,
-    };
-}
-
-impl Plan {
-    /// Forgets what was known of the packet before, when the network is in this epoch.
-    #[inline(always)]
-    pub(crate) fn begin(&mut self, network: u32, remembers_source: bool) {
-        self.network = network;
-        self.knows_source = false;
-        self.remembers_source = remembers_source;
-        self.back_known = 0;
-    }
-}
 
 impl<T: Tables<A = V4>> Way<'_, T> {
     /// What opens a flow without SYN was let in by `tcp_midstream: adopt`.
