@@ -362,30 +362,10 @@ mod tests {
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
 
-    fn network(config: &Config) -> NetworkState {
-        let mut network = NetworkState::default();
-        for (ifindex, stated) in (1..).zip(&config.gateway.attachments) {
-            let link = Link {
-                ifindex,
-                name: stated.interface.clone(),
-                mac: Some([2, 0, 0, 0, 0, ifindex as u8]),
-                mtu: 1500,
-                admin_up: true,
-                carrier: true,
-                kind: None,
-                master: None,
-                link: None,
-                vlan: None,
-            };
-            network.links.insert(ifindex, link);
-        }
-        network
-    }
-
     #[test]
     fn the_order_of_attachments_in_the_file_makes_no_difference() {
         let mut config = testing::scene(TWO_CLUSTERS).config;
-        let (network, served) = (network(&config), BTreeMap::new());
+        let (network, served) = (testing::network_of(&config), BTreeMap::new());
         let numbers = Numbers::default().with(&config.gateway);
         let before = Places::of(&config, &network, &served, &numbers);
         assert_eq!(before.faults, [""; 0]);

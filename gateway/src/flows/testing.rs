@@ -29,6 +29,8 @@ use super::session::{SessionView, all_slots, sessions};
 use crate::config::{AttachmentKind, Config, convert};
 use crate::datapath::numbers::Numbers;
 use crate::datapath::object::Loaded;
+use crate::net::NetworkState;
+use crate::net::testing::link;
 
 /// A second, in ticks.
 pub(crate) const SECOND: u32 = 16;
@@ -168,6 +170,17 @@ fn network(memory: &mut Memory, config: &Config) {
             });
         }
     }
+}
+
+/// What the kernel would say of it: the links alone.
+pub(crate) fn network_of(config: &Config) -> NetworkState {
+    let links = config.gateway.attachments.iter().map(|attachment| {
+        let ifindex = index(&attachment.interface);
+        (ifindex, link(ifindex))
+    });
+    let mut network = NetworkState::default();
+    network.links.extend(links);
+    network
 }
 
 fn lower(memory: &mut Memory, config: &Config, image: &Image) -> Policy {

@@ -26,7 +26,7 @@ mod picture;
 mod ports;
 mod sysctl;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod wire;
 
 pub use dialogue::{Family, NetlinkError};

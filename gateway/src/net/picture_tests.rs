@@ -1,24 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::net::testing::link;
 
 const ROUTER_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 2];
-
-fn link(ifindex: IfIndex) -> Link {
-    Link {
-        ifindex,
-        name: format!("eth{ifindex}"),
-        mac: Some([2, 0, 0, 0, 1, ifindex as u8]),
-        mtu: 1500,
-        admin_up: true,
-        carrier: true,
-        kind: None,
-        master: None,
-        link: None,
-        vlan: None,
-    }
-}
 
 fn address(ifindex: IfIndex, address: &str) -> Address {
     let net: IpNet = address.parse().unwrap();

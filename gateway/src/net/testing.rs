@@ -9,7 +9,23 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::dialogue::{Dialogue, Family};
 use super::notice::{self, Table};
-use super::picture::{Link, Notice};
+use super::picture::{IfIndex, Link, Notice};
+
+/// An interface that is up, `ethN` with number N.
+pub(crate) fn link(ifindex: IfIndex) -> Link {
+    Link {
+        ifindex,
+        name: format!("eth{ifindex}"),
+        mac: Some([2, 0, 0, 0, 1, ifindex as u8]),
+        mtu: 1500,
+        admin_up: true,
+        carrier: true,
+        kind: None,
+        master: None,
+        link: None,
+        vlan: None,
+    }
+}
 
 /// Runs a test on a thread of its own in a network namespace of its own, which vanishes with
 /// the thread. Without root it says so and passes.
