@@ -7,7 +7,7 @@ use crate::{
     capture::Capture,
     config::Config,
     datapath::{numbers::Numbers, places::Served, tables::Datapath},
-    engine::{Compiled, Engine, EngineError},
+    engine::{Engine, EngineError},
     flows::{Collector, CollectorError, Log, live::Tables4},
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
@@ -153,10 +153,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         "datapath up"
     );
     let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
-    let state = Arc::new(State::new(
-        Arc::clone(&tables),
-        named(engine.config(), engine.compiled(), engine.numbers()),
-    ));
+    let state = Arc::new(State::new(Arc::clone(&tables), named(engine.config(), engine.numbers())));
     let capture = Capture::new(Arc::clone(&engine.datapath), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
@@ -186,13 +183,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     outcome
 }
 
-fn named(config: &Arc<Config>, compiled: &Compiled, numbers: &Numbers) -> InForce {
-    InForce {
-        config: Arc::clone(config),
-        numbers: Arc::new(numbers.clone()),
-        image: Arc::clone(&compiled.image),
-        inventory: Arc::clone(&compiled.inventory),
-    }
+fn named(config: &Arc<Config>, numbers: &Numbers) -> InForce {
+    InForce { config: Arc::clone(config), numbers: Arc::new(numbers.clone()) }
 }
 
 fn generation(datapath: &Datapath) -> u32 {
@@ -265,13 +257,11 @@ impl Loop {
         }
         let begun = Instant::now();
         let network = self.follower.state().clone();
-        let announce = |config: &_, compiled: &_, numbers: &_| {
-            self.state.announce(&named(config, compiled, numbers));
-        };
+        let announce = |config: &_, numbers: &_| self.state.announce(&named(config, numbers));
         match self.engine.reload(config, &network, announce) {
             Ok(generation) => {
                 let engine = &self.engine;
-                self.state.accept(named(engine.config(), engine.compiled(), engine.numbers()));
+                self.state.accept(named(engine.config(), engine.numbers()));
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }

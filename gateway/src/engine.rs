@@ -21,7 +21,6 @@ use crate::{
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
-use policy_compiler::{CompileError, Image};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -44,10 +43,7 @@ pub enum EngineError {
     /// A program.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The policy.
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    /// Publishing it.
+    /// Publishing the policy.
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// A table refused an entry.
@@ -110,15 +106,6 @@ pub enum EngineError {
     NotBpffs(PathBuf),
 }
 
-/// A policy with all that it was made of.
-#[derive(Clone, Debug)]
-pub struct Compiled {
-    /// The image in force.
-    pub image: Arc<Image>,
-    /// Who there is.
-    pub inventory: Arc<smartgroups::Inventory>,
-}
-
 /// The gateway.
 pub struct Engine {
     /// The tables.
@@ -128,7 +115,6 @@ pub struct Engine {
     places: Places,
     publisher: Publisher,
     attached: Attached,
-    compiled: Compiled,
     managed: BTreeSet<(u32, IpAddr)>,
     pins: PathBuf,
     reserved: Reserved,
@@ -173,13 +159,6 @@ impl Reserved {
     }
 }
 
-/// Compiles the documents of a configuration.
-pub fn compile(config: &Config) -> Result<Compiled, CompileError> {
-    let capacity = convert::capacity(&config.gateway.tables);
-    let compiled = convert::compile(&config.gateway, &config.documents, &capacity)?;
-    Ok(Compiled { image: Arc::new(compiled.image), inventory: Arc::new(compiled.inventory) })
-}
-
 /// Which hooks the interfaces are served by.
 fn hooks_of(places: &Places) -> Hooks {
     let any = |served| places.interfaces.values().any(|(_, hook)| *hook == served);
@@ -209,7 +188,6 @@ impl Engine {
         counters: BTreeMap<u32, u32>,
         numbers: &Numbers,
     ) -> Result<Self, EngineError> {
-        let compiled = compile(&config)?;
         let served = choose_hooks(&config, network);
         let numbers = numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
@@ -230,9 +208,8 @@ impl Engine {
         places.write(&datapath, &Places::default())?;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
-        publisher.publish(&datapath, &compiled.image, &places.ways_out, &|address| {
-            reserved.of(address)
-        })?;
+        publisher
+            .publish(&datapath, &config.image, &places.ways_out, &|address| reserved.of(address))?;
         hops::relink(&datapath, &places);
         let mut older = datapath.take_older();
         if let Some(older) = &mut older {
@@ -249,7 +226,6 @@ impl Engine {
             places,
             publisher,
             attached,
-            compiled,
             managed: BTreeSet::new(),
             pins,
             reserved,
@@ -268,11 +244,6 @@ impl Engine {
     /// The configuration in force.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
-    }
-
-    /// The policy in force.
-    pub fn compiled(&self) -> &Compiled {
-        &self.compiled
     }
 
     /// Which attachment has which number.
@@ -295,18 +266,17 @@ impl Engine {
         self.attached.count()
     }
 
-    /// Brings the gateway to another configuration, or leaves it as it is and says why. What
-    /// compiles is announced before a table changes, so that nobody meets a number without a name.
+    /// Brings the gateway to another configuration, or leaves it as it is and says why. It is
+    /// announced before a table changes, so that nobody meets a number without a name.
     pub fn reload(
         &mut self,
         config: Arc<Config>,
         network: &NetworkState,
-        announce: impl FnOnce(&Arc<Config>, &Compiled, &Numbers),
+        announce: impl FnOnce(&Arc<Config>, &Numbers),
     ) -> Result<u32, EngineError> {
         refuse_fixed(&self.config, &config)?;
-        let compiled = compile(&config)?;
         let numbers = self.numbers.with(&config.gateway);
-        announce(&config, &compiled, &numbers);
+        announce(&config, &numbers);
         let served = choose_hooks(&config, network);
         let places = Places::of(&config, network, &served, &numbers);
         if !places.faults.is_empty() {
@@ -325,7 +295,7 @@ impl Engine {
         let amended = if moved {
             None
         } else {
-            self.publisher.amend(&self.datapath, &compiled.image, &self.places.ways_out)?
+            self.publisher.amend(&self.datapath, &config.image, &self.places.ways_out)?
         };
         let generation = match amended {
             Some(changed) => {
@@ -338,14 +308,13 @@ impl Engine {
                 let reserved = &self.reserved;
                 self.publisher.publish(
                     &self.datapath,
-                    &compiled.image,
+                    &config.image,
                     &self.places.ways_out,
                     &|address| reserved.of(address),
                 )?
             }
         };
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
-        self.compiled = compiled;
         self.config = config;
         Ok(generation)
     }

@@ -10,7 +10,6 @@ use gateway::datapath::places::Places;
 use gateway::datapath::publish::Publisher;
 use gateway::datapath::settings;
 use gateway::datapath::tables::{Datapath, lock};
-use gateway::engine::compile;
 use xdp::pipeline::Hook;
 use xdp::stamp::epoch_slot;
 use xdp_abi::config::PolicyWord;
@@ -105,9 +104,9 @@ impl Object {
 
     /// Puts other rules into force.
     pub(crate) fn publish(&mut self, rules: Rules) -> Result<()> {
-        let compiled = compile(&config(rules)?)?;
+        let config = config(rules)?;
         let ways_out = &self.places.ways_out;
-        self.publisher.publish(&self.datapath, &compiled.image, ways_out, &|_| Vec::new())?;
+        self.publisher.publish(&self.datapath, &config.image, ways_out, &|_| Vec::new())?;
         Ok(())
     }
 

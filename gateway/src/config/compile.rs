@@ -2,8 +2,8 @@
 //! them can hardly be meant.
 //!
 //! A file that `check` accepts and `run` refuses is found out about at the worst moment. So the
-//! documents are compiled here exactly as the engine compiles them, once everything else is right,
-//! and what the compiler says gets the place of the document that it speaks of.
+//! documents are compiled here, once everything else is right, to the very image that the engine
+//! puts into force, and what the compiler says gets the place of the document that it speaks of.
 
 use std::collections::HashMap;
 
@@ -13,25 +13,28 @@ use policy_compiler::{Capacity, CompileError, Diagnostic, Side, Table};
 use smartgroups::{Conflict, DomainId};
 
 use super::check::MOST;
+use super::convert::Compiled;
 use super::settings::Gateway;
 use super::tree::{Path, Tree, at};
 use super::{Findings, convert};
 
-pub(super) fn check(
+/// `None` if it does not fit; then that is among the errors.
+pub(super) fn compile(
     tree: &Tree,
     gateway: &Gateway,
     documents: &[Document],
     findings: &mut Findings,
-) {
+) -> Option<Compiled> {
     let mut capacity = convert::capacity(&gateway.tables);
     loop {
         match convert::compile(gateway, documents, &capacity) {
+            // Of a file that is refused for its size nothing else is said.
+            Ok(_) if !findings.errors.is_empty() => return None,
             Ok(compiled) => {
-                // Of a file that is refused for its size nothing else is said.
                 let places = Places::of(tree, gateway, documents);
                 let said = compiled.diagnostics.iter().map(|diagnostic| places.place(diagnostic));
                 findings.warnings.extend(said.map(|(path, message)| tree.fault(&path, message)));
-                return;
+                return Some(compiled);
             }
             // The compiler stops at the first table; with room there it comes to the next.
             Err(CompileError::NoRoom { table, need, .. }) if widen(&mut capacity, table, need) => {
@@ -40,7 +43,7 @@ pub(super) fn check(
             }
             Err(refused) => {
                 findings.errors.push(tree.fault(&at!["documents"], refused.to_string()));
-                return;
+                return None;
             }
         }
     }

@@ -4,7 +4,8 @@
 //! field and with what would be right, before anything is touched. So the file is read into a
 //! tree that knows positions (`tree`), typed without stopping at the first mistake (`decode`),
 //! and checked for what has to hold between its parts (`check`, `documents`). [`convert`] hands
-//! what was stated to the crates that compile it, and `compile` does so before the file is accepted.
+//! what was stated to the crates that compile it, and `compile` does so before the file is accepted:
+//! a [`Config`] has its image already, and whoever enforces it compiles nothing.
 
 mod check;
 mod compile;
@@ -17,23 +18,31 @@ mod tests;
 mod tree;
 
 use std::fmt;
+use std::sync::Arc;
 
 use api::document::Document;
+use policy_compiler::Image;
+use smartgroups::Inventory;
 
 pub use settings::{
     Attachment, AttachmentKind, Domain, FlowLog, Gateway, Hook, Metrics, SNAT_PORTS, Seconds,
     Tables, TcpMidstream, Timers, Tls, Vlan,
 };
 
+use convert::Compiled;
 use tree::{Fault, Tree, at};
 
 /// A file that says what it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// This machine's settings.
     pub gateway: Gateway,
     /// What is to be enforced, in the order of the file.
     pub documents: Vec<Document>,
+    /// What the documents compile to.
+    pub image: Arc<Image>,
+    /// Who there is.
+    pub inventory: Arc<Inventory>,
     /// What is accepted and still worth a look.
     pub warnings: Vec<ConfigError>,
 }
@@ -76,13 +85,15 @@ impl Config {
     /// Everything that is wrong, in the order of the file.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, Vec<ConfigError>> {
         let mut findings = Findings::default();
-        let parts = read(text, &mut findings);
-        let errors = in_order(findings.errors, file_name);
-        match parts {
-            Some((gateway, documents)) if errors.is_empty() => {
-                Ok(Self { gateway, documents, warnings: in_order(findings.warnings, file_name) })
-            }
-            _ => Err(errors),
+        match read(text, &mut findings) {
+            Some((gateway, documents, Compiled { image, inventory, .. })) => Ok(Self {
+                gateway,
+                documents,
+                image: Arc::new(image),
+                inventory: Arc::new(inventory),
+                warnings: in_order(findings.warnings, file_name),
+            }),
+            None => Err(in_order(findings.errors, file_name)),
         }
     }
 
@@ -121,7 +132,8 @@ fn in_order(mut faults: Vec<Fault>, file: &str) -> Vec<ConfigError> {
         .collect()
 }
 
-fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>)> {
+/// `None` if there are errors among the findings.
+fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>, Compiled)> {
     let mut tree = match Tree::read(text, &mut findings.errors) {
         Ok(tree) => tree,
         Err(fault) => {
@@ -143,10 +155,11 @@ fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>)>
     documents::check(&tree, gateway.as_ref(), &documents, findings);
     let mut gateway = gateway?;
     check::share_hooks(&tree, &mut gateway);
-    if findings.errors.is_empty() {
-        compile::check(&tree, &gateway, &documents, findings);
+    if !findings.errors.is_empty() {
+        return None;
     }
-    Some((gateway, documents))
+    let compiled = compile::compile(&tree, &gateway, &documents, findings)?;
+    Some((gateway, documents, compiled))
 }
 
 fn gateway_node(tree: &Tree) -> &tree::Node {

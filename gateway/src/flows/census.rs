@@ -152,7 +152,7 @@ mod tests {
         scene.open_tcp("100.64.1.10:40002", "198.51.100.10:443");
         let census = Census::take(&*scene.memory, scene.now);
         assert_eq!((census.live, census.resting), (3, 0));
-        assert_eq!(census.by_policy, HashMap::from([(scene.image.snat[0].id.0, 3)]));
+        assert_eq!(census.by_policy, HashMap::from([(scene.config.image.snat[0].id.0, 3)]));
         assert_eq!(census.by_address, HashMap::from([("203.0.113.1".parse().unwrap(), 3)]));
         let used: Vec<u32> = census.fullest(9).into_iter().map(|(_, used)| used).collect();
         assert_eq!(used, [2, 1]);
@@ -186,7 +186,7 @@ mod tests {
         let lendings = lendings(&*scene.memory);
         let [all, few] = lendings[..] else { panic!("two addresses: {lendings:?}") };
         assert_eq!(all.address.to_string(), "203.0.113.1");
-        assert_eq!(all.policy, scene.image.snat[0].id.0);
+        assert_eq!(all.policy, scene.config.image.snat[0].id.0);
         let count = |sets: &[u32]| ports(&*scene.memory, sets.iter().copied());
         assert_eq!(count(&[all.lendable]), 64_512);
         assert_eq!(count(&[few.lendable]), 100);

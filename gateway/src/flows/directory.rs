@@ -5,10 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
-use policy_compiler::Image;
 use smartgroups::{DomainId, Endpoint, Inventory};
 
-use crate::config::Gateway;
+use crate::config::Config;
 use crate::datapath::numbers::Numbers;
 
 /// The names of one generation; never changed once made.
@@ -27,14 +26,12 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The names of a configuration and the image that was compiled from it.
+    /// The names of a configuration.
     #[must_use]
     pub fn new(
         generation: u32,
-        gateway: &Gateway,
+        Config { gateway, image, inventory, .. }: &Config,
         numbers: &Numbers,
-        image: &Image,
-        inventory: Arc<Inventory>,
     ) -> Self {
         let groups: HashMap<_, Arc<str>> =
             image.groups.iter().map(|group| (group.id, Arc::from(group.name.as_str()))).collect();
@@ -48,7 +45,7 @@ impl Directory {
             rules: image.rules.iter().map(|r| (r.id.0, Arc::from(r.name.as_str()))).collect(),
             snat: image.snat.iter().map(|s| (s.id.0, Arc::from(s.name.as_str()))).collect(),
             identities: image.identities.iter().map(|i| (i.id, names(&i.groups))).collect(),
-            inventory,
+            inventory: Arc::clone(inventory),
         }
     }
 
@@ -174,11 +171,11 @@ mod tests {
     fn numbers_get_the_names_of_the_configuration() {
         let scene = testing::scene(TWO_CLUSTERS);
         let directory = scene.directory(3);
-        let rule = scene.image.rules[1].id.0;
+        let rule = scene.config.image.rules[1].id.0;
         assert_eq!(directory.rule(rule).as_deref(), Some("web"));
         assert_eq!(directory.rule(rule ^ 1), None);
         assert!(directory.has_rule("web") && !directory.has_rule("we"));
-        assert_eq!(directory.snat(scene.image.snat[0].id.0).as_deref(), Some("pods-out"));
+        assert_eq!(directory.snat(scene.config.image.snat[0].id.0).as_deref(), Some("pods-out"));
         for (number, expected) in
             [(0, None), (1, Some("red-pods")), (4, Some("internet")), (5, None)]
         {
@@ -194,7 +191,7 @@ mod tests {
         assert_eq!(owner(1), Some("shop/api-1"));
         assert_eq!(owner(2), Some("shop/api-2")); // the same address, another cluster
         assert_eq!(owner(0), None);
-        let identity = scene.image.identity(DomainId(1), IpAddr::V4(pod)).id;
+        let identity = scene.config.image.identity(DomainId(1), IpAddr::V4(pod)).id;
         let groups: Vec<_> = directory.groups(identity).iter().map(ToString::to_string).collect();
         assert!(groups.contains(&"shop".to_owned()), "{groups:?}");
         assert!(directory.groups(identity ^ 1).is_empty());

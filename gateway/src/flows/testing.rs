@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use policy_compiler::{Action, Egress, Image, Log, Protocol, SnatAction};
-use smartgroups::Inventory;
+use policy_compiler::{Action, Egress, Log, Protocol, SnatAction};
 use xdp::address::V4;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, RouteEntry, Sizes, rule_set};
 use xdp::pipeline::{Fate, Hook};
@@ -31,6 +30,7 @@ use crate::datapath::numbers::Numbers;
 use crate::datapath::object::Loaded;
 use crate::net::NetworkState;
 use crate::net::testing::link;
+use crate::serve::InForce;
 
 /// A second, in ticks.
 pub(crate) const SECOND: u32 = 16;
@@ -76,8 +76,6 @@ documents:
 /// A configuration in force.
 pub(crate) struct Scene {
     pub(crate) config: Config,
-    pub(crate) image: Arc<Image>,
-    pub(crate) inventory: Arc<Inventory>,
     pub(crate) memory: Arc<Memory>,
     /// Now, in ticks.
     pub(crate) now: u32,
@@ -88,29 +86,11 @@ pub(crate) struct Scene {
 /// kind internet everything else.
 pub(crate) fn scene(text: &str) -> Scene {
     let config = Config::parse(text, "test.yaml").unwrap_or_else(|errors| panic!("{errors:#?}"));
-    let inputs = convert::inputs(&config.gateway, &config.documents);
-    let policy = convert::policy(&config.documents);
-    let compiler = policy_compiler::Inputs {
-        inventory: &inputs.inventory,
-        groups: &inputs.groups,
-        rules: &policy.rules,
-        snat: &policy.snat,
-        default_action: policy.default_action,
-        domains: &inputs.domains,
-    };
-    let capacity = convert::capacity(&config.gateway.tables);
-    let (image, _) = policy_compiler::compile(&compiler, &capacity).unwrap();
     let mut memory = Memory::new(Sizes::default(), 1);
     network(&mut memory, &config);
-    let policy = lower(&mut memory, &config, &image);
+    let policy = lower(&mut memory, &config);
     memory.publish(policy);
-    let mut scene = Scene {
-        config,
-        image: Arc::new(image),
-        inventory: Arc::new(inputs.inventory),
-        memory: Arc::new(memory),
-        now: 0,
-    };
+    let mut scene = Scene { config, memory: Arc::new(memory), now: 0 };
     scene.pass(BEGIN * SECOND);
     scene
 }
@@ -183,7 +163,8 @@ pub(crate) fn network_of(config: &Config) -> NetworkState {
     network
 }
 
-fn lower(memory: &mut Memory, config: &Config, image: &Image) -> Policy {
+fn lower(memory: &mut Memory, config: &Config) -> Policy {
+    let image = &config.image;
     let action = |action| match action {
         Action::Permit => ACTION_PERMIT,
         Action::Deny => ACTION_DENY,
@@ -295,8 +276,12 @@ fn lower(memory: &mut Memory, config: &Config, image: &Image) -> Policy {
 impl Scene {
     /// The names of the configuration, as of a generation.
     pub(crate) fn directory(&self, generation: u32) -> Directory {
-        let inventory = Arc::clone(&self.inventory);
-        Directory::new(generation, &self.config.gateway, &self.numbers(), &self.image, inventory)
+        Directory::new(generation, &self.config, &self.numbers())
+    }
+
+    /// What a daemon would say is in force.
+    pub(crate) fn in_force(&self) -> InForce {
+        InForce { config: Arc::new(self.config.clone()), numbers: Arc::new(self.numbers()) }
     }
 
     /// The numbers of its attachments: nothing was numbered before.

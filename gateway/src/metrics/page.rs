@@ -389,18 +389,11 @@ fn records(page: &Page, facts: &Facts) -> prometheus::Result<()> {
 mod tests {
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
-    use crate::serve::InForce;
     use std::sync::Arc;
     use xdp::memory::Memory;
 
     fn state(scene: &testing::Scene) -> State<Memory> {
-        let in_force = InForce {
-            config: Arc::new(scene.config.clone()),
-            numbers: Arc::new(scene.numbers()),
-            image: Arc::clone(&scene.image),
-            inventory: Arc::clone(&scene.inventory),
-        };
-        State::new(Arc::clone(&scene.memory), in_force)
+        State::new(Arc::clone(&scene.memory), scene.in_force())
     }
 
     fn written(facts: &Facts) -> String {

@@ -14,7 +14,7 @@ use api::value::{Prefix, Protocol, ProtocolMatch};
 use axum::Json;
 use axum::extract::State as Extract;
 use ipnet::IpNet;
-use policy_compiler::{Image, RuleId, SnatId};
+use policy_compiler::{RuleId, SnatId};
 use smartgroups::DomainId;
 use xdp_abi::config::PolicyWord;
 use xdp_abi::count::RuleCount;
@@ -22,6 +22,7 @@ use xdp_abi::port::PairKey4;
 
 use super::problem::{Refusal, blocking};
 use super::state::{InForce, State};
+use crate::config::Config;
 use crate::flows::census::{Lending, lendings, ports};
 use crate::flows::session::socket;
 use crate::flows::{Census, Directory, Live};
@@ -36,12 +37,12 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) async fn identities<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
 ) -> Result<Json<Identities>, Refusal> {
-    let InForce { image, inventory, .. } = state.in_force();
+    let InForce { config, .. } = state.in_force();
     let names = state.directories.current();
-    blocking(move || Json(Identities { identities: members(&image, &inventory, &names) })).await
+    blocking(move || Json(Identities { identities: members(&config, &names) })).await
 }
 
-fn members(image: &Image, inventory: &smartgroups::Inventory, names: &Directory) -> Vec<Identity> {
+fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<Identity> {
     let mut all: BTreeMap<u32, Identity> = BTreeMap::new();
     let mut add = |index: u32, domain: DomainId, net: IpNet| {
         let id = image.identities[index as usize].id;

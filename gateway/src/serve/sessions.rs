@@ -292,7 +292,7 @@ mod tests {
         ) {
             let scene = testing::scene(TWO_CLUSTERS);
             let names = scene.directory(1);
-            let rules = [0, scene.image.rules[1].id.0, 12345];
+            let rules = [0, scene.config.image.rules[1].id.0, 12345];
             let address = |n: usize| [10, 0, 0, addresses[n]];
             let port = |n: usize| ports[n].to_be_bytes();
             let told = Event4 {

@@ -6,8 +6,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use flow_export::Counts;
-use policy_compiler::Image;
-use smartgroups::Inventory;
 use xdp_abi::config::PolicyWord;
 
 use crate::config::Config;
@@ -16,23 +14,18 @@ use crate::datapath::places::Served;
 use crate::flows::census::CensusTaker;
 use crate::flows::{Directories, Directory, Live};
 
-/// A configuration with what was compiled from it.
+/// A configuration with what is not in its file.
 #[derive(Clone, Debug)]
 pub struct InForce {
     /// The file.
     pub config: Arc<Config>,
     /// Which of its attachments has which number.
     pub numbers: Arc<Numbers>,
-    /// The policy.
-    pub image: Arc<Image>,
-    /// Who there is.
-    pub inventory: Arc<Inventory>,
 }
 
 impl InForce {
     fn directory(&self, generation: u32) -> Directory {
-        let inventory = Arc::clone(&self.inventory);
-        Directory::new(generation, &self.config.gateway, &self.numbers, &self.image, inventory)
+        Directory::new(generation, &self.config, &self.numbers)
     }
 }
 
@@ -253,22 +246,11 @@ mod tests {
     #[test]
     fn names_are_there_before_the_policy_and_go_when_it_is_refused() {
         let scene = testing::scene(TWO_CLUSTERS);
-        let in_force = InForce {
-            config: Arc::new(scene.config.clone()),
-            numbers: Arc::new(scene.numbers()),
-            image: Arc::clone(&scene.image),
-            inventory: Arc::clone(&scene.inventory),
-        };
-        let state = State::new(Arc::clone(&scene.memory), in_force.clone());
+        let state = State::new(Arc::clone(&scene.memory), scene.in_force());
         let renamed = TWO_CLUSTERS.replace("gw-test", "gw-new").replace("office", "bureau");
         let next = testing::scene(&renamed);
-        let bureau = next.image.identity(DomainId(0), "10.20.0.1".parse().unwrap()).id;
-        let next = InForce {
-            config: Arc::new(next.config.clone()),
-            numbers: Arc::new(next.numbers()),
-            image: Arc::clone(&next.image),
-            inventory: Arc::clone(&next.inventory),
-        };
+        let bureau = next.config.image.identity(DomainId(0), "10.20.0.1".parse().unwrap()).id;
+        let next = next.in_force();
         let name = |generation| state.directories.of(generation).gateway.to_string();
         assert_eq!(state.generation(), 1);
         state.announce(&next);

@@ -116,7 +116,8 @@ fn rows<L: Live>(state: &State<L>, counters: &Counters, census: &Census) -> Stat
 
 /// How full the tables are, by their names in the configuration.
 pub(crate) fn tables<L: Live>(state: &State<L>, census: &Census) -> Vec<TableFill> {
-    let InForce { config, image, .. } = state.in_force();
+    let InForce { config, .. } = state.in_force();
+    let image = &config.image;
     let sizes = &config.gateway.tables;
     let hops = (0..=u16::MAX)
         .map_while(|number| state.live.hop(number))

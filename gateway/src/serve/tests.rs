@@ -12,7 +12,7 @@ use api::status::{Direction, Maps, Stats, Status};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::{Condition, InForce, State, router, serve};
+use super::{Condition, State, router, serve};
 use crate::datapath::places::Served;
 use crate::flows::testing::{self, Scene, TWO_CLUSTERS};
 use xdp::memory::Memory;
@@ -29,13 +29,7 @@ impl Running {
     async fn new(name: &str, scene: &Scene) -> Self {
         let directory = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
-        let in_force = InForce {
-            config: Arc::new(scene.config.clone()),
-            numbers: Arc::new(scene.numbers()),
-            image: Arc::clone(&scene.image),
-            inventory: Arc::clone(&scene.inventory),
-        };
-        let state = Arc::new(State::new(Arc::clone(&scene.memory), in_force));
+        let state = Arc::new(State::new(Arc::clone(&scene.memory), scene.in_force()));
         let (end, ended) = oneshot::channel::<()>();
         let (routes, socket) = (router(Arc::clone(&state)), directory.join("s"));
         let served = tokio::spawn(async move {

@@ -47,15 +47,11 @@ fn netlink(bytes: &[u8]) {
 /// The configuration file: refused in words that have a place in it, or compiled.
 fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    match Config::parse(text, "file") {
-        // What does not fit the tables is refused by the compiler.
-        Ok(config) => drop(gateway::engine::compile(&config)),
-        Err(errors) => {
-            assert!(!errors.is_empty(), "a file is refused for a reason");
-            for error in errors {
-                assert!(error.line >= 1 && error.column >= 1, "{error}");
-                assert!(!error.message.is_empty(), "{error}");
-            }
+    if let Err(errors) = Config::parse(text, "file") {
+        assert!(!errors.is_empty(), "a file is refused for a reason");
+        for error in errors {
+            assert!(error.line >= 1 && error.column >= 1, "{error}");
+            assert!(!error.message.is_empty(), "{error}");
         }
     }
 }

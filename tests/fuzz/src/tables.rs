@@ -5,7 +5,6 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use gateway::datapath::numbers::Numbers;
-use gateway::engine::compile;
 use gateway::flows::session::{all_slots, sessions};
 use gateway::flows::{ClockBase, Directory, record};
 use xdp::memory::{Memory, Sizes};
@@ -17,9 +16,7 @@ fn names() -> &'static Directory {
     static NAMES: OnceLock<Directory> = OnceLock::new();
     NAMES.get_or_init(|| {
         let config = crate::example();
-        let compiled = compile(config).expect("the shipped example compiles");
-        let numbers = Numbers::default().with(&config.gateway);
-        Directory::new(1, &config.gateway, &numbers, &compiled.image, compiled.inventory)
+        Directory::new(1, config, &Numbers::default().with(&config.gateway))
     })
 }
 

@@ -16,16 +16,11 @@ use xdp::memory::Memory;
 use super::*;
 use crate::config::Tls;
 use crate::flows::testing::{self, TWO_CLUSTERS};
-use crate::serve::{Condition, InForce};
+use crate::serve::Condition;
 
 fn state() -> Arc<State<Memory>> {
     let scene = testing::scene(TWO_CLUSTERS);
-    let in_force = InForce {
-        config: Arc::new(scene.config.clone()),
-        numbers: Arc::new(scene.numbers()),
-        image: Arc::clone(&scene.image),
-        inventory: Arc::clone(&scene.inventory),
-    };
+    let in_force = scene.in_force();
     Arc::new(State::new(scene.memory, in_force))
 }
 
