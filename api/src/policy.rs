@@ -21,11 +21,15 @@ pub struct Identity {
     pub id: u32,
     /// The names of the groups.
     pub groups: Vec<String>,
+    /// Groups that only some claimants of its contested addresses are in: rules that deny or
+    /// reject count them in, rules that permit do not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubted: Vec<String>,
     /// How many addresses have it by themselves.
     pub hosts: u64,
     /// How many prefixes have it.
     pub prefixes: u64,
-    /// Some of them, at most 16.
+    /// Some of them, at most 16; contested ones first.
     pub members: Vec<Member>,
 }
 
@@ -38,6 +42,9 @@ pub struct Member {
     pub address: Prefix,
     /// The endpoint that owns it, if one does.
     pub endpoint: Option<String>,
+    /// All that claim it although only one can have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claimants: Vec<String>,
 }
 
 /// All rules in the order in which they are judged.

@@ -54,6 +54,21 @@ pub struct Conflict {
     pub claimants: Vec<String>,
 }
 
+impl Conflict {
+    fn new(domain: DomainId, prefix: IpNet, rivals: &[Arc<Endpoint>]) -> Self {
+        let claimants = rivals.iter().map(|one| one.name.clone()).collect();
+        Self { domain, prefix, kind: rivals[0].kind, claimants }
+    }
+}
+
+/// Those of the claimants of one prefix that cannot all have it, one slice for each kind.
+fn rivals(claimants: &[Arc<Endpoint>]) -> impl Iterator<Item = &[Arc<Endpoint>]> {
+    // In order of ownership, so those of one kind stand together, sorted by name.
+    claimants
+        .chunk_by(|a, b| a.kind == b.kind)
+        .filter(|same| same.len() > 1 && same[0].kind.is_alone_on_an_address())
+}
+
 impl Inventory {
     /// An inventory that knows of nothing.
     pub fn new() -> Self {
@@ -114,14 +129,30 @@ impl Inventory {
     /// The most specific endpoint of an address: the longest prefix; among equal prefixes the
     /// first by [`EndpointKind`], then by name.
     pub fn lookup(&self, domain: DomainId, address: IpAddr) -> Option<&Endpoint> {
-        let lengths = self.lengths.get(&domain)?;
-        let counts = match address {
+        self.around(domain, address).find_map(|(_, claimants)| claimants.first().map(Arc::as_ref))
+    }
+
+    /// The claimants of the prefixes that hold an address, the longest prefix first.
+    fn around(
+        &self,
+        domain: DomainId,
+        address: IpAddr,
+    ) -> impl Iterator<Item = (IpNet, &[Arc<Endpoint>])> {
+        let counts = self.lengths.get(&domain).map(|lengths| match address {
             IpAddr::V4(_) => &lengths.v4,
             IpAddr::V6(_) => &lengths.v6,
-        };
-        counts.keys().rev().find_map(|length| {
+        });
+        counts.into_iter().flat_map(|counts| counts.keys().rev()).filter_map(move |length| {
             let prefix = IpNet::new(address, *length).ok()?.trunc();
-            self.by_prefix.get(&(domain, prefix))?.first().map(Arc::as_ref)
+            Some((prefix, self.by_prefix.get(&(domain, prefix))?.as_slice()))
+        })
+    }
+
+    /// The conflict about an address, or about the longest prefix around it that has one: what is
+    /// in doubt about a prefix is in doubt about every address in it.
+    pub fn conflict(&self, domain: DomainId, address: IpAddr) -> Option<Conflict> {
+        self.around(domain, address).find_map(|(prefix, claimants)| {
+            rivals(claimants).next().map(|rivals| Conflict::new(domain, prefix, rivals))
         })
     }
 
@@ -152,27 +183,21 @@ impl Inventory {
     /// Those that claim one prefix and cannot all have it, one slice for each prefix and kind;
     /// in any order.
     pub(crate) fn rivals(&self) -> impl Iterator<Item = (DomainId, IpNet, &[Arc<Endpoint>])> {
-        self.by_prefix.iter().filter(|(_, claimants)| claimants.len() > 1).flat_map(
-            |((domain, prefix), claimants)| {
-                // In order of ownership, so those of one kind stand together, sorted by name.
-                claimants
-                    .chunk_by(|a, b| a.kind == b.kind)
-                    .filter(|same| same.len() > 1 && same[0].kind.is_alone_on_an_address())
-                    .map(|same| (*domain, *prefix, same))
-            },
-        )
+        self.by_prefix.iter().flat_map(|((domain, prefix), claimants)| {
+            rivals(claimants).map(|same| (*domain, *prefix, same))
+        })
+    }
+
+    /// How many conflicts there are.
+    pub fn contested(&self) -> usize {
+        self.rivals().count()
     }
 
     /// Addresses that more than one endpoint claims although only one can have them, sorted.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let mut conflicts: Vec<Conflict> = self
             .rivals()
-            .map(|(domain, prefix, rivals)| Conflict {
-                domain,
-                prefix,
-                kind: rivals[0].kind,
-                claimants: rivals.iter().map(|one| one.name.clone()).collect(),
-            })
+            .map(|(domain, prefix, rivals)| Conflict::new(domain, prefix, rivals))
             .collect();
         conflicts.sort_unstable();
         conflicts
@@ -286,6 +311,34 @@ mod tests {
             inventory.insert(endpoint("a", kind, 0, &["10.0.0.1/32"]));
             inventory.insert(endpoint("b", kind, 0, &["10.0.0.1/32"]));
             assert_eq!(!inventory.conflicts().is_empty(), expected, "{kind}");
+            assert_eq!(inventory.contested(), usize::from(expected), "{kind}");
         }
+    }
+
+    #[test]
+    fn an_address_inside_of_a_contested_prefix_is_contested_too() {
+        let mut inventory = Inventory::new();
+        for name in ["vm-a", "vm-b"] {
+            inventory.insert(endpoint(name, EndpointKind::Vm, 0, &["10.0.0.0/24"]));
+        }
+        inventory.insert(endpoint("pod", EndpointKind::Pod, 0, &["10.0.0.7/32"]));
+        let told = |domain, address: &str| {
+            let conflict = inventory.conflict(DomainId(domain), address.parse().unwrap());
+            conflict.map(|one| (one.prefix.to_string(), one.claimants.join(" ")))
+        };
+        let expected = Some(("10.0.0.0/24".to_owned(), "vm-a vm-b".to_owned()));
+        for (domain, address, expected) in [
+            (0, "10.0.0.255", expected.clone()),
+            (0, "10.0.0.7", expected), // also where an endpoint of its own is
+            (0, "10.0.1.0", None),     // one past it
+            (1, "10.0.0.7", None),     // another domain
+        ] {
+            assert_eq!(told(domain, address), expected, "{domain} {address}");
+        }
+        for name in ["pod-a", "pod-b"] {
+            inventory.insert(endpoint(name, EndpointKind::Pod, 0, &["10.0.0.7/32"]));
+        }
+        let nearest = inventory.conflict(DomainId(0), "10.0.0.7".parse().unwrap()).unwrap();
+        assert_eq!(nearest.claimants, ["pod", "pod-a", "pod-b"], "the longest prefix");
     }
 }

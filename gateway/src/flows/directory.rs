@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
-use smartgroups::{DomainId, Endpoint, Inventory};
+use smartgroups::{Conflict, DomainId, Endpoint, Inventory};
 
 use crate::config::Config;
 use crate::datapath::numbers::Numbers;
@@ -21,8 +21,15 @@ pub struct Directory {
     domains: BTreeMap<u16, Arc<str>>,
     rules: HashMap<u32, Arc<str>>,
     snat: HashMap<u32, Arc<str>>,
-    identities: HashMap<u32, Arc<[Arc<str>]>>,
+    identities: HashMap<u32, Known>,
     inventory: Arc<Inventory>,
+}
+
+/// What is known of an identity.
+#[derive(Clone, Debug)]
+struct Known {
+    groups: Arc<[Arc<str>]>,
+    doubted: Arc<[Arc<str>]>,
 }
 
 impl Directory {
@@ -44,7 +51,11 @@ impl Directory {
             domains: domains.chain([(0, Arc::from(FABRIC))]).collect(),
             rules: image.rules.iter().map(|r| (r.id.0, Arc::from(r.name.as_str()))).collect(),
             snat: image.snat.iter().map(|s| (s.id.0, Arc::from(s.name.as_str()))).collect(),
-            identities: image.identities.iter().map(|i| (i.id, names(&i.groups))).collect(),
+            identities: image
+                .identities
+                .iter()
+                .map(|i| (i.id, Known { groups: names(&i.groups), doubted: names(&i.doubted) }))
+                .collect(),
             inventory: Arc::clone(inventory),
         }
     }
@@ -52,8 +63,8 @@ impl Directory {
     /// The same, knowing also the identities of another.
     #[must_use]
     pub fn with_identities_of(mut self, other: &Self) -> Self {
-        for (id, groups) in &other.identities {
-            self.identities.entry(*id).or_insert_with(|| Arc::clone(groups));
+        for (id, known) in &other.identities {
+            self.identities.entry(*id).or_insert_with(|| known.clone());
         }
         self
     }
@@ -79,7 +90,13 @@ impl Directory {
     /// The groups of an identity; none if it is unknown.
     #[must_use]
     pub fn groups(&self, identity: u32) -> Arc<[Arc<str>]> {
-        self.identities.get(&identity).cloned().unwrap_or_else(|| Arc::from([]))
+        self.identities.get(&identity).map_or_else(|| Arc::from([]), |known| known.groups.clone())
+    }
+
+    /// Groups that only some claimants of a contested address with this identity are in.
+    #[must_use]
+    pub fn doubted(&self, identity: u32) -> Arc<[Arc<str>]> {
+        self.identities.get(&identity).map_or_else(|| Arc::from([]), |known| known.doubted.clone())
     }
 
     /// The name of an attachment, also of one that has left; zero is none.
@@ -114,6 +131,12 @@ impl Directory {
     #[must_use]
     pub fn owner(&self, domain: u16, address: Ipv4Addr) -> Option<&Endpoint> {
         self.inventory.lookup(DomainId(domain), IpAddr::V4(address))
+    }
+
+    /// Who claims an address although only one can have it.
+    #[must_use]
+    pub fn conflict(&self, domain: u16, address: Ipv4Addr) -> Option<Conflict> {
+        self.inventory.conflict(DomainId(domain), IpAddr::V4(address))
     }
 }
 

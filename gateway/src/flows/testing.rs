@@ -73,6 +73,15 @@ documents:
     spec: { order: 20, src_cidr: 100.64.0.0/16, mark: 7, connection: transit, snat_ips: [10.0.0.9], snat_ports: "2000-2099" }
 "#;
 
+/// Beside [`TWO_CLUSTERS`]: another pod on the address of `shop/api-1`, each in a group of its own.
+pub(crate) const RIVAL: &str = r#"
+  - kind: Endpoint
+    name: shop/api-9
+    spec: { type: pod, domain: red, addresses: [100.64.1.10], namespace: shop, labels: { app: ads } }
+  - { kind: SmartGroup, name: ads, spec: { selectors: [{ labels: { app: ads } }] } }
+  - { kind: SmartGroup, name: api, spec: { selectors: [{ labels: { app: api } }] } }
+"#;
+
 /// A configuration in force.
 pub(crate) struct Scene {
     pub(crate) config: Config,

@@ -53,6 +53,8 @@ pub struct Facts {
     pub port_steps_max: u64,
     /// Packets that the last guard, outside the datapath, dropped.
     pub guard_dropped: u64,
+    /// Addresses that more endpoints claim than can have them.
+    pub contested: usize,
     /// Records of the flow log, if there is one.
     pub records: Option<Counted>,
 }
@@ -67,8 +69,9 @@ impl Facts {
         let census: &Census = &state.census.no_older_than(FRESH, tables_now, tables_now.now());
         let mut hits = hits(tables_now)?;
         let default_action = hits.remove(&0).unwrap_or_default();
+        let in_force = state.in_force();
         Ok(Self {
-            gateway: state.in_force().config.gateway.name.clone(),
+            gateway: in_force.config.gateway.name.clone(),
             generation: state.generation(),
             ready: state.problems().is_empty(),
             reload: state.reload(),
@@ -81,6 +84,7 @@ impl Facts {
             fill: fill(tables_now, &lendings(tables_now), census, FULLEST),
             port_steps_max: tables_now.shared().port_steps_max.load(),
             guard_dropped: state.guard_dropped(),
+            contested: in_force.config.inventory.contested(),
             records: state.records().map(flow_export::Counts::read),
         })
     }
@@ -194,6 +198,12 @@ fn whole(page: &Page, facts: &Facts) -> prometheus::Result<()> {
         "sluice_policy_generation",
         "The policy generation in force; 0 means that none is.",
         facts.generation.into(),
+    )?;
+    page.gauge(
+        "sluice_contested_addresses",
+        "Addresses that several endpoints claim although only one can have them: what one of them \
+         may not is refused. `sluicectl identities` names them.",
+        facts.contested as u64,
     )
 }
 
@@ -437,6 +447,23 @@ mod tests {
         assert!(!text.contains("no-telnet"), "a rule that was never hit");
         assert!(!text.contains("sluice_flow_records"), "there is no flow log");
         assert!(!text.contains("reason=\"no_route\""), "a reason that never occurred");
+    }
+
+    #[test]
+    fn contested_addresses_are_counted() {
+        let rival = |domain: &str| {
+            format!(
+                "  - {{ kind: Endpoint, name: rival-{domain}, spec: {{ type: pod, domain: {domain}, \
+                 addresses: [100.64.1.10, 100.64.1.11] }} }}\n"
+            )
+        };
+        let mut text = TWO_CLUSTERS.to_owned();
+        for (count, domain) in ["red", "blue"].into_iter().enumerate() {
+            let facts = Facts::of(&state(&testing::scene(&text))).unwrap();
+            let line = format!("\nsluice_contested_addresses {count}\n");
+            assert!(written(&facts).contains(&line), "{line}");
+            text = format!("{}\n{}", text.trim_end(), rival(domain));
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use api::session::{ObjectRef, SessionId};
 use axum::Json;
 use axum::extract::State as Extract;
 use axum::extract::rejection::JsonRejection;
+use smartgroups::Conflict;
 use xdp::address::{Address, Entry, Key, V4};
 use xdp::arrival::is_own;
 use xdp::packet::{ICMP, TCP, UDP};
@@ -316,21 +317,28 @@ impl<T: Tables<A = V4>> Told<'_, T> {
 
     fn party(&mut self, stage: &str, domain: u16, address: V4, identity: IdentityRef) {
         let address = Ipv4Addr::from(address.0);
-        let owner = self.names.owner(domain, address);
-        let owner = owner.map_or_else(
-            || "no known endpoint".to_owned(),
-            |owner| format!("{} {}", owner.kind, owner.name),
-        );
-        let groups = self.names.groups(identity.id);
-        let groups = match &groups[..] {
-            [] => "in no group but anywhere".to_owned(),
-            groups => {
-                let names: Vec<&str> = groups.iter().map(|name| &**name).collect();
-                format!("in {}", names.join(", "))
+        let owner = match self.names.conflict(domain, address) {
+            Some(Conflict { kind, claimants, .. }) => {
+                format!("contested by the {kind}s {}", claimants.join(" and "))
             }
+            None => self.names.owner(domain, address).map_or_else(
+                || "no known endpoint".to_owned(),
+                |owner| format!("{} {}", owner.kind, owner.name),
+            ),
+        };
+        let groups = match &self.names.groups(identity.id)[..] {
+            [] => "in no group but anywhere".to_owned(),
+            groups => format!("in {}", groups.join(", ")),
+        };
+        let doubted = match &self.names.doubted(identity.id)[..] {
+            [] => String::new(),
+            doubted => format!(
+                "; not all of them are in {}, so only rules that deny or reject count it in",
+                doubted.join(", ")
+            ),
         };
         let domain = self.names.domain(domain);
-        let text = format!("{address} in domain {domain} is {owner}, {groups}");
+        let text = format!("{address} in domain {domain} is {owner}, {groups}{doubted}");
         self.step(stage, text);
     }
 
@@ -511,7 +519,7 @@ struct Slotted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flows::testing::{self, Scene, TWO_CLUSTERS};
+    use crate::flows::testing::{self, RIVAL, Scene, TWO_CLUSTERS};
     use proptest::prelude::*;
     use xdp::pipeline::Fate;
 
@@ -617,6 +625,26 @@ mod tests {
             let told = explain(&*scene.memory, &names, scene.now, &|_| lent, &request).unwrap();
             assert_eq!(told.reason.as_deref(), expected, "{lent} of 100");
         }
+    }
+
+    #[test]
+    fn a_contested_address_is_told_with_its_claimants_and_the_groups_in_doubt() {
+        let scene = testing::scene(&format!("{TWO_CLUSTERS}{RIVAL}"));
+        let source = |from: &str| {
+            let told = ask(&scene, from, "198.51.100.9:443/tcp", None);
+            let mut steps = told.steps.into_iter().filter(|step| step.stage == "source");
+            steps.next().unwrap().text
+        };
+        assert_eq!(
+            source("red:100.64.1.10"),
+            "100.64.1.10 in domain red is contested by the pods shop/api-1 and shop/api-9, in shop, \
+             anywhere; not all of them are in api, ads, so only rules that deny or reject \
+             count it in"
+        );
+        assert_eq!(
+            source("blue:100.64.1.10"),
+            "100.64.1.10 in domain blue is pod shop/api-2, in api, shop, anywhere"
+        );
     }
 
     /// Of two policies for the same destination the first is for some source ports only.

@@ -44,28 +44,38 @@ pub(super) async fn identities<L: Live>(
 
 fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<Identity> {
     let mut all: BTreeMap<u32, Identity> = BTreeMap::new();
+    let conflicts = inventory.conflicts().into_iter();
+    let contested: HashMap<(DomainId, IpNet), Vec<String>> =
+        conflicts.map(|one| ((one.domain, one.prefix), one.claimants)).collect();
     let mut add = |index: u32, domain: DomainId, net: IpNet| {
         let id = image.identities[index as usize].id;
         let identity = all.entry(id).or_insert_with(|| Identity {
             id,
-            groups: names.groups(id).iter().map(ToString::to_string).collect(),
+            groups: words(&names.groups(id)),
+            doubted: words(&names.doubted(id)),
             hosts: 0,
             prefixes: 0,
             members: Vec::new(),
         });
         let is_host = net.prefix_len() == net.max_prefix_len();
         *(if is_host { &mut identity.hosts } else { &mut identity.prefixes }) += 1;
-        if identity.members.len() < SOME
+        let claimants = contested.get(&(domain, net));
+        if (identity.members.len() < SOME || claimants.is_some())
             && let Some(address) = Prefix::new(net)
         {
             // Whoever owns the first address need not own the prefix.
             let owner = inventory.lookup(domain, net.network());
             let owner = owner.filter(|owner| is_host || owner.addresses.contains(&net));
-            identity.members.push(Member {
+            let member = Member {
                 domain: names.domain(domain.0).to_string(),
                 address,
                 endpoint: owner.map(|owner| owner.name.clone()),
-            });
+                claimants: claimants.cloned().unwrap_or_default(),
+            };
+            let first = identity.members.partition_point(|other| !other.claimants.is_empty());
+            let place = if claimants.is_some() { first } else { identity.members.len() };
+            identity.members.insert(place, member);
+            identity.members.truncate(SOME);
         }
     };
     for (domain, address, index) in &image.hosts {
@@ -75,6 +85,10 @@ fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<I
         add(*index, *domain, *net);
     }
     all.into_values().collect()
+}
+
+fn words(names: &[Arc<str>]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 /// What each rule of the bank in force has counted, by its id; zero is the default action.

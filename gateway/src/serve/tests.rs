@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{Condition, State, router, serve};
 use crate::datapath::places::Served;
-use crate::flows::testing::{self, Scene, TWO_CLUSTERS};
+use crate::flows::testing::{self, RIVAL, Scene, TWO_CLUSTERS};
 use xdp::memory::Memory;
 
 /// A gateway that answers until the end of the test.
@@ -187,6 +187,7 @@ async fn rules_identities_and_snat_show_what_they_did() {
     let members: Vec<_> =
         shop.members.iter().map(|m| (m.domain.as_str(), m.endpoint.as_deref().unwrap())).collect();
     assert_eq!(members, [("red", "shop/api-1"), ("blue", "shop/api-2")]);
+    assert!(identities.identities.iter().all(|identity| identity.doubted.is_empty()));
     let office = identities
         .identities
         .iter()
@@ -215,6 +216,45 @@ async fn rules_identities_and_snat_show_what_they_did() {
         ("198.51.100.10:443".to_owned(), 1, 64_512),
     ];
     assert_eq!(fill, expected);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_contested_address_is_shown_first_with_its_claimants_and_the_groups_in_doubt() {
+    let quiet: String = (0..20)
+        .map(|n| {
+            format!(
+                "  - {{ kind: Endpoint, name: shop/q-{n}, spec: {{ type: pod, domain: red, \
+                 addresses: [100.64.0.{n}], namespace: shop }} }}\n"
+            )
+        })
+        .collect();
+    // The last pair is in the same groups, so nothing of it is in doubt.
+    let pair = |name: &str| {
+        format!(
+            "  - {{ kind: Endpoint, name: shop/{name}, spec: {{ type: pod, domain: red, \
+             addresses: [100.64.9.9], namespace: shop }} }}\n"
+        )
+    };
+    let text = format!("{TWO_CLUSTERS}{RIVAL}{quiet}{}{}", pair("x"), pair("y"));
+    let running = Running::new("api-contested", &testing::scene(&text)).await;
+    let Identities { identities } = running.get(path::IDENTITIES).await;
+    let find = |address: &str| {
+        let mut all = identities.iter().flat_map(|identity| {
+            identity.members.iter().enumerate().map(move |(n, member)| (identity, n, member))
+        });
+        all.find(|(_, _, member)| member.domain == "red" && member.address.to_string() == address)
+            .unwrap_or_else(|| panic!("{address}: {identities:#?}"))
+    };
+    let (identity, _, member) = find("100.64.1.10");
+    assert_eq!(identity.doubted, ["api", "ads"]);
+    assert_eq!(member.claimants, ["shop/api-1", "shop/api-9"]);
+    let (identity, place, member) = find("100.64.9.9");
+    assert_eq!((identity.hosts, identity.members.len(), place), (21, 16, 0));
+    assert_eq!(
+        (&identity.doubted[..], &member.claimants[..]),
+        (&[][..], &["shop/x", "shop/y"].map(String::from)[..])
+    );
     running.stop().await;
 }
 

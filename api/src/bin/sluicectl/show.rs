@@ -1,7 +1,7 @@
 //! Answers as tables.
 
 use api::explain::Explanation;
-use api::policy::{Identities, Rules, Snat, SnatPolicyStatus};
+use api::policy::{Identities, Member, Rules, Snat, SnatPolicyStatus};
 use api::session::{ClearResponse, ObjectRef, Party, Session, Sessions};
 use api::status::{Amount, Maps, Programs, Stats, Status};
 use serde::Serialize;
@@ -152,23 +152,27 @@ impl Show for Identities {
             .fit(Fit::Items, &["GROUPS", "AMONG THEM"])
             .spare(&["ID", "AMONG THEM"]);
         for identity in &self.identities {
-            let members: Vec<String> = identity
-                .members
-                .iter()
-                .map(|member| match &member.endpoint {
-                    Some(endpoint) => format!("{}:{} {endpoint}", member.domain, member.address),
-                    None => format!("{}:{}", member.domain, member.address),
-                })
-                .collect();
+            let members: Vec<String> = identity.members.iter().map(member).collect();
+            let doubted = identity.doubted.iter().map(|group| format!("perhaps {group}"));
+            let groups: Vec<String> = identity.groups.iter().cloned().chain(doubted).collect();
             table.row([
                 format!("{:08x}", identity.id),
-                list(&identity.groups),
+                list(&groups),
                 identity.hosts.to_string(),
                 identity.prefixes.to_string(),
                 list(&members),
             ]);
         }
         table.render(width)
+    }
+}
+
+/// An address and whose it is; `or` between those that contest it.
+fn member(Member { domain, address, endpoint, claimants }: &Member) -> String {
+    match (&claimants[..], endpoint) {
+        ([], None) => format!("{domain}:{address}"),
+        ([], Some(endpoint)) => format!("{domain}:{address} {endpoint}"),
+        (claimants, _) => format!("{domain}:{address} contested: {}", claimants.join(" or ")),
     }
 }
 
@@ -492,6 +496,38 @@ not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide shows a
         assert_eq!(outside(&session), "-");
         session.outside.destination = "10.0.0.1:80".parse().unwrap();
         assert_eq!(outside(&session), "to 10.0.0.1:80");
+    }
+
+    #[test]
+    fn a_contested_address_has_all_its_claimants_and_the_groups_in_doubt() {
+        let answer = serde_json::json!({ "identities": [
+            {
+                "id": 1, "groups": ["shop"], "hosts": 2, "prefixes": 0,
+                "members": [
+                    { "domain": "red", "address": "100.64.0.1", "endpoint": "shop/a" },
+                    { "domain": "red", "address": "100.64.0.2", "endpoint": null },
+                ],
+            },
+            {
+                "id": 2, "groups": ["shop"], "doubted": ["ads", "api"], "hosts": 1, "prefixes": 0,
+                "members": [{
+                    "domain": "red", "address": "100.64.0.3", "endpoint": "shop/b",
+                    "claimants": ["shop/b", "shop/c"],
+                }],
+            },
+        ] });
+        let identities: Identities = serde_json::from_value(answer).unwrap();
+        let text = identities.show(usize::MAX);
+        let lines: Vec<String> =
+            text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines[1..],
+            [
+                "00000001 shop 2 0 red:100.64.0.1 shop/a, red:100.64.0.2",
+                "00000002 shop, perhaps ads, perhaps api 1 0 red:100.64.0.3 contested: shop/b or \
+                 shop/c",
+            ]
+        );
     }
 
     #[test]
