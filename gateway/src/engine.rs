@@ -16,7 +16,7 @@ use crate::{
         publish::{PublishError, Publisher},
         recycle::Recycling,
         settings,
-        tables::{Datapath, TablesError},
+        tables::{self, Datapath, TablesError},
     },
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
@@ -25,7 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 use xdp::{address::V4, stamp::epoch_slot};
@@ -165,6 +165,12 @@ fn hooks_of(places: &Places) -> Hooks {
     Hooks { xdp: any(Served::Xdp), tc: any(Served::Tc) }
 }
 
+/// Whether a directory is on a BPF file system, or would be once it is made.
+fn is_on_bpffs(pins: &Path) -> bool {
+    let found = pins.ancestors().find_map(|at| nix::sys::statfs::statfs(at).ok());
+    found.is_some_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
+
 fn sizes(config: &Config) -> Sizes {
     let tables = &config.gateway.tables;
     Sizes {
@@ -195,14 +201,15 @@ impl Engine {
             return Err(EngineError::Faults(places.faults));
         }
         let pins = config.gateway.pin_path.clone();
-        let claim = Claim::of_new(&pins)?;
-        let on_bpffs = nix::sys::statfs::statfs(&pins)
-            .is_ok_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
-        if !on_bpffs {
+        if !is_on_bpffs(&pins) {
             return Err(EngineError::NotBpffs(pins));
         }
+        let claim = Claim::of_new(&pins)?;
+        let sizes = sizes(&config);
+        tables::refuse(&sizes, &pins)?;
+        // From here on the machine changes: whatever can be refused by looking was.
         guard::install(&guard_spec(&config))?;
-        let datapath = Datapath::open(sizes(&config), hooks_of(&places), Some(&pins))?;
+        let datapath = Datapath::open(sizes, hooks_of(&places), Some(&pins))?;
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
@@ -589,6 +596,19 @@ mod tests {
             fs::remove_dir_all(&pins).unwrap();
         }
     }
+
+    #[test]
+    fn pins_are_looked_for_on_bpffs_before_their_directory_is_made() {
+        let pins = std::env::temp_dir().join(format!("sluice-nowhere-{}/pins", std::process::id()));
+        let mut config = testing::scene(TWO_CLUSTERS).config;
+        config.gateway.pin_path = pins.clone();
+        let network = testing::network_of(&config);
+        let refused =
+            Engine::start(Arc::new(config), &network, BTreeMap::new(), &Numbers::default());
+        assert!(matches!(refused, Err(EngineError::NotBpffs(at)) if at == pins));
+        assert!(!pins.parent().unwrap().exists());
+    }
+
     #[test]
     fn what_is_looked_at_once_is_not_changed_by_a_reload() {
         let config = testing::scene(TWO_CLUSTERS).config.clone();

@@ -262,9 +262,10 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
-/// Two interfaces, BPF file system and daemon, in namespaces that vanish with this shell.
-/// Arguments: a directory, the program, the capabilities as `setpriv` takes them.
-const SCENE: &str = r#"
+/// Two interfaces, BPF file system and configuration, in namespaces that vanish with this shell;
+/// `run` runs a daemon by the words that are given until it is ready, and ends it.
+/// Arguments: a directory, the program.
+const SITE: &str = r#"
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/bpf"
 mount -t bpf bpf "$1/bpf"
@@ -298,21 +299,42 @@ gateway:
 documents:
   - { kind: DefaultAction, name: default, spec: { action: deny } }
 END
-setpriv --no-new-privs --inh-caps=-all --bounding-set="-all$3" \
-    "$2" run --config "$1/sluice.yaml" 2>"$1/said" &
-daemon=$!
-tries=0
-until [ "$(curl -s http://127.0.0.1:9464/readyz)" = ready ]; do
-    tries=$((tries + 1))
-    if [ $tries -gt 600 ] || ! kill -0 $daemon 2>/dev/null; then
-        kill -9 $daemon 2>/dev/null || true
-        cat "$1/said"
-        exit 1
-    fi
-    sleep 0.1
-done
-kill $daemon
-wait $daemon
+directory=$1
+program=$2
+run() {
+    "$@" "$program" run --config "$directory/sluice.yaml" 2>"$directory/said" &
+    daemon=$!
+    tries=0
+    until [ "$(curl -s http://127.0.0.1:9464/readyz)" = ready ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt 600 ] || ! kill -0 $daemon 2>/dev/null; then
+            kill -9 $daemon 2>/dev/null || true
+            cat "$directory/said"
+            exit 1
+        fi
+        sleep 0.1
+    done
+    kill $daemon
+    wait $daemon
+}
+"#;
+
+/// A daemon with the capabilities of the third argument, as `setpriv` takes them.
+const CAPABLE: &str = r#"run setpriv --no-new-privs --inh-caps=-all --bounding-set="-all$3""#;
+
+/// A daemon, and another one that finds its tables and wants them larger; before that the guard
+/// is taken away, to see whether it is put up again.
+const LARGER: &str = r#"
+run env
+nft delete table inet sluice_guard
+before=$(ls "$1/bpf/sluice")
+sed -i 's/sessions: 1024/sessions: 2048/' "$1/sluice.yaml"
+code=0
+timeout 60 "$2" run --config "$1/sluice.yaml" 2>"$1/said" || code=$?
+cat "$1/said"
+test $code = 1
+test "$before" = "$(ls "$1/bpf/sluice")"
+if nft list table inet sluice_guard 2>/dev/null; then exit 3; fi
 "#;
 
 /// Runs the daemon with these capabilities until it is ready or gives up.
@@ -323,31 +345,56 @@ fn run_with(capabilities: &[&str]) -> Output {
         .map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
         .collect();
     Command::new("unshare")
-        .args(["--net", "--mount", "sh", "-ec", SCENE, "sh"])
+        .args(["--net", "--mount", "sh", "-ec", &format!("{SITE}{CAPABLE}"), "sh"])
         .arg(&directory)
         .args([GATEWAY, &set])
         .output()
         .unwrap()
 }
 
-#[test]
-fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
+/// Whether a daemon can be run in namespaces of its own with these tools; if not, that is said.
+fn can_run_with(tools: &[&str]) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        return skip("needs root for a network namespace");
+        skip("needs root for a network namespace");
+        return false;
     }
     let probe =
         "mkdir -p $0 && mount -t bpf bpf $0 && ip link add name one type veth peer name two";
     let probe = Command::new("unshare")
         .args(["--net", "--mount", "sh", "-ec", probe])
-        .arg(scratch("probe"))
+        .arg(scratch(&format!("probe-{}", tools.join("-"))))
         .output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        return skip("needs bpffs and veth in namespaces of its own");
+        skip("needs bpffs and veth in namespaces of its own");
+        return false;
     }
-    for tool in ["setpriv", "curl"] {
-        if Command::new(tool).arg("--version").output().is_err() {
-            return skip(&format!("there is no {tool}"));
-        }
+    let missing = tools.iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
+    if let Some(tool) = missing {
+        skip(&format!("there is no {tool}"));
+    }
+    missing.is_none()
+}
+
+#[test]
+fn a_start_that_is_refused_for_its_sizes_touches_nothing() {
+    if !can_run_with(&["nft", "curl"]) {
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-ec", &format!("{SITE}{LARGER}"), "sh"])
+        .arg(scratch("larger"))
+        .arg(GATEWAY)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("`tables.sessions` is 2048, but the pinned table has 1024"), "{said}");
+}
+
+#[test]
+fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
+    if !can_run_with(&["setpriv", "curl"]) {
+        return;
     }
     let unit = unit();
     let all: Vec<&str> = setting(&unit, "CapabilityBoundingSet").split_whitespace().collect();

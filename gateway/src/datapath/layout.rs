@@ -104,23 +104,28 @@ pub struct Older {
     in_force: bool,
 }
 
+/// Whether the tables of a layout that is known are pinned; nothing is touched.
+pub fn is_whole(pins: &Path) -> Result<bool, LayoutError> {
+    match version(pins)? {
+        0 => Ok(false),
+        found if [ABI_VERSION, v1::VERSION].map(u64::from).contains(&found) => Ok(true),
+        found => Err(LayoutError::Unknown { found }),
+    }
+}
+
 /// Looks at what is pinned before anything is made of it.
 pub fn look(pins: &Path) -> Result<Option<Older>, LayoutError> {
-    let found = version(pins)?;
-    if found == 0 {
+    if !is_whole(pins)? {
         // A start ended before its tables were whole; no program has used them.
         clear(pins);
         return Ok(None);
     }
     let kept = before(pins);
-    if found == u64::from(ABI_VERSION) {
+    if version(pins)? == u64::from(ABI_VERSION) {
         if !kept.exists() {
             return Ok(None);
         }
         return Ok(Some(Older { records: records(&kept)?, pins: pins.to_owned(), in_force: true }));
-    }
-    if found != u64::from(v1::VERSION) {
-        return Err(LayoutError::Unknown { found });
     }
     let in_force = kept.exists() && !next(pins, names::RECORDS4).exists();
     let at = if in_force {

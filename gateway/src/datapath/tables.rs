@@ -127,10 +127,10 @@ impl Datapath {
     /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
     /// are there.
     pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&Path>) -> Result<Self, TablesError> {
-        let older = pins.map(layout::look).transpose()?.flatten();
         if let Some(pins) = pins {
-            refuse_other_sizes(&sizes, pins)?;
+            refuse(&sizes, pins)?;
         }
+        let older = pins.map(layout::look).transpose()?.flatten();
         let apart = older.as_ref().map_or(&[][..], Older::apart);
         let mut object = Object::load(&sizes, hooks, pins, apart)?;
         let config: Mapped<Config> = object.map(names::CONFIG)?;
@@ -302,9 +302,12 @@ impl Datapath {
     }
 }
 
-/// Refuses pinned tables of other sizes before anything is loaded over them: they would be taken
-/// over as they are, and everybody would count on more elements than there are.
-fn refuse_other_sizes(sizes: &Sizes, pins: &Path) -> Result<(), TablesError> {
+/// Refuses pinned tables that cannot be taken over, before anything is touched. Those of other
+/// sizes would be taken over as they are, and everybody would count on more elements than there are.
+pub fn refuse(sizes: &Sizes, pins: &Path) -> Result<(), TablesError> {
+    if !layout::is_whole(pins)? {
+        return Ok(());
+    }
     for (table, wanted, map, each) in sizes.shown_by() {
         let path = pins.join(map);
         if !path.exists() {
@@ -333,7 +336,6 @@ fn read_clock(object: &mut Object, shared: &Mapped<Shared>) -> Result<Clock, Tab
     Clock::measured(first, second).map_err(TablesError::Rate)
 }
 
-/// Has the kernel carry out an order.
 /// Has the kernel carry out an order. Once a call: for a repeated test run of XDP it patches its
 /// own text and waits until every processor has noticed, which on a busy machine takes seconds, and
 /// a signal ends one early.
