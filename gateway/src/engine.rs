@@ -217,7 +217,7 @@ impl Engine {
         let reserved = Reserved::now(&places.locals);
         publisher
             .publish(&datapath, &config.image, &places.ways_out, &|address| reserved.of(address))?;
-        hops::relink(&datapath, &places);
+        hops::relink(&datapath, &places, |_, _| None);
         let mut older = datapath.take_older();
         if let Some(older) = &mut older {
             older.replace(&datapath).map_err(TablesError::from)?;
@@ -298,7 +298,7 @@ impl Engine {
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
         self.numbers = numbers;
-        self.take_places(places)?;
+        self.take_places(places, network)?;
         let amended = if moved {
             None
         } else {
@@ -322,14 +322,17 @@ impl Engine {
             }
         };
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
+        self.keep_neighbours();
         self.config = config;
         Ok(generation)
     }
 
-    fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
+    fn take_places(&mut self, places: Places, network: &NetworkState) -> Result<(), EngineError> {
         let written = places.write(&self.datapath, &self.places);
         // Also if not all of it could be written: a link that leads outside now is guarded now.
-        hops::relink(&self.datapath, &places);
+        hops::relink(&self.datapath, &places, |number, mac| {
+            hops::address_of(network, self.places.routed_by(number)?, mac)
+        });
         written?;
         self.places = places;
         self.reserve();
@@ -387,9 +390,9 @@ impl Engine {
         let served = choose_hooks(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
-            self.take_places(places)?;
+            self.take_places(places, network)?;
         }
-        hops::relink(&self.datapath, &self.places);
+        hops::relink(&self.datapath, &self.places, |_, _| None);
         hops::forget(&self.datapath, network);
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         Ok(())

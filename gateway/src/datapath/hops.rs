@@ -66,26 +66,42 @@ pub fn moved(
 }
 
 /// Links or attachments changed: next hops on a link that is down are not used; of the others
-/// everything but the neighbour is what their attachment and its link are now.
-pub fn relink(datapath: &Datapath, places: &Places) {
+/// everything but the neighbour is what their attachment and its link are now. `address_of` says
+/// who a hardware address was where an attachment has been until now.
+pub fn relink(
+    datapath: &Datapath,
+    places: &Places,
+    address_of: impl Fn(u16, Mac) -> Option<Ipv4Addr>,
+) {
     for entry in datapath.hops.all() {
         let old = read(entry);
         if !old.is(HOP_USED) {
             continue;
         }
-        let new = relinked(&old, places);
+        let new = relinked(&old, places, &address_of);
         if old.place != new.place || old.destination != new.destination {
-            // Nobody may send by half of it.
-            entry.words[2].store(new.place & !u64::from(HOP_RESOLVED));
+            // Nobody may send by half of it, or ask for it.
+            entry.words[2].store(new.place & !u64::from(HOP_RESOLVED | HOP_REFRESH));
         }
         entry.words[0].store(new.destination);
         entry.words[1].store(new.source);
+        if old.checked != new.checked {
+            entry.words[3].store(new.checked);
+        }
         entry.words[2].store(new.place);
     }
     datapath.move_epoch(NETWORK_EPOCH);
 }
 
-fn relinked(hop: &Hop, places: &Places) -> Hop {
+/// The address of a neighbour of whom only the hardware address is known.
+pub fn address_of(network: &NetworkState, ifindex: u32, mac: Mac) -> Option<Ipv4Addr> {
+    network.neighbours.iter().find_map(|((at, ip), neighbour)| match ip {
+        IpAddr::V4(ip) if *at == ifindex && neighbour.mac == Some(mac) => Some(*ip),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    })
+}
+
+fn relinked(hop: &Hop, places: &Places, address_of: impl Fn(u16, Mac) -> Option<Ipv4Addr>) -> Hop {
     let number = hop.attachment();
     let attachment = places.attachments.get(&number);
     let link = places.routed_by(number).and_then(|ifindex| places.link_info(ifindex));
@@ -93,10 +109,24 @@ fn relinked(hop: &Hop, places: &Places) -> Hop {
         return Hop { place: hop.place & !u64::from(HOP_RESOLVED), ..*hop };
     };
     let up = link.flags & LINK_UP != 0;
+    // On another link the same neighbour has another hardware address, as a rule.
+    let moved = (hop.ifindex(), hop.vlan()) != (link.parent, link.vlan);
+    let gateway = if hop.is(HOP_REFRESH) {
+        Some(Ipv4Addr::from(hop.gateway()))
+    } else if moved {
+        address_of(number, Hop::mac(hop.destination))
+    } else {
+        None
+    };
     // One with an address is resolved again by whoever uses it; one without is as before.
-    let resolved = up && (hop.is(HOP_RESOLVED) || !hop.is(HOP_REFRESH));
-    let kept = hop.place as u16 & (HOP_USED | HOP_REFRESH);
+    let resolved = up && (gateway.is_none() || hop.is(HOP_RESOLVED) && !moved);
+    let checked = match gateway {
+        Some(gateway) if moved => u64::from(gateway.to_bits()) << 32,
+        Some(_) | None => hop.checked,
+    };
+    let kept = hop.place as u16 & HOP_USED;
     let flags = [
+        (HOP_REFRESH, gateway.is_some()),
         (HOP_RESOLVED, resolved),
         (HOP_ROUTABLE, attachment.flags & ROUTABLE != 0),
         (HOP_REDIRECT, link.flags & LINK_REDIRECT != 0),
@@ -106,7 +136,7 @@ fn relinked(hop: &Hop, places: &Places) -> Hop {
         destination: Hop::mac_word(Hop::mac(hop.destination), link.vlan),
         source: Hop::mac_word(link.mac, link.mtu),
         place: u64::from(link.parent) << 32 | u64::from(number) << 16 | u64::from(flags),
-        checked: hop.checked,
+        checked,
     }
 }
 
@@ -143,7 +173,12 @@ pub fn forget(datapath: &Datapath, network: &NetworkState) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{Neighbour, NeighbourState};
     use xdp_abi::forward::{ATTACHED, Attachment, LinkInfo};
+
+    fn nobody(_: u16, _: Mac) -> Option<Ipv4Addr> {
+        None
+    }
 
     /// One attachment, whose traffic is on interface 12.
     fn places(flags: u8, link: LinkInfo) -> Places {
@@ -170,7 +205,12 @@ mod tests {
             flags: LINK_UP | LINK_REDIRECT,
         };
         let routable = places(ROUTABLE, link);
-        let new = relinked(&hop(HOP_RESOLVED | HOP_REFRESH), &routable);
+        let here = Hop {
+            destination: Hop::mac_word([2, 0, 0, 0, 0, 9], link.vlan),
+            place: 13 << 32 | hop(HOP_RESOLVED | HOP_REFRESH).place & 0xffff_ffff,
+            ..hop(0)
+        };
+        let new = relinked(&here, &routable, nobody);
         assert_eq!((new.ifindex(), new.vlan(), new.mtu()), (13, 9, 1400));
         assert_eq!(Hop::mac(new.destination), [2, 0, 0, 0, 0, 9], "the neighbour is the same");
         assert_eq!(Hop::mac(new.source), link.mac);
@@ -184,7 +224,7 @@ mod tests {
             assert_eq!(new.is(flag), expected, "{flag}");
         }
         let inside = places(0, LinkInfo { flags: LINK_UP, ..link });
-        let new = relinked(&hop(HOP_ROUTABLE | HOP_REDIRECT), &inside);
+        let new = relinked(&hop(HOP_ROUTABLE | HOP_REDIRECT), &inside, nobody);
         assert!(!new.is(HOP_ROUTABLE) && !new.is(HOP_REDIRECT));
     }
 
@@ -192,11 +232,61 @@ mod tests {
     fn a_next_hop_on_a_link_that_is_down_or_gone_is_not_used() {
         let link = LinkInfo { parent: 12, ..LinkInfo::default() };
         for places in [places(0, link), Places::default()] {
-            assert!(!relinked(&hop(HOP_RESOLVED), &places).is(HOP_RESOLVED));
+            assert!(!relinked(&hop(HOP_RESOLVED), &places, nobody).is(HOP_RESOLVED));
         }
         // Back up: one without an address is as before, one with is resolved by whoever uses it.
         let up = places(0, LinkInfo { flags: LINK_UP, ..link });
-        assert!(relinked(&hop(0), &up).is(HOP_RESOLVED));
-        assert!(!relinked(&hop(HOP_REFRESH), &up).is(HOP_RESOLVED));
+        assert!(relinked(&hop(0), &up, nobody).is(HOP_RESOLVED));
+        assert!(!relinked(&hop(HOP_REFRESH), &up, nobody).is(HOP_RESOLVED));
+    }
+
+    #[test]
+    fn on_another_link_a_neighbour_is_asked_for_again() {
+        let router = Ipv4Addr::new(10, 0, 0, 9);
+        let router_is =
+            |number: u16, mac: Mac| (number == 1 && mac == [2, 0, 0, 0, 0, 9]).then_some(router);
+        let other = |_: u16, _: Mac| Some(Ipv4Addr::new(10, 0, 0, 8));
+        let named = Hop { checked: u64::from(router.to_bits()) << 32 | 5, ..hop(HOP_REFRESH) };
+        let named = Hop { place: named.place | u64::from(HOP_RESOLVED), ..named };
+        let learnt = hop(HOP_RESOLVED);
+        let at = |parent, vlan, flags| {
+            places(0, LinkInfo { parent, vlan, flags, ..LinkInfo::default() })
+        };
+        for (parent, vlan) in [(12, 7), (11, 8)] {
+            let there = at(parent, vlan, LINK_UP);
+            for (hop, new) in [
+                (named, relinked(&named, &there, other)),
+                (learnt, relinked(&learnt, &there, router_is)),
+            ] {
+                assert_eq!((new.ifindex(), new.vlan()), (parent, vlan));
+                assert!(new.is(HOP_REFRESH) && !new.is(HOP_RESOLVED), "{hop:?} -> {new:?}");
+                assert_eq!((Ipv4Addr::from(new.gateway()), new.tick()), (router, 0));
+            }
+            // Nobody knows who that is: perhaps it is there all the same.
+            let new = relinked(&learnt, &there, nobody);
+            assert!(!new.is(HOP_REFRESH) && new.is(HOP_RESOLVED), "{new:?}");
+        }
+        // Where it was, it is what it was.
+        let here = at(11, 7, LINK_UP);
+        for hop in [named, learnt] {
+            let new = relinked(&hop, &here, router_is);
+            assert_eq!((new.place, new.checked), (hop.place, hop.checked));
+            assert!(!relinked(&hop, &at(11, 7, 0), router_is).is(HOP_RESOLVED));
+        }
+    }
+
+    #[test]
+    fn a_hardware_address_is_that_of_a_neighbour_on_its_link() {
+        let mac = [2, 0, 0, 0, 0, 9];
+        let known = |mac| Neighbour { mac, state: NeighbourState::Stale, managed: false };
+        let mut network = NetworkState::default();
+        network.neighbours.extend([
+            ((11, "10.0.0.7".parse().unwrap()), known(None)),
+            ((11, "10.0.0.8".parse().unwrap()), known(Some([2, 0, 0, 0, 0, 8]))),
+            ((11, "fe80::9".parse().unwrap()), known(Some(mac))),
+            ((12, "10.0.0.9".parse().unwrap()), known(Some(mac))),
+        ]);
+        assert_eq!(address_of(&network, 12, mac), Some(Ipv4Addr::new(10, 0, 0, 9)));
+        assert_eq!(address_of(&network, 11, mac), None);
     }
 }
