@@ -113,7 +113,8 @@ impl Client {
         let path = self.socket.clone();
         UnixStream::connect(&self.socket).map_err(|source| {
             let kind = source.kind();
-            if kind == io::ErrorKind::NotFound {
+            // A path that is too long for a socket is none either.
+            if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) {
                 ClientError::Missing(path)
             } else if kind == io::ErrorKind::PermissionDenied {
                 ClientError::Forbidden(path)
@@ -443,6 +444,9 @@ mod tests {
         let socket = directory.0.join("socket");
         let ask = || Client::new(&socket).get::<u8>("/", &[]).unwrap_err().to_string();
         assert!(ask().starts_with("there is no socket "), "{}", ask());
+        let long = PathBuf::from(format!("/{}", "x".repeat(200)));
+        let refused = Client::new(long).get::<u8>("/", &[]).unwrap_err().to_string();
+        assert!(refused.starts_with("there is no socket "), "{refused}");
         drop(UnixListener::bind(&socket).unwrap());
         assert!(ask().starts_with("nobody answers on the socket "), "{}", ask());
     }

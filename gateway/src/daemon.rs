@@ -15,7 +15,8 @@ use crate::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -38,6 +39,8 @@ const SWEEP_ROUNDS: u32 = 8;
 const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 /// How often guard, neighbours and the machine's own ports are looked at.
 const UPKEEP_EVERY: Duration = Duration::from_secs(2);
+/// Far more than a file for full tables has; a device never ends.
+const MOST_BYTES: u64 = 256 << 20;
 /// How often the file is looked at.
 const FILE_EVERY: Duration = Duration::from_millis(500);
 
@@ -51,6 +54,12 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The file does not end where a configuration does.
+    #[error("{path} has more than {} MiB; expected a configuration", MOST_BYTES >> 20)]
+    Long {
+        /// Which.
+        path: PathBuf,
     },
     /// The file is wrong.
     #[error("{}", .0.join("\n"))]
@@ -113,9 +122,14 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Reads and checks a configuration.
 pub fn read_config(path: &Path) -> Result<Config, StartError> {
-    let text = fs::read_to_string(path)
-        .map_err(|source| StartError::Read { path: path.to_owned(), source })?;
-    Config::parse(&text, &path.display().to_string())
+    let read = |source| StartError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(read)?;
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(StartError::Long { path: path.to_owned() });
+    }
+    Config::parse_bytes(&bytes, &path.display().to_string())
         .map_err(|errors| StartError::Config(errors.iter().map(ToString::to_string).collect()))
 }
 

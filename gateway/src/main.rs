@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gateway::{
-    config::Config,
     daemon::{self, StartError},
     engine,
 };
@@ -83,7 +82,9 @@ fn run(path: PathBuf) -> ExitCode {
         };
     match runtime.block_on(daemon::run(path)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(refused @ (StartError::Config(_) | StartError::Read { .. })) => {
+        Err(
+            refused @ (StartError::Config(_) | StartError::Read { .. } | StartError::Long { .. }),
+        ) => {
             eprintln!("{refused}");
             ExitCode::from(UNUSABLE)
         }
@@ -124,14 +125,7 @@ fn detach(path: &Path, remove_guard: bool) -> ExitCode {
 }
 
 fn check(path: &Path) -> ExitCode {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            eprintln!("cannot read {}: {error}", path.display());
-            return ExitCode::from(UNUSABLE);
-        }
-    };
-    match Config::parse(&text, &path.display().to_string()) {
+    match daemon::read_config(path) {
         Ok(config) => {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
@@ -139,10 +133,8 @@ fn check(path: &Path) -> ExitCode {
             println!("{}", config.summary());
             ExitCode::SUCCESS
         }
-        Err(errors) => {
-            for error in &errors {
-                eprintln!("{error}");
-            }
+        Err(refused) => {
+            eprintln!("{refused}");
             ExitCode::from(UNUSABLE)
         }
     }

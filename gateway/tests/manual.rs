@@ -211,6 +211,34 @@ fn what_can_hardly_be_meant_is_said_by_check_and_by_run() {
 }
 
 #[test]
+fn what_is_no_configuration_at_all_is_refused_in_one_line() {
+    let directory = scratch("none");
+    let file = directory.join("latin.yaml");
+    fs::write(&file, b"gateway:\n  name: caf\xe9\n").unwrap();
+    for (path, expected) in [
+        (
+            Path::new("/dev/zero"),
+            "/dev/zero has more than 256 MiB; expected a configuration\n".into(),
+        ),
+        (
+            &directory,
+            format!("cannot read {}: Is a directory (os error 21)\n", directory.display()),
+        ),
+        (
+            &file,
+            format!(
+                "{}:2:12: the byte 0xe9 is not UTF-8; expected text in UTF-8\n",
+                file.display()
+            ),
+        ),
+    ] {
+        let output = Command::new(GATEWAY).args(["check", "--config"]).arg(path).output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+        assert_eq!(output.status.code(), Some(2), "{expected}");
+    }
+}
+
+#[test]
 fn the_version_is_told_in_every_usual_way() {
     let expected = format!("sluice-gateway {}\n", env!("CARGO_PKG_VERSION"));
     for word in ["version", "--version", "-V"] {

@@ -10,22 +10,14 @@ use api::value::Prefix4;
 use ipnet::Ipv4Net;
 use xdp_abi::config::NON_ROUTABLE;
 use xdp_abi::forward::ATTACHMENTS;
-use xdp_abi::policy::RULES;
 
-use super::decode::suggestion;
-use super::settings::{Gateway, Metrics, Seconds, Tables, Timers};
+use super::decode::{short, suggestion};
+use super::settings::{Gateway, Metrics, Seconds, Timers};
 use super::tree::{Path, Tree, at};
 use super::{Attachment, AttachmentKind, Findings, Hook};
 
-/// The most entries that a table can have, by its field.
-pub(super) const MOST: [(&str, usize); 6] = [
-    ("endpoints", 1 << 24),
-    ("prefixes", 1 << 24),
-    ("identities", 1 << 16),
-    ("rules", RULES),
-    ("port_classes", 1 << 16),
-    ("next_hops", 1 << 16),
-];
+/// The longest path of a socket: what `sun_path` has room for beside its closing zero (unix(7)).
+const SOCKET_PATH: usize = 107;
 
 pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     let mut checks = Checks { tree, findings };
@@ -34,23 +26,27 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     checks.domains(gateway);
     checks.attachments(gateway);
     checks.timers(&gateway.timers);
-    checks.tables(&gateway.tables);
     checks.metrics(&gateway.metrics);
     for (field, value) in [
         ("socket", &gateway.socket),
         ("pin_path", &gateway.pin_path),
         ("state_dir", &gateway.state_dir),
     ] {
-        if !value.is_absolute() {
-            let message = format!("`{field}` is {}; expected an absolute path", value.display());
-            checks.error(&at!["gateway", field], message);
-        }
+        checks.absolute(&at!["gateway", field], value);
+    }
+    let length = gateway.socket.as_os_str().len();
+    if length > SOCKET_PATH {
+        let message =
+            format!("`socket` is a path of {length} bytes; expected at most {SOCKET_PATH}");
+        checks.error(&at!["gateway", "socket"], message);
     }
     if let Some(log) = &gateway.flow_log {
         let at = at!["gateway", "flow_log"];
         if log.path.as_os_str() != "-" && !log.path.is_absolute() {
-            let found = log.path.display();
-            let message = format!("`path` is {found}; expected an absolute path, or - for stdout");
+            let found = log.path.display().to_string();
+            let found = short(&found);
+            let message =
+                format!("`path` is \"{found}\"; expected an absolute path, or - for stdout");
             checks.error(&at.child("path"), message);
         }
         if log.rotate_bytes < 4096 {
@@ -114,13 +110,22 @@ impl Checks<'_> {
         self.findings.warnings.push(self.tree.fault(path, message));
     }
 
+    fn absolute(&mut self, path: &Path, file: &std::path::Path) {
+        if !file.is_absolute() {
+            let (field, found) = (path.field(), file.display().to_string());
+            let message = format!("`{field}` is \"{}\"; expected an absolute path", short(&found));
+            self.error(path, message);
+        }
+    }
+
     /// Names go into filters, metrics and file names: short, and without spaces.
     pub(super) fn name(&mut self, path: &Path, name: &str) {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         if name.is_empty() || name.len() > 253 || !name.chars().all(fits) {
             let message = format!(
-                "`{}` is \"{name}\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`",
-                path.field()
+                "`{}` is \"{}\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`",
+                path.field(),
+                short(name)
             );
             self.error(path, message);
         }
@@ -306,7 +311,8 @@ impl Checks<'_> {
         let dots = name == "." || name == "..";
         if name.is_empty() || name.len() > 15 || dots || !name.chars().all(fits) {
             let message = format!(
-                "`interface` is \"{name}\"; expected an interface name, up to 15 characters"
+                "`interface` is \"{}\"; expected an interface name, up to 15 characters",
+                short(name)
             );
             self.error(path, message);
         }
@@ -324,8 +330,8 @@ impl Checks<'_> {
                 hint if hint.is_empty() => format!("; expected the name of a {what}"),
                 hint => hint,
             };
-            let message =
-                format!("`{}` names {what} `{name}`, which does not exist{hint}", path.field());
+            let (field, name) = (path.field(), short(name));
+            let message = format!("`{field}` names {what} `{name}`, which does not exist{hint}");
             self.error(path, message);
         }
         exists
@@ -347,29 +353,6 @@ impl Checks<'_> {
         }
     }
 
-    fn tables(&mut self, tables: &Tables) {
-        let at = |field: &str| at!["gateway", "tables", field];
-        let sessions = tables.sessions;
-        if !sessions.is_power_of_two() || !(1024..=1 << 24).contains(&sessions) {
-            let message =
-                format!("`sessions` is {sessions}; expected a power of two from 1024 to 16777216");
-            self.error(&at("sessions"), message);
-        }
-        let stated = [
-            tables.endpoints,
-            tables.prefixes,
-            tables.identities,
-            tables.rules,
-            tables.port_classes,
-            tables.next_hops,
-        ];
-        for ((field, most), value) in MOST.into_iter().zip(stated) {
-            if value == 0 || value as usize > most {
-                self.error(&at(field), format!("`{field}` is {value}; expected 1 to {most}"));
-            }
-        }
-    }
-
     fn metrics(&mut self, metrics: &Metrics) {
         let files = [
             ("token_file", at!["gateway", "metrics"], metrics.token_file.as_ref()),
@@ -381,9 +364,8 @@ impl Checks<'_> {
             ("key", at!["gateway", "metrics", "tls"], metrics.tls.as_ref().map(|tls| &tls.key)),
         ];
         for (field, at, file) in files {
-            if let Some(file) = file.filter(|file| !file.is_absolute()) {
-                let message = format!("`{field}` is {}; expected an absolute path", file.display());
-                self.error(&at.child(field), message);
+            if let Some(file) = file {
+                self.absolute(&at.child(field), file);
             }
         }
         let at = at!["gateway", "metrics", "listen"];

@@ -12,9 +12,8 @@ use api::value::Prefix;
 use policy_compiler::{Capacity, CompileError, Diagnostic, Side, Table};
 use smartgroups::{Conflict, DomainId};
 
-use super::check::MOST;
 use super::convert::Compiled;
-use super::settings::Gateway;
+use super::settings::{Gateway, MOST};
 use super::tree::{Path, Tree, at};
 use super::{Findings, convert};
 
@@ -73,7 +72,8 @@ fn too_small(gateway: &Gateway, table: Table, need: usize) -> (Path, String) {
         Table::PortClasses => stated.port_classes,
         Table::SnatPolicies => stated.snat_policies,
     };
-    let most = MOST.iter().find(|(name, _)| *name == field).map_or(usize::MAX, |(_, most)| *most);
+    let most =
+        MOST.iter().find(|(name, _)| *name == field).map_or(usize::MAX, |(_, most)| *most as usize);
     let message = if need <= most {
         format!("`{field}` is {room}; expected {need} or more, which the documents need")
     } else {

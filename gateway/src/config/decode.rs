@@ -5,6 +5,7 @@
 //! of its list) and the reading starts again, until what is left can be read. A field that is
 //! missing because it was given up is not reported a second time.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::value::StrDeserializer;
@@ -108,8 +109,9 @@ fn name(found: Unexpected<'_>) -> String {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Unsigned(value) => value.to_string(),
         Unexpected::Signed(value) => value.to_string(),
-        Unexpected::Float(value) => value.to_string(),
-        Unexpected::Str(text) => format!("\"{text}\""),
+        // With its point: `1.0` is no whole number.
+        Unexpected::Float(value) => format!("{value:?}"),
+        Unexpected::Str(text) => format!("\"{}\"", short(text)),
         Unexpected::Unit => "empty".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a mapping".to_owned(),
@@ -142,6 +144,15 @@ fn words(expected: &str) -> String {
         _ => expected,
     };
     words.to_owned()
+}
+
+/// The beginning of a text that is far longer than anything that would be right.
+pub(super) fn short(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
 }
 
 /// `a`, `b` or `c`.
@@ -186,8 +197,9 @@ impl Error {
             }
             Wrong::Variant { found, expected } => {
                 let message = format!(
-                    "`{}` is `{found}`; expected {}{}",
+                    "`{}` is `{}`; expected {}{}",
                     path.field(),
+                    short(&found),
                     choice(expected),
                     suggestion(&found, expected.iter().copied())
                 );
@@ -199,7 +211,7 @@ impl Error {
                     hint => hint,
                 };
                 let give_up = node.and_then(|node| node.entry(&field)).map_or(id, |e| e.value.id);
-                let message = format!("unknown field `{field}`{hint}");
+                let message = format!("unknown field `{}`{hint}", short(&field));
                 Culprit { give_up, fault: fault(path.child(field.as_str()), message) }
             }
             Wrong::MissingField(field) => {

@@ -103,7 +103,8 @@ pub(super) fn check(
         stated
             .iter()
             .filter(|node| node.text("kind") == Some("SmartGroup"))
-            .filter_map(|node| node.text("name")),
+            .filter_map(|node| node.text("name"))
+            .filter(|name| ![ANYWHERE, PUBLIC_INTERNET].contains(name)),
     );
     let domains = domain_names(tree);
     let checks = Checks { tree, findings };
@@ -178,11 +179,13 @@ impl DocumentChecks<'_> {
 
     fn default_action(&mut self) {
         let tree = self.checks.tree;
+        let entry = tree.root.entry("documents");
+        let is_list = entry.is_some_and(|entry| matches!(entry.value.value, Value::List(_)));
         let stated = tree.root.list("documents").iter().enumerate();
         let mut defaults =
             stated.filter(|(_, node)| node.text("kind") == Some("DefaultAction")).map(|(n, _)| n);
         match defaults.next() {
-            None if tree.root.entry("documents").is_some() => {
+            None if is_list => {
                 let message = "there is no DefaultAction; expected one document that says what \
                                happens where no rule matches";
                 self.checks.error(&at!["documents"], message.to_owned());

@@ -97,6 +97,26 @@ impl Config {
         }
     }
 
+    /// Reads the bytes of a file, which have to be text first.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_bytes(bytes: &[u8], file_name: &str) -> Result<Self, Vec<ConfigError>> {
+        let error = match std::str::from_utf8(bytes) {
+            Ok(text) => return Self::parse(text, file_name),
+            Err(error) => error,
+        };
+        let (good, bad) = bytes.split_at(error.valid_up_to());
+        let line = good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        Err(vec![ConfigError {
+            file: file_name.to_owned(),
+            line: 1 + good.iter().filter(|byte| **byte == b'\n').count(),
+            column: 1 + String::from_utf8_lossy(line).chars().count(),
+            path: String::new(),
+            message: format!("the byte 0x{:02x} is not UTF-8; expected text in UTF-8", bad[0]),
+        }])
+    }
+
     /// What the file says, in one line.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -126,10 +146,19 @@ fn in_order(mut faults: Vec<Fault>, file: &str) -> Vec<ConfigError> {
             file: file.to_owned(),
             line: position.line,
             column: position.column,
-            path: path.to_string(),
-            message,
+            path: on_one_line(&path.to_string()),
+            message: on_one_line(&message),
         })
         .collect()
+}
+
+/// What a file says is repeated to a terminal and to logs, where a line has to stay one.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 /// `None` if there are errors among the findings.

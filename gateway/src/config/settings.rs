@@ -149,21 +149,8 @@ impl Vlan {
 
 impl<'de> Deserialize<'de> for Vlan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const RANGE: &str = "1 to 4094";
-        struct Number;
-        impl Visitor<'_> for Number {
-            type Value = Vlan;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(RANGE)
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Vlan, E> {
-                match u16::try_from(number) {
-                    Ok(number @ 1..=4094) => Ok(Vlan(number)),
-                    _ => Err(E::invalid_value(Unexpected::Unsigned(number), &RANGE)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Number)
+        let vlan = number(deserializer, "1 to 4094", |vlan| (1..=4094).contains(&vlan))?;
+        Ok(Self(vlan as u16))
     }
 }
 
@@ -320,23 +307,78 @@ impl Default for Timers {
     }
 }
 
+/// The most entries of a table with a number of 16 bits for each.
+const NUMBERED: u32 = 1 << 16;
+/// The most entries of a table of addresses.
+const ADDRESSES: u32 = 1 << 24;
+/// The most rules.
+const RULES: u32 = xdp_abi::policy::RULES as u32;
+
+/// The most entries that a table can have, by its field.
+pub(super) const MOST: [(&str, u32); 6] = [
+    ("endpoints", ADDRESSES),
+    ("prefixes", ADDRESSES),
+    ("identities", NUMBERED),
+    ("rules", RULES),
+    ("port_classes", NUMBERED),
+    ("next_hops", NUMBERED),
+];
+
+/// Reads a number of entries, and says of any other value what would be right.
+fn entries<'de, const MOST: u32, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let expected = format!("1 to {MOST}");
+    number(deserializer, &expected, |number| (1..=MOST).contains(&number))
+}
+
+fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    number(deserializer, "a power of two from 1024 to 16777216", |number| {
+        number.is_power_of_two() && (1 << 10..=1 << 24).contains(&number)
+    })
+}
+
+fn number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &str,
+    is_right: impl Fn(u32) -> bool,
+) -> Result<u32, D::Error> {
+    struct Number<'a, F>(&'a str, F);
+    impl<F: Fn(u32) -> bool> Visitor<'_> for Number<'_, F> {
+        type Value = u32;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u32, E> {
+            let right = u32::try_from(number).ok().filter(|number| (self.1)(*number));
+            right.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+        }
+    }
+    deserializer.deserialize_any(Number(expected, is_right))
+}
+
 /// Sizes of tables, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tables {
     /// Sessions; a power of two.
+    #[serde(deserialize_with = "sessions")]
     pub sessions: u32,
     /// Addresses with an identity of their own.
+    #[serde(deserialize_with = "entries::<ADDRESSES, _>")]
     pub endpoints: u32,
     /// Prefixes with an identity.
+    #[serde(deserialize_with = "entries::<ADDRESSES, _>")]
     pub prefixes: u32,
     /// Identities.
+    #[serde(deserialize_with = "entries::<NUMBERED, _>")]
     pub identities: u32,
     /// Rules.
+    #[serde(deserialize_with = "entries::<RULES, _>")]
     pub rules: u32,
     /// Sets of ports that rules tell apart.
+    #[serde(deserialize_with = "entries::<NUMBERED, _>")]
     pub port_classes: u32,
     /// Next hops.
+    #[serde(deserialize_with = "entries::<NUMBERED, _>")]
     pub next_hops: u32,
 }
 

@@ -279,6 +279,33 @@ fn every_mistake_is_reported_at_once_and_in_order() {
 }
 
 #[test]
+fn places_count_what_is_wrong_before_them() {
+    // Of seven documents the first, the third and the fourth cannot be read, nor of the ports of
+    // the rule that is put before them the first and the last.
+    let text = GOOD
+        .replace("type: pod\n", "type: pd\n")
+        .replace("protocol: tcp\n", "protocol: tpc\n")
+        .replace("log: start", "log: strat")
+        .replace("name: out\n", "name: out out\n")
+        .replace("192.0.2.1, 192.0.2.8/29]", "192.0.2.300, 127.0.0.1, x, 224.0.0.1]");
+    let errors = Config::parse(&text, "f.yaml").unwrap_err();
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "documents[0].spec.type",
+            "documents[2].spec.protocol",
+            "documents[3].spec.log",
+            "documents[5].name",
+            "documents[5].spec.snat_ips[0]",
+            "documents[5].spec.snat_ips[1]",
+            "documents[5].spec.snat_ips[2]",
+            "documents[5].spec.snat_ips[3]",
+        ]
+    );
+}
+
+#[test]
 fn one_mistake_is_not_reported_twice() {
     // What names the thing with the mistake is not blamed for it.
     for (old, new, path) in [
@@ -304,6 +331,10 @@ fn one_mistake_is_not_reported_twice() {
         let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
         assert_eq!(paths, [path], "{new}: {errors:?}");
     }
+    let (gateway, _) = GOOD.split_once("documents:").unwrap();
+    let errors = Config::parse(&format!("{gateway}documents: {{}}\n"), "f.yaml").unwrap_err();
+    let said = "`documents` is no list; expected a list of kind, name and spec";
+    assert_eq!((errors.len(), errors[0].message.as_str()), (1, said), "{errors:?}");
 }
 
 #[test]

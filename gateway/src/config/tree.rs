@@ -7,9 +7,10 @@
 //!
 //! Anchors, aliases and tags are refused: a value that stands elsewhere has no line of its own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
+use super::decode::short;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 /// No field is half as deep. What is deeper is a mistake, or meant to exhaust the stack.
@@ -69,8 +70,8 @@ impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, step) in self.0.iter().enumerate() {
             match step {
-                Step::Key(key) if n == 0 => f.write_str(key)?,
-                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Key(key) if n == 0 => f.write_str(&short(key))?,
+                Step::Key(key) => write!(f, ".{}", short(key))?,
                 Step::Index(index) => write!(f, "[{index}]")?,
             }
         }
@@ -190,14 +191,14 @@ pub(crate) struct Tree {
     /// Nodes that are not looked at any more.
     hidden: HashSet<usize>,
     /// Those of them that were wrong.
-    wrong: HashSet<usize>,
+    wrong: BTreeSet<usize>,
 }
 
 impl Tree {
     /// Reads the text; keys that stand twice are reported, and the first is kept.
     pub(crate) fn read(text: &str, faults: &mut Vec<Fault>) -> Result<Self, Fault> {
         let root = Reader { parser: Parser::new_from_str(text), next_id: 0, faults }.file()?;
-        Ok(Self { root, hidden: HashSet::new(), wrong: HashSet::new() })
+        Ok(Self { root, hidden: HashSet::new(), wrong: BTreeSet::new() })
     }
 
     /// Leaves a node out from now on, because something else has read it.
@@ -223,18 +224,33 @@ impl Tree {
     /// Where a path leads. Indices count what was read, and come back as the file counts them.
     /// Where a key is absent, the position is that of what should have it.
     pub(crate) fn locate(&self, path: &Path) -> (Path, Position, Option<&Node>) {
-        self.follow(path, |node| !self.is_hidden(node))
+        self.follow(path, |list, index| self.as_written(list, index))
+    }
+
+    /// The index in the file of an element that was read: of a list only what is wrong is left out.
+    /// There is little of it, and there may be a hundred thousand elements.
+    fn as_written(&self, list: &[Node], mut index: usize) -> usize {
+        let (Some(first), Some(last)) = (list.first(), list.last()) else { return index };
+        for id in self.wrong.range(first.id..=last.id) {
+            // Ids ascend along a list; one inside of an element is not found.
+            if let Ok(gone) = list.binary_search_by_key(id, |node| node.id)
+                && gone <= index
+            {
+                index += 1;
+            }
+        }
+        index
     }
 
     /// The same, where indices already count as the file does.
     pub(crate) fn locate_as_written(&self, path: &Path) -> (Path, Position, Option<&Node>) {
-        self.follow(path, |_| true)
+        self.follow(path, |_, index| index)
     }
 
     fn follow(
         &self,
         path: &Path,
-        counts: impl Fn(&Node) -> bool,
+        written: impl Fn(&[Node], usize) -> usize,
     ) -> (Path, Position, Option<&Node>) {
         let mut found = Path::default();
         let mut at = Some(&self.root);
@@ -251,11 +267,10 @@ impl Tree {
                         Some(Value::List(nodes)) => nodes.as_slice(),
                         _ => &[],
                     };
-                    let mut live = list.iter().enumerate().filter(|(_, node)| counts(node));
-                    live.nth(*index).map(|(n, node)| {
-                        shown = Step::Index(n);
+                    let index = written(list, *index);
+                    list.get(index).inspect(|node| {
+                        shown = Step::Index(index);
                         position = node.position;
-                        node
                     })
                 }
             };
@@ -267,7 +282,7 @@ impl Tree {
     /// Whether something at or below the path was wrong, so that what was read there is not what
     /// was meant.
     pub(crate) fn is_damaged(&self, path: &Path) -> bool {
-        fn any(node: &Node, wrong: &HashSet<usize>) -> bool {
+        fn any(node: &Node, wrong: &BTreeSet<usize>) -> bool {
             wrong.contains(&node.id) || node.children().any(|(_, child)| any(child, wrong))
         }
         !self.wrong.is_empty() && self.locate(path).2.is_some_and(|node| any(node, &self.wrong))

@@ -1,6 +1,6 @@
 //! Mistakes that a field has by itself.
 
-use super::refused;
+use super::{Config, GOOD, edited, refused};
 
 #[test]
 fn fields_that_do_not_exist_are_refused() {
@@ -203,8 +203,39 @@ fn values_of_the_wrong_kind_are_refused() {
             &[(
                 "sessions",
                 "gateway.tables.sessions",
-                "`sessions` is \"many\"; expected a number from 0 to 4294967295",
+                "`sessions` is \"many\"; expected a power of two from 1024 to 16777216",
             )],
+        ),
+        (
+            "sessions: 1048576",
+            "sessions: 1099511627776",
+            &[(
+                "sessions",
+                "gateway.tables.sessions",
+                "`sessions` is 1099511627776; expected a power of two from 1024 to 16777216",
+            )],
+        ),
+        (
+            "rules: 16384",
+            "rules: 0\n    next_hops: 4294967296\n    endpoints: -1",
+            &[
+                ("rules", "gateway.tables.rules", "`rules` is 0; expected 1 to 16384"),
+                (
+                    "next_hops",
+                    "gateway.tables.next_hops",
+                    "`next_hops` is 4294967296; expected 1 to 65536",
+                ),
+                (
+                    "endpoints",
+                    "gateway.tables.endpoints",
+                    "`endpoints` is -1; expected 1 to 16777216",
+                ),
+            ],
+        ),
+        (
+            "vlan: 100\n",
+            "vlan: 1.0\n",
+            &[("vlan", "gateway.attachments[0].vlan", "`vlan` is 1.0; expected 1 to 4094")],
         ),
         (
             "listen: 127.0.0.1:9464",
@@ -286,4 +317,70 @@ fn values_of_the_wrong_kind_are_refused() {
             )],
         ),
     ]);
+}
+
+#[test]
+fn whatever_stands_there_the_message_is_one_short_line() {
+    let long = "x".repeat(5_000);
+    let cut = "x".repeat(80);
+    for (old, new, path, message) in [
+        (
+            "name: gw-1",
+            "name: \"gw\\n\\e[31m\"".to_owned(),
+            "gateway.name".to_owned(),
+            "`name` is \"gw\\n\\u{1b}[31m\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`"
+                .to_owned(),
+        ),
+        (
+            "name: gw-1",
+            format!("name: {long}"),
+            "gateway.name".to_owned(),
+            format!("`name` is \"{cut}…\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`"),
+        ),
+        (
+            "udp: 300s",
+            format!("udp: {long}"),
+            "gateway.timers.udp".to_owned(),
+            format!(
+                "`udp` is \"{cut}…\"; expected a time from 1s to 8760h, such as 300s, 124m or 2h4m"
+            ),
+        ),
+        (
+            "log: start",
+            format!("log: start\n      \"{}\\n\": 1", &long[..200]),
+            format!("documents[3].spec.{cut}…"),
+            format!(
+                "unknown field `{cut}…`; expected `priority`, `action`, `sources`, `destinations`, \
+                 `protocol`, `ports`, `log`, `enforcement`, `mark` or `description`"
+            ),
+        ),
+        (
+            "sources: [payments]",
+            format!("sources: [{long}]"),
+            "documents[2].spec.sources[0]".to_owned(),
+            format!(
+                "`sources[0]` names group `{cut}…`, which does not exist; expected `anywhere`, \
+                 `public-internet` or `payments`"
+            ),
+        ),
+    ] {
+        let errors = Config::parse(&edited(old, &new), "f.yaml").unwrap_err();
+        let said: Vec<_> = errors.iter().map(|e| (e.path.as_str(), e.message.as_str())).collect();
+        assert_eq!(said, [(path.as_str(), message.as_str())]);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_with_their_place() {
+    let error = |bytes: &[u8]| Config::parse_bytes(bytes, "f.yaml").unwrap_err();
+    for (put, place) in [(0, "f.yaml:1:1: "), (10, "f.yaml:2:2: "), (GOOD.len(), "f.yaml:81:1: ")] {
+        let bytes = [&GOOD.as_bytes()[..put], b"\xfe", &GOOD.as_bytes()[put..]].concat();
+        let errors = error(&bytes);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let said = format!("{place}the byte 0xfe is not UTF-8; expected text in UTF-8");
+        assert_eq!(errors[0].to_string(), said);
+    }
+    assert!(Config::parse_bytes(GOOD.as_bytes(), "f.yaml").is_ok());
+    // A column is a character, not a byte.
+    assert_eq!(error("# ä\u{20ac}".as_bytes().split_last().unwrap().1)[0].column, 4);
 }

@@ -207,20 +207,39 @@ fn settings_have_to_fit_together() {
                 (
                     "token_file",
                     "gateway.metrics.token_file",
-                    "`token_file` is token; expected an absolute path",
+                    "`token_file` is \"token\"; expected an absolute path",
                 ),
                 (
                     "certificate",
                     "gateway.metrics.tls.certificate",
-                    "`certificate` is c.pem; expected an absolute path",
+                    "`certificate` is \"c.pem\"; expected an absolute path",
                 ),
-                ("key", "gateway.metrics.tls.key", "`key` is ./k; expected an absolute path"),
+                ("key", "gateway.metrics.tls.key", "`key` is \"./k\"; expected an absolute path"),
             ],
         ),
         (
             "socket: /run/sluice.sock",
             "socket: sluice.sock",
-            &[("socket", "gateway.socket", "`socket` is sluice.sock; expected an absolute path")],
+            &[(
+                "socket",
+                "gateway.socket",
+                "`socket` is \"sluice.sock\"; expected an absolute path",
+            )],
+        ),
+        (
+            "socket: /run/sluice.sock",
+            "socket: \"\"",
+            &[("socket", "gateway.socket", "`socket` is \"\"; expected an absolute path")],
+        ),
+        (
+            "socket: /run/sluice.sock",
+            "socket: /run/1-------10--------20--------30--------40--------50--------60--------70\
+             --------80--------90------100.108",
+            &[(
+                "socket",
+                "gateway.socket",
+                "`socket` is a path of 108 bytes; expected at most 107",
+            )],
         ),
         (
             "path: /var/log/flows.jsonl",
@@ -228,7 +247,7 @@ fn settings_have_to_fit_together() {
             &[(
                 "path",
                 "gateway.flow_log.path",
-                "`path` is flows.jsonl; expected an absolute path, or - for stdout",
+                "`path` is \"flows.jsonl\"; expected an absolute path, or - for stdout",
             )],
         ),
     ]);
@@ -337,19 +356,19 @@ fn documents_have_to_fit_together() {
                     "payments",
                     "documents[2].spec.sources[0]",
                     "`sources[0]` names group `payments`, which does not exist; expected \
-                     `anywhere`, `public-internet` or `anywhere`",
+                     `anywhere` or `public-internet`",
                 ),
                 (
                     "payments",
                     "documents[3].spec.destinations[0]",
                     "`destinations[0]` names group `payments`, which does not exist; expected \
-                     `anywhere`, `public-internet` or `anywhere`",
+                     `anywhere` or `public-internet`",
                 ),
                 (
                     "dst_group",
                     "documents[5].spec.dst_group",
                     "`dst_group` names group `payments`, which does not exist; expected \
-                     `anywhere`, `public-internet` or `anywhere`",
+                     `anywhere` or `public-internet`",
                 ),
             ],
         ),
