@@ -116,6 +116,7 @@ pub struct Engine {
     publisher: Publisher,
     attached: Attached,
     managed: BTreeSet<(u32, IpAddr)>,
+    forgotten: hops::Forgotten,
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
@@ -234,6 +235,7 @@ impl Engine {
             publisher,
             attached,
             managed: BTreeSet::new(),
+            forgotten: hops::Forgotten::default(),
             pins,
             reserved,
             cooling: Cooling::default(),
@@ -331,7 +333,9 @@ impl Engine {
         let written = places.write(&self.datapath, &self.places);
         // Also if not all of it could be written: a link that leads outside now is guarded now.
         hops::relink(&self.datapath, &places, |number, mac| {
-            hops::address_of(network, self.places.routed_by(number)?, mac)
+            let ifindex = self.places.routed_by(number)?;
+            let known = hops::address_of(network, ifindex, mac);
+            known.or_else(|| self.forgotten.address_of(ifindex, mac))
         });
         written?;
         self.places = places;
@@ -367,6 +371,12 @@ impl Engine {
         match event {
             NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } => {
                 hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
+                if let (Some(mac), None) = (*old, *new)
+                    && hops::lead_back(&self.datapath, &self.places, *ifindex, mac)
+                {
+                    let room = self.datapath.sizes.next_hops as usize;
+                    self.forgotten.insert(*ifindex, mac, *ip, room);
+                }
                 return Ok(());
             }
             NetworkEvent::NeighbourChanged { .. } => return Ok(()),

@@ -8,7 +8,10 @@ use super::{
     tables::{Datapath, lock},
 };
 use crate::net::{Mac, NetworkState};
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Ipv4Addr},
+};
 use xdp_abi::forward::{
     HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, HOP_USED, Hop, LINK_REDIRECT, LINK_UP,
     NextHop, ROUTABLE,
@@ -98,6 +101,38 @@ pub fn address_of(network: &NetworkState, ifindex: u32, mac: Mac) -> Option<Ipv4
     network.neighbours.iter().find_map(|((at, ip), neighbour)| match ip {
         IpAddr::V4(ip) if *at == ifindex && neighbour.mac == Some(mac) => Some(*ip),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
+    })
+}
+
+/// Neighbours that the kernel has forgotten while ways back led to them. It forgets all of a link
+/// with the last address there, which goes before the attachment does, as a rule.
+#[derive(Debug, Default)]
+pub struct Forgotten(VecDeque<(u32, Mac, Ipv4Addr)>);
+
+impl Forgotten {
+    /// Remembers one, and at most `room` of them.
+    pub fn insert(&mut self, ifindex: u32, mac: Mac, ip: Ipv4Addr, room: usize) {
+        self.0.retain(|(at, known, _)| (*at, *known) != (ifindex, mac));
+        self.0.push_back((ifindex, mac, ip));
+        while self.0.len() > room {
+            self.0.pop_front();
+        }
+    }
+
+    /// The address that it had.
+    pub fn address_of(&self, ifindex: u32, mac: Mac) -> Option<Ipv4Addr> {
+        let found = self.0.iter().find(|(at, known, _)| (*at, *known) == (ifindex, mac));
+        found.map(|(_, _, ip)| *ip)
+    }
+}
+
+/// Whether a way back leads to a neighbour of whom only the hardware address is known.
+pub fn lead_back(datapath: &Datapath, places: &Places, ifindex: u32, mac: Mac) -> bool {
+    datapath.hops.all().iter().map(read).any(|hop| {
+        hop.is(HOP_USED)
+            && !hop.is(HOP_REFRESH)
+            && Hop::mac(hop.destination) == mac
+            && places.routed_by(hop.attachment()) == Some(ifindex)
     })
 }
 
@@ -288,5 +323,26 @@ mod tests {
         ]);
         assert_eq!(address_of(&network, 12, mac), Some(Ipv4Addr::new(10, 0, 0, 9)));
         assert_eq!(address_of(&network, 11, mac), None);
+    }
+
+    #[test]
+    fn what_the_kernel_has_forgotten_is_remembered_within_bounds() {
+        let mut forgotten = Forgotten::default();
+        let mac = |n: u8| [2, 0, 0, 0, 0, n];
+        let ip = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        for n in 1..=3 {
+            forgotten.insert(11, mac(n), ip(n), 3);
+        }
+        forgotten.insert(11, mac(1), ip(9), 3); // known by another address now, and the newest
+        forgotten.insert(12, mac(4), ip(4), 3);
+        for (at, n, expected) in [
+            (11, 1, Some(ip(9))),
+            (11, 2, None), // the oldest had to go
+            (11, 3, Some(ip(3))),
+            (12, 4, Some(ip(4))),
+            (11, 4, None), // another link
+        ] {
+            assert_eq!(forgotten.address_of(at, mac(n)), expected, "{at} {n}");
+        }
     }
 }
