@@ -9,7 +9,7 @@ use scene::*;
 use xdp::{memory::RouteEntry, pipeline::Fate, tables::Tables};
 use xdp_abi::{
     config::PolicyWord,
-    forward::{HOP_REFRESH, HOP_USED, Hop, ROUTABLE},
+    forward::{HOP_REFRESH, HOP_USED, Hop, ROUTABLE, port},
     reason::Reason,
     session::NETWORK_EPOCH,
 };
@@ -59,6 +59,42 @@ fn a_live_flow_follows_a_route_to_another_router() {
     let (_, back) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
     assert_eq!(see(&back).to_mac, [0x02, 0xff, 203, 0, 113, 254]);
     lab.assert_books();
+}
+
+#[test]
+fn answers_follow_an_attachment_to_another_interface() {
+    let scene = permissive().and("link 6");
+    let (old, new) = ([2, 0xaa, 0, 0, 0, 1], [2, 0xbb, 0, 0, 0, 1]);
+    let mut lab = scene.build();
+    let ask = udp(POD, "198.51.100.9:53");
+    let (_, out) = lab.forward(2, &ask.clone().sender(old).frame());
+    let answer = answer_to(&out, 0).frame();
+    let (ifindex, before) = lab.forward(5, &answer);
+    assert_eq!((ifindex, see(&before).to_mac), (2, old));
+    let mut red = lab.tables().attachment(1).unwrap();
+    red.ifindex = 6;
+    lab.gateway.tables.set_attachment(1, red);
+    lab.gateway.tables.add_source(port(6, 0), prefix("100.64.0.0/16"), 1);
+    lab.publish(&scene);
+    lab.forward(6, &ask.sender(new).frame());
+    let (ifindex, after) = lab.forward(5, &answer);
+    assert_eq!((ifindex, see(&after).to_mac), (6, new));
+    assert_eq!(lab.sessions(), 1);
+    lab.assert_books();
+}
+
+#[test]
+fn answers_return_where_the_session_came_from_though_it_comes_by_another_way_since() {
+    let scene = permissive()
+        .and("link 6")
+        .and("attach red2 spoke domain 1 on 6 address 100.64.255.2 sources 100.64.0.0/16");
+    let mut lab = scene.build();
+    let ask = udp(POD, "198.51.100.9:53").frame();
+    let (_, out) = lab.forward(2, &ask);
+    lab.publish(&scene);
+    lab.forward(6, &ask);
+    let (ifindex, _) = lab.forward(5, &answer_to(&out, 0).frame());
+    assert_eq!(ifindex, 2);
 }
 
 #[test]

@@ -141,6 +141,16 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             // Losing to a flag that another packet sets is mended at the next judgement.
             let link = forward.load_link();
             forward.link().replace(link.0, link.with_next_hop(plan.hop_number).0);
+            // Its attachment may have moved to another interface, with other neighbours. A packet
+            // that comes by another attachment moves nothing: answers return where the session
+            // came from.
+            if found.index == halves(record).forward
+                && facts.ingress() == self.number
+                && let Some(back) = self.way_back()
+            {
+                let link = reply.load_link();
+                reply.link().replace(link.0, link.with_next_hop(back).0);
+            }
         }
         let judgement = &plan.judgement;
         record.rules.store((judgement.rule as u64) << 32 | judgement.would_match as u64);
@@ -171,6 +181,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         self.refuse(judgement, doom.towards)
     }
+
     /// Both entries that a record names, the forward one first.
     #[inline(always)]
     fn entries(
