@@ -13,7 +13,7 @@ use lab::daemon::ctl_binary;
 use lab::plan::NON_ROUTABLE;
 use lab::servers;
 use lab::{Background, Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
-use serde_json::Value;
+use serde_json::{Value, json};
 use xdp_abi::names;
 
 use crate::counters::Counters;
@@ -90,7 +90,7 @@ impl Place {
         let mut config = Config::new(&lab, self.hook);
         change(&mut config);
         let daemon = Daemon::start(&lab, &config)?;
-        Ok(Stand { daemon, outside, _servers: servers, config, lab })
+        Ok(Stand { daemon, config, outside, reloads: 0, _servers: servers, lab })
     }
 }
 
@@ -99,6 +99,7 @@ pub(crate) struct Stand {
     pub(crate) daemon: Daemon,
     pub(crate) config: Config,
     pub(crate) outside: Vec<Capture>,
+    reloads: u32,
     _servers: [Servers; 2],
     // The last to be dropped.
     pub(crate) lab: Lab,
@@ -111,13 +112,21 @@ impl Stand {
     }
 
     /// Puts the present [`Stand::config`] in force, and waits until it is.
+    ///
+    /// The daemon looks at the file by itself too, so a policy that is published need not be this
+    /// one. Each file has a gateway name of its own, which changes nothing in the policy: when the
+    /// daemon goes by that name, this file is in force.
     pub(crate) fn reload(&mut self) -> Result<()> {
-        let published = |daemon: &Daemon| daemon.stderr().matches("policy published").count();
-        let before = published(&self.daemon);
-        self.daemon.reload(&self.config)?;
-        let daemon = &self.daemon;
-        eventually("the new policy is in force", || Ok(published(daemon) > before))
-            .with_context(|| daemon.stderr())
+        self.reloads += 1;
+        let name = format!("gw-1-{}", self.reloads);
+        let mut config = self.config.clone();
+        config.gateway["name"] = json!(name);
+        self.daemon.reload(&config)?;
+        let label = format!("gateway=\"{name}\"");
+        eventually("the new policy is in force", || {
+            Ok(self.daemon.metric("sluice_build_info", &[&label])? == 1.0)
+        })
+        .with_context(|| self.daemon.stderr())
     }
 
     /// Runs `sluicectl` at the daemon's socket; what it printed.
