@@ -227,6 +227,9 @@ pub struct UdpLoad {
     pub packets: u32,
     /// How many in a second.
     pub rate: u32,
+    /// How many may be unanswered at once before the sender waits for answers. It keeps a sender
+    /// that was kept off its processor from filling a queue of the machine when it catches up.
+    pub window: u32,
     /// Bytes in each, at least four.
     pub payload: usize,
     /// How long to wait for answers after the last.
@@ -239,6 +242,7 @@ impl Default for UdpLoad {
             from_port: 0,
             packets: 10,
             rate: 1_000,
+            window: u32::MAX,
             payload: 32,
             patience: Duration::from_millis(300),
         }
@@ -262,6 +266,8 @@ pub struct UdpReport {
     pub refused: u32,
     /// The numbers that were not answered.
     pub missing: Vec<u32>,
+    /// From the first to the last that was sent.
+    pub took: Duration,
 }
 
 impl UdpReport {
@@ -269,7 +275,15 @@ impl UdpReport {
     pub fn lost(&self) -> u32 {
         self.sent - self.answered
     }
+
+    /// How many were sent in a second.
+    pub fn rate(&self) -> f64 {
+        f64::from(self.sent) / self.took.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
 }
+
+/// What a full window waits for an answer before it takes all of them for lost and goes on.
+const WINDOW_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Sends datagrams to an echo server and counts what comes back.
 ///
@@ -298,13 +312,27 @@ pub fn udp_flow(netns: &Netns, to: SocketAddrV4, load: UdpLoad) -> Result<Backgr
         let gap = Duration::from_secs(1) / load.rate;
         let start = Instant::now();
         let mut tally = Tally::default();
-        let mut refused = 0;
-        let mut sent = 0;
+        let mut buffer = vec![0; load.payload + 1];
+        let (mut refused, mut sent, mut written_off) = (0, 0, 0);
+        let (mut last, mut heard) = (start, start);
         while sent < load.packets && !stop.told() {
-            let due = start + gap * sent;
-            // Everything that is due goes out, so that the rate holds also where a sleep takes
-            // longer than the gap.
-            if Instant::now() >= due {
+            let before = tally.answered;
+            refused += tally.take(&socket, &mut buffer);
+            let (due, now) = (start + gap * sent, Instant::now());
+            if tally.answered > before {
+                heard = now;
+            }
+            let unanswered = (sent - written_off).saturating_sub(tally.answered);
+            if unanswered >= load.window {
+                // What is lost stays lost; that there is a window must not end the flow.
+                if heard.elapsed() >= WINDOW_PATIENCE {
+                    written_off = sent - tally.answered;
+                    heard = now;
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            } else if now >= due {
+                // Everything that is due goes out, so that the rate holds also where a sleep takes
+                // longer than the gap.
                 let bytes = datagram(sent, load.payload);
                 match socket.send(&bytes) {
                     Ok(_) => sent += 1,
@@ -313,18 +341,39 @@ pub fn udp_flow(netns: &Netns, to: SocketAddrV4, load: UdpLoad) -> Result<Backgr
                     // An error that an earlier packet met: this one was not sent, so again.
                     Err(_) => refused += 1,
                 }
+                last = now;
             } else {
-                std::thread::sleep((due - Instant::now()).min(Duration::from_millis(1)));
+                std::thread::sleep((due - now).min(Duration::from_millis(1)));
             }
-            refused += tally.take(&socket, load.payload);
         }
-        let last = Instant::now();
+        let took = last - start;
         while tally.answered < sent && last.elapsed() < load.patience {
-            refused += tally.take(&socket, load.payload);
+            refused += tally.take(&socket, &mut buffer);
             std::thread::sleep(Duration::from_micros(200));
         }
-        Ok(tally.report(sent, refused))
+        Ok(UdpReport { took, ..tally.report(sent, refused) })
     }))
+}
+
+/// How many datagrams in a second come back from flows such as `load`, all of them at once and each
+/// as fast as its window lets it. Takes half a second.
+///
+/// # Errors
+///
+/// As [`udp`], and when one is lost: with so few under way none may be.
+pub fn udp_capacity(flows: &[(&Netns, SocketAddrV4)], load: UdpLoad) -> Result<f64> {
+    ensure!(load.window < u32::MAX, "without a window a queue of the machine would be measured");
+    let load = UdpLoad { packets: u32::MAX, rate: u32::MAX, ..load };
+    let start = |(netns, to): &(&Netns, SocketAddrV4)| udp_flow(netns, *to, load);
+    let flows = flows.iter().map(start).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut capacity = 0.0;
+    for flow in flows {
+        let report = flow.stop()?;
+        ensure!(report.lost() == 0 && report.wrong == 0, "the load itself loses: {report:?}");
+        capacity += report.rate();
+    }
+    Ok(capacity)
 }
 
 fn datagram(number: u32, length: usize) -> Vec<u8> {
@@ -343,13 +392,13 @@ struct Tally {
 }
 
 impl Tally {
-    /// Takes in what is there; says how often an ICMP error was there instead.
-    fn take(&mut self, socket: &UdpSocket, payload: usize) -> u32 {
-        let mut buffer = [0; 65_536];
+    /// Takes in what is there, by way of a buffer that has a byte more than a right answer; says
+    /// how often an ICMP error was there instead.
+    fn take(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> u32 {
         let mut refused = 0;
         loop {
-            match socket.recv(&mut buffer) {
-                Ok(length) => self.count(&buffer[..length], payload),
+            match socket.recv(buffer) {
+                Ok(length) => self.count(&buffer[..length], buffer.len() - 1),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return refused,
                 Err(_) => refused += 1,
             }
@@ -385,6 +434,7 @@ impl Tally {
             wrong: self.wrong,
             refused,
             missing: (0..sent).filter(|number| !self.seen[*number as usize]).collect(),
+            took: Duration::ZERO,
         }
     }
 }

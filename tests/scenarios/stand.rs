@@ -8,11 +8,11 @@ use std::{mem, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
-use lab::client::{self, Talk};
+use lab::client::{self, Talk, UdpLoad, UdpReport};
 use lab::daemon::ctl_binary;
 use lab::plan::NON_ROUTABLE;
 use lab::servers;
-use lab::{Background, Capture, Config, Daemon, Hook, Lab, Offloads, Servers, Shape};
+use lab::{Background, Capture, Config, Daemon, Hook, Lab, Netns, Offloads, Servers, Shape};
 use serde_json::{Value, json};
 use xdp_abi::names;
 
@@ -194,6 +194,34 @@ impl Stand {
             }
         }
     }
+}
+
+/// How many datagrams of a flow under load may be unanswered at once: two such flows and all the
+/// rest fit a ring of a veth, which holds 256 frames and fills while a start of the daemon keeps
+/// both processors busy. What is lost, whoever loses it, is missed by its number all the same.
+const WINDOW: u32 = 64;
+/// The least that is called a load, in datagrams a second.
+const LEAST_LOAD: f64 = 500.0;
+
+/// A load at half of what flows between these ends carry as they are now, all at once; says how
+/// much that is.
+pub(crate) fn half_of_capacity(flows: &[(&Netns, SocketAddrV4)]) -> Result<UdpLoad> {
+    let load = UdpLoad { packets: u32::MAX, window: WINDOW, ..UdpLoad::default() };
+    let capacity = client::udp_capacity(flows, load)?;
+    let rate = capacity / 2.0 / flows.len() as f64;
+    println!("capacity {capacity:.0} datagrams/s, flows {}, {rate:.0}/s for each", flows.len());
+    ensure!(rate >= LEAST_LOAD, "a machine that carries {capacity:.0}/s is not put under load");
+    Ok(UdpLoad { rate: rate as u32, ..load })
+}
+
+/// A flow under load went on, and lost nothing.
+pub(crate) fn assert_carried(report: &UdpReport, load: UdpLoad) -> Result<()> {
+    let asked = load.rate;
+    println!("sent {} at {:.0}/s of {asked}/s, lost {}", report.sent, report.rate(), report.lost());
+    ensure!(report.wrong == 0 && report.lost() == 0, "{report:?}");
+    // Others may want the processors more than when the capacity was measured.
+    ensure!(report.rate() * 4.0 > f64::from(asked), "{:.0}/s of {asked}/s", report.rate());
+    Ok(())
 }
 
 /// A connection to the machine itself, as an administrator has one, and its server.
