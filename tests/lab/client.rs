@@ -94,6 +94,18 @@ pub fn connect_to(netns: &Netns, to: SocketAddrV4, patience: Duration) -> Result
     connect_from(netns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to, patience)
 }
 
+/// Ends our side of a connection without a word to the other: no FIN, no RST, as a machine that
+/// loses its power.
+///
+/// # Errors
+///
+/// Without the right to do that.
+pub fn vanish(stream: TcpStream) -> Result<()> {
+    setsockopt(&stream, sockopt::TcpRepair, &1).context("a connection can be taken apart")?;
+    drop(stream);
+    Ok(())
+}
+
 /// A transfer that came back whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transfer {

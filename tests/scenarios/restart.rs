@@ -1,15 +1,17 @@
 //! The daemon may die at any moment: traffic goes on, and whoever starts next takes over.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lab::Stop;
 use lab::client::{self, Attempt, UdpLoad};
 use lab::plan::{INTERNET_SERVERS, NON_ROUTABLE, TRANSIT_SERVERS};
-use lab::servers::ECHO;
+use lab::servers::{self, ECHO};
 use serde_json::Value;
 use xdp_abi::ABI_VERSION;
 use xdp_abi::names;
@@ -20,6 +22,8 @@ use crate::stand::{Place, Stand, assert_carried, eventually, everywhere, half_of
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+/// By then a Linux has acknowledged whatever it does not acknowledge at once.
+const LATE: Duration = Duration::from_millis(300);
 const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
 
 everywhere!(
@@ -31,12 +35,15 @@ everywhere!(
 fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
     let mut stand = place.stand_with(|config| {
         config.set_timer("udp", "2s");
+        config.set_timer("tcp_established", "4s");
+        config.set_timer("tcp_transitory", "2s");
         config.set_timer("icmp", "2s");
         config.set_timer("port_rest", "1s");
     })?;
     show!(stand:
         a_killed_daemon_and_its_successor_lose_no_packet,
         a_daemon_dead_for_longer_than_every_timer_is_not_missed,
+        tcp_connections_expire_and_come_again_with_no_daemon,
         a_daemon_that_is_asked_to_stop_leaves_everything_at_work,
         a_pin_that_somebody_takes_away_is_missed_before_a_restart,
         a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on,
@@ -99,6 +106,94 @@ fn a_daemon_dead_for_longer_than_every_timer_is_not_missed(stand: &mut Stand) ->
     eventually("what expired is swept", || {
         let counters = stand.counters()?;
         Ok(counters.begun - counters.ended <= 8)
+    })
+}
+
+/// Answers one message. Some time later, when also what is acknowledged late is, nobody hears of
+/// the server again.
+fn answer_and_vanish(mut stream: TcpStream, _: &Stop) -> io::Result<()> {
+    let mut message = [0; 8];
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_exact(&mut message)?;
+    stream.write_all(&message)?;
+    thread::sleep(LATE);
+    client::vanish(stream).map_err(io::Error::other)
+}
+
+/// The same, when the client has no more to say.
+fn answer_till_the_end(mut stream: TcpStream, _: &Stop) -> io::Result<()> {
+    let mut message = [0; 8];
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_exact(&mut message)?;
+    stream.write_all(&message)?;
+    // Nothing more comes but its end.
+    let _ = stream.read(&mut message)?;
+    thread::sleep(LATE);
+    client::vanish(stream).map_err(io::Error::other)
+}
+
+fn tcp_connections_expire_and_come_again_with_no_daemon(stand: &mut Stand) -> Result<()> {
+    const HOLDS: u16 = 7_001;
+    const VANISHES: u16 = 7_002;
+    const DEAF: u16 = 7_003;
+    stand.daemon.kill()?;
+    let lab = &stand.lab;
+    let _servers = [
+        servers::tcp(&lab.transit, HOLDS, answer_till_the_end)?,
+        servers::tcp(&lab.transit, VANISHES, answer_and_vanish)?,
+    ];
+    lab.transit.nft(&format!(
+        "table ip deaf {{ chain arriving {{ type filter hook input priority 0\n\
+         tcp dport {DEAF} drop\n}}\n}}\n"
+    ))?;
+    let pod = lab.pod("prod-eu", "api");
+    // The same tuple each time.
+    let open = |port: u16, patience| {
+        let from = SocketAddrV4::new(pod.address, 20_000 + port);
+        let to = SocketAddrV4::new(TRANSIT_SERVERS[0], port);
+        client::connect_from(&pod.netns, from, to, patience)
+    };
+    let ask = |stream: &mut TcpStream| -> Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"message.")?;
+        Ok(stream.read_exact(&mut [0; 8])?)
+    };
+    // Slower than any timer but that of a connection that is open.
+    let stream = client::connect_to(&pod.netns, TRANSIT, PATIENCE)?.open()?;
+    let talk = client::talk(&pod.netns, stream, Duration::from_millis(2_500), PATIENCE);
+    thread::sleep(Duration::from_millis(100));
+    let before = stand.counters()?;
+    for round in 1..=2 {
+        let mut established = open(VANISHES, PATIENCE)?.open().context("to be established")?;
+        ask(&mut established)?;
+        let mut closing = open(HOLDS, PATIENCE)?.open().context("to be closed by half")?;
+        ask(&mut closing)?;
+        closing.shutdown(Shutdown::Write)?;
+        // The second SYN belongs to what the first began.
+        for _ in 0..2 {
+            let attempt = open(DEAF, Duration::from_millis(200))?;
+            ensure!(matches!(attempt, Attempt::Silence), "{attempt:?}");
+        }
+        client::vanish(closing)?;
+        let now = stand.counters()?;
+        let (begun, ended) = (now.begun - before.begun, now.ended - before.ended);
+        ensure!((begun, ended) == (3 * round, 3 * round - 3), "{begun} {ended}, round {round}");
+        thread::sleep(Duration::from_millis(4_500));
+        // Nobody swept it, and it is over all the same: who is inside is told.
+        established.write_all(b"anybody?")?;
+        let answer = established.read(&mut [0; 8]).map_err(|error| error.kind());
+        ensure!(answer == Err(io::ErrorKind::ConnectionReset), "{answer:?}, round {round}");
+        let ended = stand.counters()?.ended - before.ended;
+        ensure!(ended == 3 * round - 2, "{ended} ended, round {round}");
+    }
+    lab.transit.nft("delete table ip deaf\n")?;
+    ensure!(!talk.ended(), "a connection with traffic ended");
+    let talk = talk.stop()?;
+    ensure!(talk.broke.is_none() && talk.answered >= 3, "{talk:?}");
+    stand.daemon.restart()?;
+    eventually("what expired is swept", || {
+        let counters = stand.counters()?;
+        Ok(counters.begun - counters.ended <= 2)
     })
 }
 
