@@ -13,6 +13,8 @@ use crate::packet_socket::PacketSocket;
 const MOST_BYTES: usize = 256 << 20;
 /// How many faults an error lists.
 const LISTED: usize = 5;
+/// How much of a frame an error shows: all of a short one, so that its sum can be done again.
+const LISTED_BYTES: usize = 160;
 
 /// Which frames of an interface to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +127,7 @@ impl Captured {
             let found = frame.faults(non_routable);
             faulty += usize::from(!found.is_empty());
             for fault in found.iter().take_while(|_| faulty <= LISTED) {
-                let bytes = &frame.bytes[..frame.bytes.len().min(64)];
+                let bytes = &frame.bytes[..frame.bytes.len().min(LISTED_BYTES)];
                 let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
                 faults += &format!("\n  frame {number}: {fault}: {hex}");
             }

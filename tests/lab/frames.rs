@@ -108,7 +108,7 @@ impl Frame {
         if non_routable.iter().any(|prefix| prefix.contains(&source)) {
             faults.push(Fault::NonRoutableSource(source));
         }
-        if ipv4::checksum(&packet) != packet.get_checksum() {
+        if !is_accepted(packet.get_checksum(), ipv4::checksum(&packet)) {
             faults.push(Fault::HeaderChecksum);
         }
         // The last of the three flags says that more fragments follow.
@@ -127,26 +127,33 @@ fn segment_fault(packet: &Ipv4Packet<'_>) -> Option<Fault> {
         IpNextHeaderProtocols::Tcp => {
             let Some(tcp) = TcpPacket::new(payload) else { return Some(Fault::Malformed) };
             let right = tcp::ipv4_checksum(&tcp, &source, &destination);
-            (tcp.get_checksum() != right).then_some(Fault::TcpChecksum)
+            (!is_accepted(tcp.get_checksum(), right)).then_some(Fault::TcpChecksum)
         }
         IpNextHeaderProtocols::Udp => {
             let Some(udp) = UdpPacket::new(payload) else { return Some(Fault::Malformed) };
             if usize::from(udp.get_length()) != payload.len() {
                 return Some(Fault::Malformed);
             }
-            let right = match udp::ipv4_checksum(&udp, &source, &destination) {
-                // Zero means that there is none, so it is sent as its other form.
-                0 => 0xffff,
-                sum => sum,
-            };
-            (udp.get_checksum() != 0 && udp.get_checksum() != right).then_some(Fault::UdpChecksum)
+            let right = udp::ipv4_checksum(&udp, &source, &destination);
+            // Zero means that there is none.
+            let is_right = udp.get_checksum() == 0 || is_accepted(udp.get_checksum(), right);
+            (!is_right).then_some(Fault::UdpChecksum)
         }
         IpNextHeaderProtocols::Icmp => {
             let Some(icmp) = IcmpPacket::new(payload) else { return Some(Fault::Malformed) };
-            (icmp.get_checksum() != icmp::checksum(&icmp)).then_some(Fault::IcmpChecksum)
+            let right = icmp::checksum(&icmp);
+            (!is_accepted(icmp.get_checksum(), right)).then_some(Fault::IcmpChecksum)
         }
         _ => None,
     }
+}
+
+/// Whether a receiver takes a checksum for the right one: it adds everything up, and in that sum
+/// zero has two forms. A kernel that fills in what it could leave to a device writes 0xffff where
+/// the sum comes to zero (`skb_checksum_help`), for every protocol as UDP needs it: one segment
+/// in 65,536.
+fn is_accepted(checksum: u16, right: u16) -> bool {
+    checksum == right || [checksum, right].iter().all(|sum| matches!(sum, 0 | 0xffff))
 }
 
 fn is_tag(ethertype: EtherType) -> bool {
@@ -278,6 +285,35 @@ mod tests {
             let allowed = protocol == IpNextHeaderProtocols::Udp;
             assert_eq!(frame.faults(&[]).is_empty(), allowed, "{protocol}");
             assert!(allowed || frame.faults(&[]) == [fault]);
+        }
+    }
+
+    #[test]
+    fn a_sum_of_zero_is_right_in_both_of_its_forms_and_in_no_other() {
+        // A word that counts, and the checksum: where the checksum is added to the word, the new
+        // checksum is zero.
+        for (protocol, fault, word, at) in [
+            (IpNextHeaderProtocols::Tcp, Fault::TcpChecksum, 52, 50),
+            (IpNextHeaderProtocols::Udp, Fault::UdpChecksum, 42, 40),
+            (IpNextHeaderProtocols::Icmp, Fault::IcmpChecksum, 38, 36),
+            (IpNextHeaderProtocols::Icmp, Fault::HeaderChecksum, 18, 24),
+        ] {
+            let mut zero = frame(&[], OUTSIDE, protocol);
+            let read = |at| u32::from(u16::from_be_bytes([zero.bytes[at], zero.bytes[at + 1]]));
+            let sum = read(word) + read(at);
+            let sum = ((sum >> 16) + (sum & 0xffff)) as u16;
+            zero.bytes[word..word + 2].copy_from_slice(&sum.to_be_bytes());
+            for (checksum, expected) in
+                [(0, vec![]), (0xffff, vec![]), (1, vec![fault]), (0xfffe, vec![fault])]
+            {
+                let mut frame = zero.clone();
+                frame.bytes[at..at + 2].copy_from_slice(&u16::to_be_bytes(checksum));
+                assert_eq!(frame.faults(&[]), expected, "{fault} {checksum:#x}");
+            }
+            // Where zero is not the sum, neither of its forms is right.
+            let mut wrong = frame(&[], OUTSIDE, protocol);
+            wrong.bytes[at..at + 2].fill(0xff);
+            assert_eq!(wrong.faults(&[]), [fault], "{fault}");
         }
     }
 
