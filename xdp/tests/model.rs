@@ -5,8 +5,9 @@
 //! RUSTFLAGS="--cfg loom" cargo test -p xdp --test model --release --target-dir target/loom
 //! ```
 //!
-//! Under `--cfg loom` a window has two slots and a port set 64 words. Each run is bounded to
-//! a few preemptions, which is where such bugs are: two of them need two.
+//! Under `--cfg loom` a key has one near slot, a window two, and a port set 64 words; the claims
+//! that depend on it are shown for a table without near slots too. Each run is bounded to a few
+//! preemptions, which is where such bugs are: two of them need two, one needs three.
 #![cfg(loom)]
 
 use loom::{model::Builder, sync::Mutex, thread};
@@ -28,12 +29,15 @@ use xdp_abi::{
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
     port::{PairKey4, Ports},
     reason::Reason,
-    session::{Class, Entry4, Link, Meta, Record, Stamp, State, WINDOW},
+    session::{Class, Entry4, Link, Meta, NEAR, Record, Stamp, State, WINDOW},
     word::Word,
 };
 
 const WINDOW_SLOTS: u32 = WINDOW;
 const OVERFLOW_SLOTS: u32 = 2;
+/// Behind those of overflow, in a table that has near slots.
+const NEAR_SLOT: u32 = WINDOW_SLOTS + OVERFLOW_SLOTS;
+const HINT_WORDS: usize = table::hint_words(WINDOW_SLOTS, NEAR) as usize;
 /// A UDP session is kept so long.
 const TIMEOUT: u32 = 10;
 
@@ -42,7 +46,7 @@ struct Tiny {
     config: Config,
     shared: Shared,
     slots: Vec<Entry4>,
-    hints: Word,
+    hints: [Word; HINT_WORDS],
     records: Vec<Record>,
     free_records: Mutex<Vec<u32>>,
     overflow: Mutex<Vec<([u64; 2], u32)>>,
@@ -61,11 +65,16 @@ fn ports() -> Ports {
 
 impl Tiny {
     fn new(hot: bool) -> Self {
+        Self::with_near(NEAR, hot)
+    }
+
+    /// A table with so many near slots, at most [`NEAR`].
+    fn with_near(near: u32, hot: bool) -> Self {
         let config = Config {
             policy: Word::new(1 << 32),
             seed: Word::new(7),
-            slots: Word::new(WINDOW_SLOTS as u64 - 1),
-            tick_shift: Word::new(HINTED),
+            slots: Word::new((OVERFLOW_SLOTS as u64) << 32 | WINDOW_SLOTS as u64 - 1),
+            tick_shift: Word::new((near as u64) << 32 | HINTED),
             timeouts: words(),
             rest: Word::new(0),
             non_routable: words(),
@@ -97,16 +106,15 @@ impl Tiny {
             spilled: words(),
             identity: Word::new(0),
         };
-        let all = WINDOW_SLOTS + OVERFLOW_SLOTS;
         Self {
             config,
             shared,
-            slots: (0..all).map(|_| Entry4 { words: words() }).collect(),
-            hints: Word::new(0),
+            slots: (0..NEAR_SLOT + near).map(|_| Entry4 { words: words() }).collect(),
+            hints: words(),
             records: (0..3).map(|_| record()).collect(),
             free_records: Mutex::new(Vec::new()),
             overflow: Mutex::new(Vec::new()),
-            free_overflow: Mutex::new((WINDOW_SLOTS..all).collect()),
+            free_overflow: Mutex::new((WINDOW_SLOTS..NEAR_SLOT).collect()),
             lendable: ports(),
             bitmap: hot.then(ports),
         }
@@ -194,8 +202,8 @@ impl Tables for Tiny {
     fn recent(&self, _: u32) -> Option<&Line> {
         None
     }
-    fn hints(&self, _: u32) -> Option<&Word> {
-        Some(&self.hints)
+    fn hints(&self, word: u32) -> Option<&Word> {
+        self.hints.get(word as usize)
     }
     fn record(&self, index: u32) -> Option<&Record> {
         self.records.get(index as usize)
@@ -354,38 +362,140 @@ fn check(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     builder.check(run);
 }
 
+/// Two insert a key at the same time, where so many slots of its home are taken.
+fn insert_twice(near: u32, taken: u32) {
+    check(3, move || {
+        let t = Arc::new(Tiny::with_near(near, false));
+        for n in 0..taken {
+            let Claim::Taken(index) = table::claim(&*t, &V4::pack(&key(50 + n as u8))) else {
+                panic!()
+            };
+            table::publish(&*t, index, Class::Udp, 1);
+        }
+        let insert = |t: &Tiny| match table::claim(t, &V4::pack(&key(1))) {
+            Claim::Taken(index) => {
+                table::publish(t, index, Class::Udp, 1);
+                true
+            }
+            Claim::Contended => false,
+            Claim::NoRoom => panic!("there is room for both"),
+        };
+        let other = {
+            let t = t.clone();
+            thread::spawn(move || insert(&t))
+        };
+        let mine = insert(&t);
+        let theirs = other.join().unwrap();
+        assert!(!(mine && theirs));
+        assert_eq!(t.count(&key(1)), usize::from(mine || theirs));
+        // Whoever failed left nothing behind: there is a way in now.
+        assert_eq!(table::claim(&*t, &V4::pack(&key(1))) == Claim::Contended, mine || theirs);
+    });
+}
+
 #[test]
 fn a_key_never_lives_twice() {
     // With room in the window for both; for one of the two; for none.
     for taken in 0..=WINDOW_SLOTS {
+        insert_twice(0, taken);
+    }
+}
+
+#[test]
+fn a_key_never_lives_near_and_in_its_window() {
+    // With the near slot free, and room in the window for both; with none near, and for one.
+    for taken in [0, NEAR + 1] {
+        insert_twice(NEAR, taken);
+    }
+}
+
+#[test]
+fn a_slot_that_changes_hands_keeps_the_hint_of_its_key() {
+    // Another key comes where one goes; the same key comes again.
+    for (near, n) in [(NEAR, 2), (NEAR, 1), (0, 1)] {
         check(3, move || {
-            let t = Arc::new(Tiny::new(false));
-            for n in 0..taken {
-                let Claim::Taken(index) = table::claim(&*t, &V4::pack(&key(50 + n as u8))) else {
-                    panic!()
-                };
-                table::publish(&*t, index, Class::Udp, 1);
-            }
-            let insert = |t: &Tiny| match table::claim(t, &V4::pack(&key(1))) {
-                Claim::Taken(index) => {
-                    table::publish(t, index, Class::Udp, 1);
-                    true
-                }
-                Claim::Contended => false,
-                Claim::NoRoom => panic!("there is room for both"),
+            let t = Arc::new(Tiny::with_near(near, false));
+            let close = |t: &Tiny, index: u32| {
+                let meta = t.slots[index as usize].load_meta();
+                assert!(table::freeze(t, index, meta));
+                table::release(t, index);
             };
-            let other = {
+            let goes = {
                 let t = t.clone();
-                thread::spawn(move || insert(&t))
+                thread::spawn(move || {
+                    if let Claim::Taken(index) = table::claim(&*t, &V4::pack(&key(1))) {
+                        table::publish(&*t, index, Class::Udp, 1);
+                        close(&t, index);
+                    }
+                })
             };
-            let mine = insert(&t);
-            let theirs = other.join().unwrap();
-            assert!(!(mine && theirs));
-            assert_eq!(t.count(&key(1)), usize::from(mine || theirs));
-            // Whoever failed left nothing behind: there is a way in now.
-            assert_eq!(table::claim(&*t, &V4::pack(&key(1))) == Claim::Contended, mine || theirs);
+            // Loom follows up what meets in the order in which it first ran: who goes comes first.
+            let comes = {
+                let t = t.clone();
+                thread::spawn(move || {
+                    let claim = table::claim(&*t, &V4::pack(&key(n)));
+                    if let Claim::Taken(index) = claim {
+                        table::publish(&*t, index, Class::Udp, 1);
+                    }
+                    claim
+                })
+            };
+            goes.join().unwrap();
+            let comes = comes.join().unwrap();
+            match comes {
+                Claim::Taken(index) => {
+                    let found = table::find(&*t, &V4::pack(&key(n))).map(|found| found.index);
+                    assert_eq!(found, Some(index), "it is hidden");
+                    assert_eq!(table::claim(&*t, &V4::pack(&key(n))), Claim::Contended);
+                    close(&t, index);
+                }
+                Claim::Contended => assert_eq!(n, 1),
+                Claim::NoRoom => panic!("there is room for both"),
+            }
+            // A tag of nobody would keep its slot from everybody.
+            assert_eq!(t.hints.each_ref().map(Word::load), [0; HINT_WORDS]);
+            assert_eq!(t.count(&key(1)) + t.count(&key(n)), 0);
         });
     }
+}
+
+#[test]
+fn a_session_that_is_followed_near_is_whole_or_gone() {
+    check(2, || {
+        let t = Arc::new(Tiny::with_near(NEAR, false));
+        assert!(t.open(&key(1), 0, 1));
+        assert!(t.state(NEAR_SLOT).is(State::Live), "its forward entry stands near");
+        let sweeper = {
+            let t = t.clone();
+            thread::spawn(move || end(&*t, 0, Ending::EXPIRE, 2 + TIMEOUT))
+        };
+        // Another session comes meanwhile; it may find the near slot taken, free, or neither.
+        let opener = {
+            let t = t.clone();
+            thread::spawn(move || {
+                let opened = t.open(&key(2), 1, 1);
+                for (k, reply) in [(key(2), false), (back(&key(2)), true)] {
+                    let replay = established::replay(&*t, &k, 0, 100, 1);
+                    assert_eq!(replay.is_ok(), opened, "{k:?}");
+                    if let Ok(replay) = replay {
+                        assert_eq!((replay.rewrite, replay.reply), (mark(&key(2), reply), reply));
+                    }
+                }
+                opened
+            })
+        };
+        assert_eq!(sweeper.join().unwrap(), Ended::Gone);
+        let opened = opener.join().unwrap();
+        assert_eq!(t.count(&key(1)) + t.count(&back(&key(1))), 0);
+        let both = if opened { (1, 1) } else { (0, 0) };
+        assert_eq!((t.count(&key(2)), t.count(&back(&key(2)))), both);
+        let tag = t.hints[1].load() as u8;
+        assert_eq!(
+            tag != 0,
+            t.state(NEAR_SLOT).is(State::Live),
+            "a tag is of whoever stands there"
+        );
+    });
 }
 
 #[test]

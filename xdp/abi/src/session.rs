@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// How many slots after its home an entry may stand in.
 pub const WINDOW: u32 = if cfg!(loom) { 2 } else { 8 };
 /// How many near slots an entry is tried in before.
-pub const NEAR: u32 = if cfg!(loom) { 0 } else { 2 };
+pub const NEAR: u32 = if cfg!(loom) { 1 } else { 2 };
 /// Near slots, at most: half a megabyte. While there are few sessions all of them are there, so
 /// that they need few pages: a page whose translation the processor has forgotten costs as much
 /// as everything else that an established packet takes.
