@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, UdpLoad};
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
-use lab::{Lab, Netns, Shape};
+use lab::{Lab, Netns};
 use serde_json::Value;
 
 use crate::stand::{Place, Stand, everywhere, show};
@@ -65,16 +65,24 @@ fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
 
 fn a_link_that_comes_back_carries_on(stand: &mut Stand) -> Result<()> {
     let lab = &stand.lab;
-    if lab.shape != Shape::ThreeLegged {
-        let why = "the only link of a one-armed gateway carries the routes of its router too";
-        lab::skip::say("a_link_that_comes_back_carries_on", why);
-        return Ok(());
-    }
+    let (router, interface) = match &lab.vpc {
+        None => (&lab.internet_router, "uplink"),
+        Some(vpc) => (vpc, "trunk"),
+    };
+    // The router's kernel forgets what it routes by a link that is down, and whoever set its
+    // routes sets them again; the gateway's only loses its carrier.
+    let boot = ["route", "show", "table", "all", "dev", interface, "proto", "boot"];
+    let shown = router.run("ip", &boot)?;
+    let routes: String = shown
+        .lines()
+        .map(|route| format!("route replace {} dev {interface}\n", route.trim()))
+        .collect();
     flows_through(stand, || {
-        let set = |state| lab.internet_router.ip(&format!("link set dev uplink {state}\n"));
+        let set = |state| router.ip(&format!("link set dev {interface} {state}\n"));
         set("down")?;
         thread::sleep(Duration::from_millis(300));
-        set("up")
+        set("up")?;
+        router.ip(&routes)
     })
 }
 
