@@ -475,7 +475,7 @@ fn a_session_that_is_followed_near_is_whole_or_gone() {
             thread::spawn(move || {
                 let opened = t.open(&key(2), 1, 1);
                 for (k, reply) in [(key(2), false), (back(&key(2)), true)] {
-                    let replay = established::replay(&*t, &k, 0, 100, 1);
+                    let replay = established::replay(&*t, &k, 0, 100, 1, |_| true);
                     assert_eq!(replay.is_ok(), opened, "{k:?}");
                     if let Ok(replay) = replay {
                         assert_eq!((replay.rewrite, replay.reply), (mark(&key(2), reply), reply));
