@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
@@ -135,6 +135,10 @@ pub fn read_config(path: &Path) -> Result<Config, StartError> {
 
 /// Runs until a signal ends it. Programs, tables and the guard stay: traffic goes on.
 pub async fn run(path: PathBuf) -> Result<(), StartError> {
+    // Both before the file is read: a change and a signal that come while everything starts are
+    // seen as soon as it has.
+    let seen = stamp(&path);
+    let signals = Signals::new()?;
     let config = Arc::new(read_config(&path)?);
     for warning in &config.warnings {
         warn!("{warning}");
@@ -187,7 +191,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
-    let outcome = Loop { engine, follower, state, capture, path }.run(changes).await;
+    let outcome = Loop { engine, follower, state, capture, path, seen }.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
     let both = async { (local.await, metrics.await) };
@@ -211,20 +215,39 @@ struct Loop {
     state: Arc<State<Tables4>>,
     capture: Arc<Capture>,
     path: PathBuf,
+    /// What the file looked like before it was read last.
+    seen: Stamp,
+}
+
+struct Signals {
+    hang_up: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let of = |kind: SignalKind| {
+            signal(kind).map_err(|source| StartError::Io { what: "signals".into(), source })
+        };
+        Ok(Self {
+            hang_up: of(SignalKind::hangup())?,
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+        })
+    }
 }
 
 impl Loop {
-    async fn run(mut self, mut changes: mpsc::Receiver<NetworkEvent>) -> Result<(), StartError> {
-        let signals = |kind: SignalKind| {
-            signal(kind).map_err(|source| StartError::Io { what: "signals".into(), source })
-        };
-        let mut hang_up = signals(SignalKind::hangup())?;
-        let mut terminate = signals(SignalKind::terminate())?;
-        let mut interrupt = signals(SignalKind::interrupt())?;
+    async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<NetworkEvent>,
+        signals: Signals,
+    ) -> Result<(), StartError> {
+        let Signals { mut hang_up, mut terminate, mut interrupt } = signals;
         let mut sweep = ticker(SWEEP_EVERY);
         let mut upkeep = ticker(UPKEEP_EVERY);
         let mut file = ticker(FILE_EVERY);
-        let mut seen = stamp(&self.path);
         self.state.readiness.set(Condition::Policy, vec![]);
         self.show_places();
         self.upkeep();
@@ -235,13 +258,13 @@ impl Loop {
                     None => warn!("the kernel's network tables are no longer followed"),
                 },
                 _ = hang_up.recv() => {
-                    seen = stamp(&self.path);
+                    self.seen = stamp(&self.path);
                     self.reload();
                 }
                 _ = file.tick() => {
                     let now = stamp(&self.path);
-                    if now != seen {
-                        seen = now;
+                    if now != self.seen {
+                        self.seen = now;
                         self.reload();
                     }
                 }
@@ -370,7 +393,9 @@ fn ticker(every: Duration) -> tokio::time::Interval {
 }
 
 /// What changes when a file does.
-fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
     use std::os::unix::fs::MetadataExt as _;
     let meta = fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))

@@ -296,6 +296,25 @@ impl Engine {
         if wanted.xdp && !loaded.xdp || wanted.tc && !loaded.tc {
             return Err(EngineError::Restart("hook"));
         }
+        self.publisher.prepare(&self.datapath, &config.image)?;
+        let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
+        let outcome = self.put_into_force(config, numbers, places, network);
+        if outcome.is_err() {
+            // What was done of it is undone: the configuration that stays is all of it.
+            let (config, numbers, places) = before;
+            self.put_into_force(config, numbers, places, network)?;
+        }
+        outcome
+    }
+
+    /// Guard first, programs last.
+    fn put_into_force(
+        &mut self,
+        config: Arc<Config>,
+        numbers: Numbers,
+        places: Places,
+        network: &NetworkState,
+    ) -> Result<u32, EngineError> {
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
         let moved = places != self.places;

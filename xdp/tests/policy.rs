@@ -254,6 +254,60 @@ fn an_identity_change_touches_only_the_flows_of_that_address() {
 }
 
 #[test]
+fn an_identity_change_in_one_cluster_leaves_the_same_address_of_another_alone() {
+    let mut lab = scene("permit any -> any tcp/443").build();
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    lab.forward(3, &tcp(POD, SERVER, SYN).frame());
+    lab.gateway.tables.amend(&[(2, v4("100.64.0.7"))], |policy| {
+        policy.hosts.insert((2, v4("100.64.0.7")), Default::default());
+    });
+    lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    assert_eq!(lab.tables().counters().judged_again, 0);
+    lab.send(3, &tcp(POD, SERVER, ACK).frame());
+    assert_eq!(lab.tables().counters().judged_again, 1);
+}
+
+#[test]
+fn the_record_of_a_flow_that_was_judged_again_names_the_rule_and_the_parties_of_now() {
+    let first = scene("permit red -> any tcp/443 log");
+    let mut lab = first.build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    let before = lab.tables().take_events();
+    lab.publish(&first.clone().rules(
+        "permit blue -> any all log\npermit red -> any udp/53 log\npermit red -> any tcp/443 log",
+    ));
+    lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    lab.send(5, &answer_to(&out, RST).frame());
+    lab.publish(&first.clone().rules("deny any -> any all"));
+    lab.send(2, &tcp(POD, SERVER, ACK).frame());
+    let end = lab.tables().take_events().into_iter().find(|e| e.kind == event::END).unwrap();
+    assert_eq!((before[0].rule, end.rule), (1, 3));
+    // What was seen each way, also of packets on the shortest way.
+    assert_eq!(end.tcp_flags, [SYN | ACK, RST]);
+}
+
+#[test]
+fn a_refusal_tells_the_rule_that_would_have_matched() {
+    let lab = scene("permit red -> any tcp/443 monitor\ndeny any -> any all log").build();
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::RuleDenied);
+    let event = lab.tables().take_events()[0];
+    assert_eq!((event.kind, event.rule, event.would_match), (event::DENY, 2, 1));
+}
+
+#[test]
+fn no_pod_of_one_domain_appears_untranslated_in_another() {
+    let lab = scene("permit any -> any all")
+        .and(
+            "link 6\nattach peer spoke domain 7 on 6 address 10.50.0.1 sources 10.50.0.0/24 \
+             routes 10.50.0.0/24\nroute 10.50.0.0/24 on 6 via 10.50.0.254",
+        )
+        .snats("snat blue -> any to 203.0.113.7")
+        .build();
+    assert_eq!(lab.dropped(2, &udp(POD, "10.50.0.9:53").frame()), Reason::NoSnatPolicy);
+    assert_eq!(lab.sessions(), 0);
+}
+
+#[test]
 fn a_session_ends_when_its_outside_address_is_withdrawn() {
     let first = scene("permit red -> any all log");
     let mut lab = first.build();

@@ -100,6 +100,10 @@ impl FileSink {
         self.outbox.send(&mut Measured(open), counts)
     }
 
+    fn has_moved(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path))
+    }
+
     /// Everything meant for the file is in it: it may change its name.
     fn rotate(&mut self) -> io::Result<()> {
         let name = |number: u32| {
@@ -144,11 +148,18 @@ impl Sink for FileSink {
 
     fn flush(&mut self, counts: &Counts) {
         self.failing = false;
+        // What goes into a file that has no name any more is lost, and counted as written.
+        if self.outbox.is_between_lines() && self.has_moved() {
+            self.open = None;
+        }
         if self.send(counts).is_err() {
             add(&counts.errors, 1);
             self.failing = true;
-        } else if self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path)) {
-            self.open = None;
+            // Whoever removed the file of a full disk gets its room back when it is closed here.
+            if self.has_moved() {
+                self.outbox.give_up_begun(counts);
+                self.open = None;
+            }
         }
     }
 

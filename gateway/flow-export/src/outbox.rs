@@ -18,6 +18,8 @@ pub(crate) struct Outbox {
     bytes: Vec<u8>,
     /// How many of them are written.
     sent: usize,
+    /// The last line that was written has its end still here.
+    begun: bool,
 }
 
 impl Outbox {
@@ -45,6 +47,7 @@ impl Outbox {
                     let lines = written.iter().filter(|byte| **byte == b'\n').count();
                     add(&counts.written, lines as u64);
                     self.sent += length;
+                    self.begun = written.last() != Some(&b'\n');
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -58,12 +61,28 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether the next byte begins a line.
+    pub(crate) fn is_between_lines(&self) -> bool {
+        !self.begun
+    }
+
+    /// Gives up a line whose beginning is where it cannot be ended.
+    pub(crate) fn give_up_begun(&mut self, counts: &Counts) {
+        if std::mem::take(&mut self.begun) {
+            let rest = self.bytes[self.sent..].iter().position(|byte| *byte == b'\n');
+            self.sent += rest.map_or(self.bytes.len() - self.sent, |end| end + 1);
+            add(&counts.dropped, 1);
+            self.forget_sent();
+        }
+    }
+
     /// Gives up what waits.
     pub(crate) fn abandon(&mut self, counts: &Counts) {
         let lines = self.bytes[self.sent..].iter().filter(|byte| **byte == b'\n').count();
         add(&counts.dropped, lines as u64);
         self.bytes.clear();
         self.sent = 0;
+        self.begun = false;
     }
 
     fn forget_sent(&mut self) {

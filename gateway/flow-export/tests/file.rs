@@ -73,6 +73,18 @@ fn a_file_is_put_aside_between_two_lines_and_the_oldest_goes() {
 }
 
 #[test]
+fn lines_after_the_file_was_removed_are_in_a_new_one() {
+    let directory = Directory::new("removed");
+    let mut exporter = exporter(&directory, 50, 2);
+    export(&mut exporter, 10..14);
+    exporter.flush();
+    fs::remove_file(directory.log()).unwrap();
+    export(&mut exporter, 14..18);
+    exporter.flush();
+    assert_eq!(numbers(&directory.log()), [14, 15, 16, 17]);
+}
+
+#[test]
 fn no_line_is_lost_when_every_file_is_kept() {
     let directory = Directory::new("lossless");
     for (from, to) in [(10, 40), (40, 99)] {
@@ -141,12 +153,10 @@ fn a_file_that_somebody_moved_away_is_made_anew() {
     export(&mut exporter, 10..12);
     exporter.flush();
     fs::rename(directory.log(), directory.0.join("elsewhere")).unwrap();
-    export(&mut exporter, 12..13);
-    exporter.flush(); // still into the old one, and noticed
-    export(&mut exporter, 13..14);
+    export(&mut exporter, 12..14);
     exporter.flush();
-    assert_eq!(numbers(&directory.0.join("elsewhere")), [10, 11, 12]);
-    assert_eq!(numbers(&directory.log()), [13]);
+    assert_eq!(numbers(&directory.0.join("elsewhere")), [10, 11]);
+    assert_eq!(numbers(&directory.log()), [12, 13]);
 }
 
 #[test]

@@ -144,6 +144,13 @@ impl Publisher {
         &self.lendings
     }
 
+    /// Whether an image fits beside the one in force, before anything of it is written.
+    pub fn prepare(&mut self, datapath: &Datapath, image: &Image) -> Result<(), PublishError> {
+        self.number_rules(datapath, image)?;
+        self.pools(image)?;
+        Ok(())
+    }
+
     /// Writes an image and swaps it in. `reserved` says which ports of an address the machine
     /// itself uses. The generation that is now in force comes back.
     pub fn publish(
@@ -159,7 +166,8 @@ impl Publisher {
             thread::sleep(GRACE.saturating_sub(swapped.elapsed()));
         }
         self.number_rules(datapath, image)?;
-        let pools = self.pools(image)?;
+        let (pools, lendings) = self.pools(image)?;
+        self.lendings = lendings;
         self.forget(datapath, bank);
         write_rules(datapath, image, bank, &self.counters);
         write_identities(datapath, image, bank);
@@ -342,7 +350,7 @@ impl Publisher {
     }
 
     /// The outside addresses of all policies, each with its place among the lendable sets.
-    fn pools(&mut self, image: &Image) -> Result<Pools, PublishError> {
+    fn pools(&self, image: &Image) -> Result<(Pools, BTreeMap<Lending, u32>), PublishError> {
         let mut pools = Pools::default();
         let mut lendings: BTreeMap<Lending, u32> = BTreeMap::new();
         for policy in &image.snat {
@@ -371,8 +379,7 @@ impl Publisher {
         if pools.addresses.len() > POOL_ADDRESSES as usize {
             return Err(PublishError::Pool { need: pools.addresses.len() });
         }
-        self.lendings = lendings;
-        Ok(pools)
+        Ok((pools, lendings))
     }
 
     /// Removes what a bank held two policies ago.

@@ -39,7 +39,11 @@ pub struct Certificates {
 }
 
 fn stamps(files: &Tls) -> io::Result<[Stamp; 2]> {
-    Ok([stamp(&files.certificate)?, stamp(&files.key)?])
+    let of = |path: &Path| {
+        stamp(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    };
+    Ok([of(&files.certificate)?, of(&files.key)?])
 }
 
 fn invalid(path: &Path, error: impl std::fmt::Display) -> io::Error {

@@ -465,7 +465,8 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             }
             None => self.step("snat", "no policy matches: it keeps its source".to_owned()),
         }
-        let leaks = exit.attachment.flags & ROUTABLE != 0
+        let leaves = exit.attachment.flags & ROUTABLE != 0 || exit.attachment.domain != key.domain;
+        let leaks = leaves
             && is_non_routable(self.tables.config(), source)
             && !self.tables.carries(exit.number, source);
         if leaks {

@@ -58,9 +58,9 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 plan.reply_key.destination = V4(outside.address);
             }
         }
-        if !plan.translated
-            && plan.egress.flags & ROUTABLE != 0
-            && guard::is_confined(tables, plan.egress_number, key.source)
+        // In another domain a non-routable source is nobody, or somebody else.
+        let leaves = plan.egress.flags & ROUTABLE != 0 || plan.egress.domain != key.domain;
+        if !plan.translated && leaves && guard::is_confined(tables, plan.egress_number, key.source)
         {
             return Code::drop(Reason::NoSnatPolicy);
         }
