@@ -307,7 +307,7 @@ impl Engine {
         outcome
     }
 
-    /// Guard first, programs last.
+    /// Guard first, policy last.
     fn put_into_force(
         &mut self,
         config: Arc<Config>,
@@ -320,6 +320,8 @@ impl Engine {
         let moved = places != self.places;
         self.numbers = numbers;
         self.take_places(places, network)?;
+        // Before the policy: an interface that takes no program has changed nothing for a flow.
+        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         let amended = if moved {
             None
         } else {
@@ -342,7 +344,6 @@ impl Engine {
                 )?
             }
         };
-        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         self.keep_neighbours();
         self.config = config;
         Ok(generation)

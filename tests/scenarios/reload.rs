@@ -10,7 +10,7 @@ use lab::client::{self, Attempt, Talk, UdpLoad, UdpReport};
 use lab::config::replace;
 use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
-use serde_json::json;
+use serde_json::{Value, json};
 use xdp_abi::reason::Reason;
 
 use crate::stand::{
@@ -31,6 +31,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         an_address_with_another_identity_does_not_inherit_flows,
         a_file_that_changes_is_read_without_being_told,
         a_bad_file_is_refused_and_the_old_policy_stays,
+        what_fails_while_it_is_put_into_force_is_undone,
         a_size_that_changes_is_refused_with_the_reason,
         a_policy_that_somebody_else_put_there_is_replaced_whole,
         a_rule_that_only_watches_decides_nothing_and_is_named,
@@ -188,6 +189,40 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
         Ok(stand.daemon.metric("sluice_config_last_reload_successful", &[])? == 1.0)
     })?;
     others.assert_whole()
+}
+
+fn what_fails_while_it_is_put_into_force_is_undone(stand: &mut Stand) -> Result<()> {
+    let live = live_talk(stand, "prod-eu", "web")?;
+    // XDP takes no frames of more than a page without being asked for it.
+    stand.lab.gateway.ip("link add jumbo0 mtu 9000 type veth peer name jumbo1 mtu 9000\n\
+         link set jumbo0 up\n\
+         link set jumbo1 up\n")?;
+    let mut failing = stand.config.clone();
+    failing.set_action("teams-to-internet", "reject");
+    failing.set_timer("udp", "77s");
+    let stated = failing.gateway["attachments"].as_array_mut().context("attachments are a list")?;
+    stated.push(json!({
+        "name": "jumbo", "interface": "jumbo0", "kind": "connection", "hook": "xdp",
+        "sources": ["172.31.0.0/16"], "routes": ["172.31.0.0/16"],
+    }));
+    stand.daemon.reload(&failing)?;
+    eventually("the reload is refused", || {
+        Ok(stand.ctl(&["status"])?.contains("the last reload was refused: "))
+    })?;
+    thread::sleep(Duration::from_millis(200));
+    ensure!(!live.ended(), "the old policy holds");
+    live.stop()?;
+    let pod = &stand.lab.pod("prod-eu", "web").netns;
+    client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    client::udp(pod, INTERNET, UdpLoad { from_port: 20_950, ..UdpLoad::default() })?;
+    let answer: Value =
+        serde_json::from_str(&stand.ctl(&["-o", "json", "sessions", "proto=udp"])?)?;
+    let sessions = answer["sessions"].as_array().context("a list of sessions")?;
+    ensure!(!sessions.is_empty(), "{answer}");
+    let longest = sessions.iter().filter_map(|session| session["expires_in"].as_u64()).max();
+    ensure!(longest > Some(77), "the timer is that of the refused file: {answer}");
+    stand.lab.gateway.ip("link del jumbo0\n")?;
+    stand.reload()
 }
 
 fn a_size_that_changes_is_refused_with_the_reason(stand: &mut Stand) -> Result<()> {

@@ -9,7 +9,7 @@ use scene::*;
 use xdp::{memory::RouteEntry, pipeline::Fate, tables::Tables};
 use xdp_abi::{
     config::PolicyWord,
-    forward::{ATTACHED, HOP_REFRESH, HOP_USED, Hop, ROUTABLE, port},
+    forward::{HOP_REFRESH, HOP_USED, Hop, ROUTABLE, port},
     reason::Reason,
     session::NETWORK_EPOCH,
 };
@@ -95,24 +95,6 @@ fn answers_return_where_the_session_came_from_though_it_comes_by_another_way_sin
     lab.forward(6, &ask);
     let (ifindex, _) = lab.forward(5, &answer_to(&out, 0).frame());
     assert_eq!(ifindex, 2);
-}
-
-#[test]
-fn a_session_whose_attachment_is_gone_ends_and_is_begun_anew_by_the_other_way() {
-    let scene = permissive()
-        .and("link 6")
-        .and("attach red2 spoke domain 1 on 6 address 100.64.255.2 sources 100.64.0.0/16");
-    let mut lab = scene.build();
-    let ask = udp(POD, "198.51.100.9:53").frame();
-    lab.forward(2, &ask);
-    // Its interface was deleted; what is left of it is not attached.
-    let mut gone = lab.tables().attachment(1).unwrap();
-    gone.flags &= !ATTACHED;
-    lab.gateway.tables.set_attachment(1, gone);
-    lab.publish(&scene);
-    assert_eq!(lab.dropped(6, &ask), Reason::SnatWithdrawn);
-    lab.forward(6, &ask);
-    assert_eq!(lab.sessions(), 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A live session under another policy, or with other identities: judged again, and kept or ended.
 
-use super::{Plan, Way, attached};
+use super::{Plan, Way};
 use crate::{
     address::{Address, Entry, Key, V4},
     packet::{Kind, Packet},
@@ -81,7 +81,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         doom.key = key;
         // An identity that changed moves no route; a new generation may stand for one.
         doom.goes_anew = record.policy.load() as u32 != policy.generation();
-        let ingress = attached(tables, Facts(record.facts.load()).ingress());
+        let ingress = tables.attachment(Facts(record.facts.load()).ingress());
         let ingress = ingress.filter(|ingress| ingress.domain == key.domain);
         doom.from = ingress.map_or(0, |ingress| ingress.ifindex);
         let withdrawn = ingress.is_none()
