@@ -13,7 +13,7 @@ use crate::{
         object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::{Places, Served},
-        publish::{PublishError, Publisher},
+        publish::{Pools, PublishError, Publisher},
         recycle::Recycling,
         settings,
         tables::{self, Datapath, TablesError},
@@ -216,8 +216,10 @@ impl Engine {
         places.write(&datapath, &Places::default())?;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
-        publisher
-            .publish(&datapath, &config.image, &places.ways_out, &|address| reserved.of(address))?;
+        let pools = publisher.plan(&datapath, &config.image)?;
+        publisher.publish(&datapath, &config.image, pools, &places.ways_out, &|address| {
+            reserved.of(address)
+        })?;
         hops::relink(&datapath, &places, |_, _| None);
         let mut older = datapath.take_older();
         if let Some(older) = &mut older {
@@ -296,13 +298,14 @@ impl Engine {
         if wanted.xdp && !loaded.xdp || wanted.tc && !loaded.tc {
             return Err(EngineError::Restart("hook"));
         }
-        self.publisher.prepare(&self.datapath, &config.image)?;
+        let pools = self.publisher.plan(&self.datapath, &config.image)?;
         let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
-        let outcome = self.put_into_force(config, numbers, places, network);
+        let outcome = self.put_into_force(config, pools, numbers, places, network);
         if outcome.is_err() {
             // What was done of it is undone: the configuration that stays is all of it.
             let (config, numbers, places) = before;
-            self.put_into_force(config, numbers, places, network)?;
+            let pools = self.publisher.plan(&self.datapath, &config.image)?;
+            self.put_into_force(config, pools, numbers, places, network)?;
         }
         outcome
     }
@@ -311,6 +314,7 @@ impl Engine {
     fn put_into_force(
         &mut self,
         config: Arc<Config>,
+        pools: Pools,
         numbers: Numbers,
         places: Places,
         network: &NetworkState,
@@ -339,6 +343,7 @@ impl Engine {
                 self.publisher.publish(
                     &self.datapath,
                     &config.image,
+                    pools,
                     &self.places.ways_out,
                     &|address| reserved.of(address),
                 )?

@@ -4,15 +4,20 @@
 //! field of a record stands in it, every test that a page names exists, every link leads
 //! somewhere, and the unit's capabilities are the ones that the daemon needs, no more.
 
+mod namespace;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use namespace::{can_run, run, scratch, skip};
 use serde_json::Value;
 use xdp_abi::reason::Reason;
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_sluice-gateway");
+/// What is skipped is about this, where it is not said otherwise.
+const UNIT: &str = "systemd unit";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -181,7 +186,7 @@ fn says(command: &str, file: &Path) -> (Option<i32>, String) {
 #[test]
 fn what_does_not_fit_the_tables_is_refused_by_check_as_by_run() {
     if !nix::unistd::geteuid().is_root() || Command::new("setpriv").arg("-h").output().is_err() {
-        return skip("needs root and setpriv to run without privileges");
+        return skip(UNIT, "needs root and setpriv to run without privileges");
     }
     let file = two_pods(&scratch("room"), "endpoints: 1");
     let expected = format!(
@@ -197,7 +202,7 @@ fn what_does_not_fit_the_tables_is_refused_by_check_as_by_run() {
 #[test]
 fn what_can_hardly_be_meant_is_said_by_check_and_by_run() {
     if !nix::unistd::geteuid().is_root() || Command::new("setpriv").arg("-h").output().is_err() {
-        return skip("needs root and setpriv to run without privileges");
+        return skip(UNIT, "needs root and setpriv to run without privileges");
     }
     let file = two_pods(&scratch("meant"), "endpoints: 2");
     let expected = format!(
@@ -260,17 +265,6 @@ fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
     values[0]
 }
 
-fn skip(why: &str) {
-    eprintln!("SKIPPED: systemd unit: {why}");
-}
-
-fn scratch(name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
-
 #[test]
 fn systemd_finds_nothing_wrong_with_the_unit() {
     let directory = scratch("unit");
@@ -282,17 +276,15 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
         .args(["verify", "--recursive-errors=one", "--man=no"])
         .arg(&file)
         .output();
-    let Ok(output) = verify else { return skip("there is no systemd-analyze") };
+    let Ok(output) = verify else { return skip(UNIT, "there is no systemd-analyze") };
     let said = String::from_utf8_lossy(&output.stderr);
     if said.contains("Failed to initialize manager") {
-        return skip("systemd-analyze does not run here");
+        return skip(UNIT, "systemd-analyze does not run here");
     }
     assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
-/// Two interfaces, BPF file system and configuration, in namespaces that vanish with this shell;
-/// `run` runs a daemon by the words that are given until it is ready, and ends it.
-/// Arguments: a directory, the program.
+/// Two interfaces, BPF file system and configuration.
 const SITE: &str = r#"
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/bpf"
@@ -327,33 +319,21 @@ gateway:
 documents:
   - { kind: DefaultAction, name: default, spec: { action: deny } }
 END
-directory=$1
-program=$2
-run() {
-    "$@" "$program" run --config "$directory/sluice.yaml" 2>"$directory/said" &
-    daemon=$!
-    tries=0
-    until [ "$(curl -s http://127.0.0.1:9464/readyz)" = ready ]; do
-        tries=$((tries + 1))
-        if [ $tries -gt 600 ] || ! kill -0 $daemon 2>/dev/null; then
-            kill -9 $daemon 2>/dev/null || true
-            cat "$directory/said"
-            exit 1
-        fi
-        sleep 0.1
-    done
-    kill $daemon
-    wait $daemon
-}
 "#;
 
 /// A daemon with the capabilities of the third argument, as `setpriv` takes them.
-const CAPABLE: &str = r#"run setpriv --no-new-privs --inh-caps=-all --bounding-set="-all$3""#;
+const CAPABLE: &str = r#"
+start setpriv --no-new-privs --inh-caps=-all --bounding-set="-all$3"
+kill $daemon
+wait $daemon
+"#;
 
 /// A daemon, and another one that finds its tables and wants them larger; before that the guard
 /// is taken away, to see whether it is put up again.
 const LARGER: &str = r#"
-run env
+start env
+kill $daemon
+wait $daemon
 nft delete table inet sluice_guard
 before=$(ls "$1/bpf/sluice")
 sed -i 's/sessions: 1024/sessions: 2048/' "$1/sluice.yaml"
@@ -367,53 +347,20 @@ if nft list table inet sluice_guard 2>/dev/null; then exit 3; fi
 
 /// Runs the daemon with these capabilities until it is ready or gives up.
 fn run_with(capabilities: &[&str]) -> Output {
-    let directory = scratch(&format!("capabilities-{}", capabilities.join("-")));
     let set: String = capabilities
         .iter()
         .map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
         .collect();
-    Command::new("unshare")
-        .args(["--net", "--mount", "sh", "-ec", &format!("{SITE}{CAPABLE}"), "sh"])
-        .arg(&directory)
-        .args([GATEWAY, &set])
-        .output()
-        .unwrap()
-}
-
-/// Whether a daemon can be run in namespaces of its own with these tools; if not, that is said.
-fn can_run_with(tools: &[&str]) -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        skip("needs root for a network namespace");
-        return false;
-    }
-    let probe =
-        "mkdir -p $0 && mount -t bpf bpf $0 && ip link add name one type veth peer name two";
-    let probe = Command::new("unshare")
-        .args(["--net", "--mount", "sh", "-ec", probe])
-        .arg(scratch(&format!("probe-{}", tools.join("-"))))
-        .output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        skip("needs bpffs and veth in namespaces of its own");
-        return false;
-    }
-    let missing = tools.iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
-    if let Some(tool) = missing {
-        skip(&format!("there is no {tool}"));
-    }
-    missing.is_none()
+    let name = format!("capabilities-{}", capabilities.join("-"));
+    run(&format!("{SITE}{CAPABLE}"), &name, &[&set])
 }
 
 #[test]
 fn a_start_that_is_refused_for_its_sizes_touches_nothing() {
-    if !can_run_with(&["nft", "curl"]) {
+    if !can_run("a refused start", &["nft", "curl"]) {
         return;
     }
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "sh", "-ec", &format!("{SITE}{LARGER}"), "sh"])
-        .arg(scratch("larger"))
-        .arg(GATEWAY)
-        .output()
-        .unwrap();
+    let output = run(&format!("{SITE}{LARGER}"), "larger", &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     assert!(said.contains("`tables.sessions` is 2048, but the pinned table has 1024"), "{said}");
@@ -421,7 +368,7 @@ fn a_start_that_is_refused_for_its_sizes_touches_nothing() {
 
 #[test]
 fn the_daemon_runs_with_exactly_the_capabilities_of_its_unit() {
-    if !can_run_with(&["setpriv", "curl"]) {
+    if !can_run(UNIT, &["setpriv", "curl"]) {
         return;
     }
     let unit = unit();

@@ -1,11 +1,9 @@
 //! An attachment moves to another interface under a live flow: the daemon as it is, with a pod and a
 //! server in network namespaces that vanish with the test.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+mod namespace;
 
-const GATEWAY: &str = env!("CARGO_BIN_EXE_sluice-gateway");
+use namespace::{can_run, run};
 
 /// A pod with a link to eth1 and one to eth2 of the gateway, and a server behind eth0. Arguments: a
 /// directory, the program. The pod asks the server ten times a second; after two seconds it and
@@ -56,18 +54,7 @@ documents:
     name: out
     spec: { order: 1, src_cidr: 100.64.0.0/16, interface: eth0, snat_ips: [203.0.113.1] }
 END
-"$2" run --config "$1/sluice.yaml" 2>"$1/said" &
-daemon=$!
-tries=0
-until [ "$(curl -s http://127.0.0.1:9464/readyz)" = ready ]; do
-    tries=$((tries + 1))
-    if [ $tries -gt 600 ] || ! kill -0 $daemon 2>/dev/null; then
-        kill -9 $daemon 2>/dev/null || true
-        cat "$1/said"
-        exit 1
-    fi
-    sleep 0.1
-done
+start env
 ip netns exec pod ping -n -i 0.1 -c 80 203.0.113.9 >"$1/ping" 2>&1 &
 ping=$!
 sleep 2
@@ -85,33 +72,12 @@ kill $daemon
 wait $daemon
 "#;
 
-fn skip(why: &str) {
-    eprintln!("SKIPPED: an attachment that moves: {why}");
-}
-
 #[test]
 fn answers_find_a_pod_whose_attachment_moves_to_another_interface() {
-    if !nix::unistd::geteuid().is_root() {
-        return skip("needs root for a network namespace");
+    if !can_run("an attachment that moves", &["ping", "curl", "ip"]) {
+        return;
     }
-    for tool in ["ping", "curl", "ip"] {
-        if Command::new(tool).arg("-V").output().is_err() {
-            return skip(&format!("there is no {tool}"));
-        }
-    }
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("moves");
-    let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).unwrap();
-    let probe = "mount -t bpf bpf $0 && ip link add name one type veth peer name two";
-    let within = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "sh", "-ec", script]);
-        command
-    };
-    if !within(probe).arg(&directory).output().is_ok_and(|output| output.status.success()) {
-        return skip("needs bpffs and veth in namespaces of its own");
-    }
-    let output = within(MOVE).arg("sh").arg(&directory).arg(GATEWAY).output().unwrap();
+    let output = run(MOVE, "moves", &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let answered: Vec<u32> =

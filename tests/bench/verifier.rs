@@ -7,7 +7,6 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use gateway::datapath::object::{Hooks, Object, Sizes};
 
 use crate::report::{Goal, Row};
 use crate::statistics::Estimate;
@@ -33,19 +32,8 @@ pub(crate) const ROWS: &[(&str, &str)] =
 
 /// Counts for the rows of [`ROWS`], in their order; a kernel that was not booted has none.
 pub(crate) fn run_all(_rounds: usize, _cores: &[usize]) -> Result<Vec<Row>> {
-    // The sizes of tables make no difference to the verifier.
-    let sizes = Sizes {
-        sessions: 1024,
-        hosts: 1024,
-        prefixes: 1024,
-        identities: 64,
-        rules: 64,
-        port_classes: 64,
-        next_hops: 64,
-    };
-    let object = Object::load(&sizes, Hooks { xdp: true, tc: true }, None, &[])?;
-    let counts =
-        object.loaded().into_iter().filter_map(|program| program.info.verified_instruction_count());
+    let programs = lab::programs::loaded()?;
+    let counts = programs.iter().filter_map(|program| program.info.verified_instruction_count());
     let longest = counts.max().context("this kernel does not tell how much it verified")?;
     let mut rows = vec![Row::new(HERE.0, HERE.1, "insns", Some(LIMIT), exact(longest))];
 

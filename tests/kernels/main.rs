@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use gateway::datapath::object::{Hooks, Loaded, Object, Sizes};
+use gateway::datapath::object::Loaded;
 use lab::Need;
 use machine::Kernel;
 
@@ -26,18 +26,8 @@ const MOST_LOST: f64 = 0.03;
 
 /// How many bytes of every program are left after the verifier of this kernel.
 fn kept_here() -> BTreeMap<String, u32> {
-    let sizes = Sizes {
-        sessions: 1024,
-        hosts: 1024,
-        prefixes: 1024,
-        identities: 64,
-        rules: 64,
-        port_classes: 64,
-        next_hops: 64,
-    };
-    let object = Object::load(&sizes, Hooks { xdp: true, tc: true }, None, &[]).unwrap();
     let kept = |program: Loaded| (program.name, program.info.size_translated().expect("its size"));
-    object.loaded().into_iter().map(kept).collect()
+    lab::programs::loaded().unwrap().into_iter().map(kept).collect()
 }
 
 fn passes_on(series: &str, test: &str) {

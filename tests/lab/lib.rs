@@ -61,6 +61,7 @@ pub mod netns;
 mod packet_socket;
 pub mod plan;
 pub mod process;
+pub mod programs;
 pub mod servers;
 pub mod site;
 pub mod skip;

@@ -105,8 +105,9 @@ impl Object {
     /// Puts other rules into force.
     pub(crate) fn publish(&mut self, rules: Rules) -> Result<()> {
         let config = config(rules)?;
-        let ways_out = &self.places.ways_out;
-        self.publisher.publish(&self.datapath, &config.image, ways_out, &|_| Vec::new())?;
+        let Self { datapath, publisher, places, .. } = self;
+        let pools = publisher.plan(datapath, &config.image)?;
+        publisher.publish(datapath, &config.image, pools, &places.ways_out, &|_| Vec::new())?;
         Ok(())
     }
 

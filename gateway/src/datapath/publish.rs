@@ -46,6 +46,12 @@ pub enum PublishError {
         /// Why.
         source: MapError,
     },
+    /// More outside addresses than fit beside those in force.
+    #[error(
+        "the outside addresses of the SNAT policies do not fit beside those in force; there is \
+         room for {POOL_ADDRESSES} of both together: change them in two steps"
+    )]
+    Pools,
     /// More outside addresses than there is room for.
     #[error("the SNAT policies name {need} outside addresses; there is room for {POOL_ADDRESSES}")]
     Pool {
@@ -144,19 +150,20 @@ impl Publisher {
         &self.lendings
     }
 
-    /// Whether an image fits beside the one in force, before anything of it is written.
-    pub fn prepare(&mut self, datapath: &Datapath, image: &Image) -> Result<(), PublishError> {
+    /// Finds the counters of an image's rules and the places of its outside addresses beside those
+    /// in force, before anything of it is written.
+    pub fn plan(&mut self, datapath: &Datapath, image: &Image) -> Result<Pools, PublishError> {
         self.number_rules(datapath, image)?;
-        self.pools(image)?;
-        Ok(())
+        self.pools(image)
     }
 
-    /// Writes an image and swaps it in. `reserved` says which ports of an address the machine
+    /// Writes an image that was planned for, and swaps it in. `reserved` says which ports of an address the machine
     /// itself uses. The generation that is now in force comes back.
     pub fn publish(
         &mut self,
         datapath: &Datapath,
         image: &Arc<Image>,
+        pools: Pools,
         ways_out: &WaysOut,
         reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
     ) -> Result<u32, PublishError> {
@@ -165,9 +172,7 @@ impl Publisher {
         if let Some(swapped) = self.swapped {
             thread::sleep(GRACE.saturating_sub(swapped.elapsed()));
         }
-        self.number_rules(datapath, image)?;
-        let (pools, lendings) = self.pools(image)?;
-        self.lendings = lendings;
+        self.lendings.clone_from(&pools.lendings);
         self.forget(datapath, bank);
         write_rules(datapath, image, bank, &self.counters);
         write_identities(datapath, image, bank);
@@ -350,9 +355,18 @@ impl Publisher {
     }
 
     /// The outside addresses of all policies, each with its place among the lendable sets.
-    fn pools(&self, image: &Image) -> Result<(Pools, BTreeMap<Lending, u32>), PublishError> {
+    fn pools(&self, image: &Image) -> Result<Pools, PublishError> {
+        let addresses = image.snat.iter().map(|policy| match &policy.action {
+            SnatAction::Snat { addresses, .. } => addresses.len(),
+            SnatAction::NoNat => 0,
+        });
+        let need = addresses.sum();
+        if need > POOL_ADDRESSES as usize {
+            return Err(PublishError::Pool { need });
+        }
         let mut pools = Pools::default();
-        let mut lendings: BTreeMap<Lending, u32> = BTreeMap::new();
+        // Old and new stand side by side while they change.
+        let mut taken: HashSet<u32> = self.lendings.values().copied().collect();
         for policy in &image.snat {
             let first = pools.addresses.len();
             if let SnatAction::Snat { addresses, ports } = &policy.action {
@@ -360,26 +374,21 @@ impl Publisher {
                     let lending =
                         Lending { address: *address, first: *ports.start(), last: *ports.end() };
                     // A set keeps its place, because sessions were lent by it.
-                    let place = match (lendings.get(&lending), self.lendings.get(&lending)) {
-                        (Some(place), _) | (None, Some(place)) => *place,
-                        (None, None) => {
-                            let taken: HashSet<u32> =
-                                lendings.values().chain(self.lendings.values()).copied().collect();
-                            (0..POOL_ADDRESSES)
-                                .find(|place| !taken.contains(place))
-                                .ok_or(PublishError::Pool { need: taken.len() + 1 })?
-                        }
+                    let known = pools.lendings.get(&lending).or(self.lendings.get(&lending));
+                    let place = match known {
+                        Some(place) => *place,
+                        None => (0..POOL_ADDRESSES)
+                            .find(|place| !taken.contains(place))
+                            .ok_or(PublishError::Pools)?,
                     };
-                    lendings.insert(lending, place);
+                    taken.insert(place);
+                    pools.lendings.insert(lending, place);
                     pools.addresses.push((*address, place));
                 }
             }
             pools.places.push((first as u16, (pools.addresses.len() - first) as u16));
         }
-        if pools.addresses.len() > POOL_ADDRESSES as usize {
-            return Err(PublishError::Pool { need: pools.addresses.len() });
-        }
-        Ok((pools, lendings))
+        Ok(pools)
     }
 
     /// Removes what a bank held two policies ago.
@@ -444,12 +453,15 @@ impl Publisher {
     }
 }
 
+/// Where the outside addresses of an image are to stand.
 #[derive(Debug, Default)]
-struct Pools {
+pub struct Pools {
     /// Address and place of its lendable set.
     addresses: Vec<(Ipv4Addr, u32)>,
     /// By policy: where its addresses begin, and how many there are.
     places: Vec<(u16, u16)>,
+    /// Where each lendable set is.
+    lendings: BTreeMap<Lending, u32>,
 }
 
 fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMap<u32, u32>) {

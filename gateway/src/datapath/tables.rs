@@ -125,11 +125,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Datapath {
     /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
-    /// are there.
+    /// are there, which [`refuse`] has let pass.
     pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&Path>) -> Result<Self, TablesError> {
-        if let Some(pins) = pins {
-            refuse(&sizes, pins)?;
-        }
         let older = pins.map(layout::look).transpose()?.flatten();
         let apart = older.as_ref().map_or(&[][..], Older::apart);
         let mut object = Object::load(&sizes, hooks, pins, apart)?;

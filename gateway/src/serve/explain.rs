@@ -18,6 +18,7 @@ use axum::extract::rejection::JsonRejection;
 use smartgroups::Conflict;
 use xdp::address::{Address, Entry, Key, V4};
 use xdp::arrival::is_own;
+use xdp::guard;
 use xdp::packet::{ICMP, TCP, UDP};
 use xdp::policy::{Judgement, judge, parties};
 use xdp::session::{halves, pair, seems_expired};
@@ -26,7 +27,7 @@ use xdp::stamp::is_current;
 use xdp::table::find;
 use xdp::tables::{Route, Tables, is_non_routable};
 use xdp_abi::config::PolicyWord;
-use xdp_abi::forward::{ATTACHED, Attachment, ROUTABLE, port};
+use xdp_abi::forward::{ATTACHED, Attachment, port};
 use xdp_abi::policy::{ACTION_PERMIT, ACTION_REJECT, IdentityRef, Snat};
 use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
@@ -465,11 +466,8 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             }
             None => self.step("snat", "no policy matches: it keeps its source".to_owned()),
         }
-        let leaves = exit.attachment.flags & ROUTABLE != 0 || exit.attachment.domain != key.domain;
-        let leaks = leaves
-            && is_non_routable(self.tables.config(), source)
-            && !self.tables.carries(exit.number, source);
-        if leaks {
+        let way_out = (exit.number, &exit.attachment);
+        if guard::wants_translation(self.tables, key.domain, source, way_out) {
             let text = format!(
                 "{} is non-routable and {} does not carry it",
                 Ipv4Addr::from(source.0),

@@ -144,7 +144,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             // Its attachment may have moved to another interface, with other neighbours. A packet
             // that comes by another attachment moves nothing: answers return where the session
             // came from.
-            if found.index == halves(record).forward
+            if !entry.load_link().is_reply()
                 && facts.ingress() == self.number
                 && let Some(back) = self.way_back()
             {

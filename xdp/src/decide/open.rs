@@ -16,7 +16,7 @@ use crate::{
 };
 use xdp_abi::{
     event,
-    forward::{HOP_RESOLVED, ROUTABLE},
+    forward::HOP_RESOLVED,
     policy::LOG_START,
     reason::Reason,
     session::{Count, Facts, Link},
@@ -58,10 +58,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 plan.reply_key.destination = V4(outside.address);
             }
         }
-        // In another domain a non-routable source is nobody, or somebody else.
-        let leaves = plan.egress.flags & ROUTABLE != 0 || plan.egress.domain != key.domain;
-        if !plan.translated && leaves && guard::is_confined(tables, plan.egress_number, key.source)
-        {
+        let way_out = (plan.egress_number, &plan.egress);
+        if !plan.translated && guard::wants_translation(tables, key.domain, key.source, way_out) {
             return Code::drop(Reason::NoSnatPolicy);
         }
         if plan.translated && self.is_adopted() {
