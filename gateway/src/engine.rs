@@ -116,7 +116,6 @@ pub struct Engine {
     publisher: Publisher,
     attached: Attached,
     managed: BTreeSet<(u32, IpAddr)>,
-    forgotten: hops::Forgotten,
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
@@ -220,7 +219,7 @@ impl Engine {
         publisher.publish(&datapath, &config.image, pools, &places.ways_out, &|address| {
             reserved.of(address)
         })?;
-        hops::relink(&datapath, &places, |_, _| None);
+        hops::relink(&datapath, &places);
         let mut older = datapath.take_older();
         if let Some(older) = &mut older {
             older.replace(&datapath).map_err(TablesError::from)?;
@@ -237,7 +236,6 @@ impl Engine {
             publisher,
             attached,
             managed: BTreeSet::new(),
-            forgotten: hops::Forgotten::default(),
             pins,
             reserved,
             cooling: Cooling::default(),
@@ -300,12 +298,12 @@ impl Engine {
         }
         let pools = self.publisher.plan(&self.datapath, &config.image)?;
         let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
-        let outcome = self.put_into_force(config, pools, numbers, places, network);
+        let outcome = self.put_into_force(config, pools, numbers, places);
         if outcome.is_err() {
             // What was done of it is undone: the configuration that stays is all of it.
             let (config, numbers, places) = before;
             let pools = self.publisher.plan(&self.datapath, &config.image)?;
-            self.put_into_force(config, pools, numbers, places, network)?;
+            self.put_into_force(config, pools, numbers, places)?;
         }
         outcome
     }
@@ -317,13 +315,12 @@ impl Engine {
         pools: Pools,
         numbers: Numbers,
         places: Places,
-        network: &NetworkState,
     ) -> Result<u32, EngineError> {
         guard::install(&guard_spec(&config))?;
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
         self.numbers = numbers;
-        self.take_places(places, network)?;
+        self.take_places(places)?;
         // Before the policy: an interface that takes no program has changed nothing for a flow.
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         let amended = if moved {
@@ -354,14 +351,10 @@ impl Engine {
         Ok(generation)
     }
 
-    fn take_places(&mut self, places: Places, network: &NetworkState) -> Result<(), EngineError> {
+    fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
         let written = places.write(&self.datapath, &self.places);
         // Also if not all of it could be written: a link that leads outside now is guarded now.
-        hops::relink(&self.datapath, &places, |number, mac| {
-            let ifindex = self.places.routed_by(number)?;
-            let known = hops::address_of(network, ifindex, mac);
-            known.or_else(|| self.forgotten.address_of(ifindex, mac))
-        });
+        hops::relink(&self.datapath, &places);
         written?;
         self.places = places;
         self.reserve();
@@ -396,12 +389,6 @@ impl Engine {
         match event {
             NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } => {
                 hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
-                if let (Some(mac), None) = (*old, *new)
-                    && hops::lead_back(&self.datapath, &self.places, *ifindex, mac)
-                {
-                    let room = self.datapath.sizes.next_hops as usize;
-                    self.forgotten.insert(*ifindex, mac, *ip, room);
-                }
                 return Ok(());
             }
             NetworkEvent::NeighbourChanged { .. } => return Ok(()),
@@ -425,9 +412,9 @@ impl Engine {
         let served = choose_hooks(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
-            self.take_places(places, network)?;
+            self.take_places(places)?;
         }
-        hops::relink(&self.datapath, &self.places, |_, _| None);
+        hops::relink(&self.datapath, &self.places);
         hops::forget(&self.datapath, network);
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         Ok(())
