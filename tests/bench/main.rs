@@ -19,6 +19,7 @@ mod topology;
 mod verifier;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Result, bail};
@@ -49,8 +50,17 @@ struct Arguments {
     list: bool,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match bench(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluice-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: Arguments) -> Result<()> {
     if arguments.list {
         for (id, what) in listed() {
             println!("{id:<24} {what}");

@@ -29,8 +29,14 @@ enum Connected {
     OneArmedTrunk,
 }
 
-fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    serve(&Arguments::parse()).unwrap_or_else(|error| {
+        eprintln!("sluice-lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn serve(arguments: &Arguments) -> Result<ExitCode> {
     let shape = match arguments.shape {
         Connected::ThreeLegged => Shape::ThreeLegged,
         Connected::OneArmed => Shape::OneArmed,
