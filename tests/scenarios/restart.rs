@@ -112,24 +112,25 @@ fn a_daemon_dead_for_longer_than_every_timer_is_not_missed(stand: &mut Stand) ->
 /// Answers one message. Some time later, when also what is acknowledged late is, nobody hears of
 /// the server again.
 fn answer_and_vanish(mut stream: TcpStream, _: &Stop) -> io::Result<()> {
-    let mut message = [0; 8];
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.read_exact(&mut message)?;
-    stream.write_all(&message)?;
+    answer(&mut stream)?;
     thread::sleep(LATE);
     client::vanish(stream).map_err(io::Error::other)
 }
 
 /// The same, when the client has no more to say.
 fn answer_till_the_end(mut stream: TcpStream, _: &Stop) -> io::Result<()> {
+    answer(&mut stream)?;
+    // Nothing more comes but its end.
+    let _ = stream.read(&mut [0; 8])?;
+    thread::sleep(LATE);
+    client::vanish(stream).map_err(io::Error::other)
+}
+
+fn answer(stream: &mut TcpStream) -> io::Result<()> {
     let mut message = [0; 8];
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.read_exact(&mut message)?;
-    stream.write_all(&message)?;
-    // Nothing more comes but its end.
-    let _ = stream.read(&mut message)?;
-    thread::sleep(LATE);
-    client::vanish(stream).map_err(io::Error::other)
+    stream.write_all(&message)
 }
 
 fn tcp_connections_expire_and_come_again_with_no_daemon(stand: &mut Stand) -> Result<()> {
