@@ -413,6 +413,8 @@ impl Engine {
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
             self.take_places(places)?;
+            // A session whose way in is gone goes on by another, if its cluster has two.
+            self.publisher.judge_again(&self.datapath);
         }
         hops::relink(&self.datapath, &self.places);
         hops::forget(&self.datapath, network);

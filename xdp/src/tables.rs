@@ -130,7 +130,7 @@ pub trait Tables: Repeat {
     fn attachment_of(&self, port: u32, source: Self::A) -> Option<u16>;
     /// The attachment that a destination ahead of a port belongs to.
     fn attachment_towards(&self, port: u32, destination: Self::A) -> Option<u16>;
-    /// An attachment.
+    /// An attachment, [`Attachment::NONE`] if the number is nobody's.
     fn attachment(&self, number: u16) -> Option<Attachment>;
     /// Whether an attachment carries a non-routable source as it is.
     fn carries(&self, attachment: u16, source: Self::A) -> bool;

@@ -6,12 +6,12 @@
 mod scene;
 
 use scene::*;
-use xdp::{memory::RouteEntry, pipeline::Fate, tables::Tables};
+use xdp::{address::Entry as _, memory::RouteEntry, pipeline::Fate, tables::Tables};
 use xdp_abi::{
     config::PolicyWord,
-    forward::{HOP_REFRESH, HOP_USED, Hop, ROUTABLE, port},
+    forward::{ATTACHED, Attachment, HOP_REFRESH, HOP_USED, Hop, LINK_UP, ROUTABLE, port},
     reason::Reason,
-    session::NETWORK_EPOCH,
+    session::{NETWORK_EPOCH, State},
 };
 
 const POD: &str = "100.64.0.7:40000";
@@ -83,11 +83,16 @@ fn answers_follow_an_attachment_to_another_interface() {
     lab.assert_books();
 }
 
+/// A cluster that arrives by two interfaces, 2 and 6.
+fn by_two_ways() -> Scene {
+    permissive()
+        .and("link 6")
+        .and("attach red2 spoke domain 1 on 6 address 100.64.255.2 sources 100.64.0.0/16")
+}
+
 #[test]
 fn answers_return_where_the_session_came_from_though_it_comes_by_another_way_since() {
-    let scene = permissive()
-        .and("link 6")
-        .and("attach red2 spoke domain 1 on 6 address 100.64.255.2 sources 100.64.0.0/16");
+    let scene = by_two_ways();
     let mut lab = scene.build();
     let ask = udp(POD, "198.51.100.9:53").frame();
     let (_, out) = lab.forward(2, &ask);
@@ -95,6 +100,73 @@ fn answers_return_where_the_session_came_from_though_it_comes_by_another_way_sin
     lab.forward(6, &ask);
     let (ifindex, _) = lab.forward(5, &answer_to(&out, 0).frame());
     assert_eq!(ifindex, 2);
+}
+
+#[test]
+fn a_session_whose_way_in_is_gone_goes_on_by_the_way_that_its_packets_take() {
+    type Change = fn(&mut Lab);
+    let changes: [(&str, Change); 3] = [
+        ("its link is down", |lab| {
+            let mut link = lab.tables().link(2).unwrap();
+            link.flags &= !LINK_UP;
+            lab.gateway.tables.set_link(2, link);
+        }),
+        ("its interface is gone", |lab| {
+            let mut red = lab.tables().attachment(1).unwrap();
+            red.flags &= !ATTACHED;
+            lab.gateway.tables.set_attachment(1, red);
+        }),
+        ("its attachment is gone", |lab| {
+            lab.gateway.tables.set_attachment(1, Attachment::NONE);
+        }),
+    ];
+    for (name, change) in changes {
+        let scene = by_two_ways();
+        let mut lab = scene.build();
+        let ask = tcp(POD, SERVER, SYN);
+        let (_, out) = lab.forward(2, &ask.frame());
+        let answer = answer_to(&out, SYN | ACK).frame();
+        lab.forward(5, &answer);
+        change(&mut lab);
+        // The daemon raises the generation when an attachment or a link changes.
+        lab.publish(&scene);
+        for _ in 0..2 {
+            assert_eq!(lab.send(5, &answer).fate, Fate::Drop(Reason::NoRoute), "{name}");
+        }
+        let (_, again) = lab.forward(6, &tcp(POD, SERVER, ACK).frame());
+        assert_eq!(see(&again).from, see(&out).from, "{name}: the translation stays");
+        let (ifindex, _) = lab.forward(5, &answer);
+        assert_eq!(ifindex, 6, "{name}");
+        // And it stays there.
+        lab.publish(&scene);
+        let (ifindex, _) = lab.forward(5, &answer);
+        assert_eq!(ifindex, 6, "{name}");
+        assert_eq!((lab.sessions(), lab.gateway.tables.counters().sessions_ended), (1, 0));
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn a_session_that_its_record_does_not_name_waits_for_it() {
+    let scene = permissive();
+    let mut lab = scene.build();
+    let ask = tcp(POD, SERVER, SYN).frame();
+    lab.forward(2, &ask);
+    let link = (0..).find_map(|n| {
+        let entry = lab.tables().slot(n)?;
+        entry.load_meta().is(State::Live).then(|| entry.load_link())
+    });
+    let record = lab.tables().record(link.unwrap().record()).unwrap();
+    // As a start with records of a newer layout finds it, until it has carried them over.
+    let slots = record.slots.swap(0);
+    let facts = record.facts.swap(0);
+    lab.publish(&scene);
+    assert_eq!(lab.send(2, &ask).fate, Fate::Drop(Reason::Contended));
+    let record = lab.tables().record(link.unwrap().record()).unwrap();
+    record.facts.store(facts);
+    record.slots.store(slots);
+    lab.forward(2, &ask);
+    assert_eq!(lab.gateway.tables.counters().sessions_ended, 0);
 }
 
 #[test]

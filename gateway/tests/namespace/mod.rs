@@ -11,6 +11,9 @@ const GATEWAY: &str = env!("CARGO_BIN_EXE_sluice-gateway");
 const START: &str = r#"
 directory=$1
 program=$2
+daemon=
+# Also of a script that fails: whoever runs it waits for everybody who can still write.
+trap '[ -z "$daemon" ] || kill -9 $daemon 2>/dev/null || true' EXIT
 start() {
     "$@" "$program" run --config "$directory/sluice.yaml" 2>"$directory/said" &
     daemon=$!

@@ -3,6 +3,7 @@
 use super::{Plan, Way};
 use crate::{
     address::{Address, Entry, Key, V4},
+    arrival::attached,
     packet::{Kind, Packet},
     policy::{Judgement, judge, parties},
     session::{Ending, LEASED, halves},
@@ -14,7 +15,7 @@ use crate::{
 use xdp_abi::{
     config::PolicyWord,
     event,
-    forward::KIND_SPOKE,
+    forward::{KIND_SPOKE, LINK_UP},
     policy::ACTION_PERMIT,
     reason::Reason,
     session::{Facts, Record},
@@ -30,7 +31,9 @@ pub(super) struct Doom {
     pub(super) towards: u16,
     /// What its first packet carried.
     pub(super) key: Key<V4>,
-    /// The interface that it came in by.
+    /// The attachment that it comes in by from now on.
+    pub(super) ingress: u16,
+    /// The interface of that.
     pub(super) from: u32,
     /// Whether its way out is to be looked up again.
     pub(super) goes_anew: bool,
@@ -43,6 +46,7 @@ impl Doom {
         ending: Ending::EXPIRE,
         towards: 0,
         key: Packet::NONE.key,
+        ingress: 0,
         from: 0,
         goes_anew: false,
     };
@@ -69,6 +73,11 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !entry.load_meta().same_owner(found.meta) {
             return contended;
         }
+        let halves = halves(record);
+        if found.index != halves.forward && found.index != halves.reply {
+            // Of an older layout, and not carried over yet: its record tells of another.
+            return contended;
+        }
         let Some((forward, reply)) = self.entries(record) else { return contended };
         let key = V4::unpack(&forward.key());
         let towards = V4::unpack(&reply.key()).domain;
@@ -81,12 +90,20 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         doom.key = key;
         // An identity that changed moves no route; a new generation may stand for one.
         doom.goes_anew = record.policy.load() as u32 != policy.generation();
-        let ingress = tables.attachment(Facts(record.facts.load()).ingress());
-        let ingress = ingress.filter(|ingress| ingress.domain == key.domain);
-        doom.from = ingress.map_or(0, |ingress| ingress.ifindex);
-        let withdrawn = ingress.is_none()
-            || record.identity.load() & LEASED != 0
-                && !tables.is_outside(policy.bank(), forward.rewrite().source);
+        doom.ingress = Facts(record.facts.load()).ingress();
+        doom.from = self.ifindex_of(doom.ingress, key.domain);
+        if doom.from == 0 {
+            // The way that it came by is gone. It goes on by the one that its next packet takes;
+            // till then answers lead nowhere.
+            if found.index == halves.reply {
+                return Code::drop(Reason::NoRoute);
+            }
+            doom.ingress = self.number;
+            doom.from = self.attachment.ifindex;
+            doom.goes_anew = true;
+        }
+        let withdrawn = record.identity.load() & LEASED != 0
+            && !tables.is_outside(policy.bank(), forward.rewrite().source);
         if withdrawn {
             doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
         }
@@ -142,10 +159,10 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             let link = forward.load_link();
             forward.link().replace(link.0, link.with_next_hop(plan.hop_number).0);
             // Its attachment may have moved to another interface, with other neighbours. A packet
-            // that comes by another attachment moves nothing: answers return where the session
-            // came from.
+            // that comes by another attachment moves nothing while the first can be used: answers
+            // return where the session came from.
             if !entry.load_link().is_reply()
-                && facts.ingress() == self.number
+                && doom.ingress == self.number
                 && let Some(back) = self.way_back()
             {
                 let link = reply.load_link();
@@ -161,7 +178,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         record.policy.store(snat_policy | plan.policy.generation() as u64);
         // A log setting that changed holds from now on; losing to a phase change is mended at
         // the next judgement.
-        let new = Facts::new(facts.phase(), judgement.log, facts.ingress(), egress, judgement.mark);
+        let new = Facts::new(facts.phase(), judgement.log, doom.ingress, egress, judgement.mark);
         record.facts.replace(facts.0, new.0);
         forward.stamp().store(plan.stamp.0);
         reply.stamp().store(plan.stamp.0);
@@ -180,6 +197,23 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             };
         }
         self.refuse(judgement, doom.towards)
+    }
+
+    /// The interface of an attachment that packets of a domain can be sent to; zero: of none.
+    #[inline(always)]
+    fn ifindex_of(&self, number: u16, domain: u16) -> u32 {
+        match attached(self.tables, number) {
+            Some(attachment)
+                if attachment.domain == domain
+                    && self
+                        .tables
+                        .link(attachment.ifindex)
+                        .is_some_and(|link| link.flags & LINK_UP != 0) =>
+            {
+                attachment.ifindex
+            }
+            Some(_) | None => 0,
+        }
     }
 
     /// Both entries that a record names, the forward one first.

@@ -3,6 +3,7 @@
 use super::{Plan, Way};
 use crate::{
     address::{Key, V4},
+    arrival::attached,
     recent,
     tables::{Route, Tables},
     verdict::Code,
@@ -39,7 +40,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let Some(number) = self.tables.attachment_towards(place, key.destination) else {
             return no_egress;
         };
-        let Some(attachment) = self.tables.attachment(number) else { return no_egress };
+        let Some(attachment) = attached(self.tables, number) else { return no_egress };
         let hop_key = NextHopKey {
             ifindex: link.parent,
             vlan: link.vlan,
@@ -88,7 +89,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             && hop.is(HOP_RESOLVED)
             && hop.destination == Hop::mac_word(to, hop.vlan())
             && hop.source == Hop::mac_word(source_mac, hop.mtu())
-            && let Some(attachment) = self.tables.attachment(line.attachment())
+            && let Some(attachment) = attached(self.tables, line.attachment())
         {
             plan.hop_number = number;
             plan.hop = hop;
@@ -125,7 +126,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     #[inline(never)]
     pub(super) fn refresh(&self, number: u16, hop: &mut Hop) {
         let gateway = V4(hop.gateway());
-        let own = self.tables.attachment(hop.attachment());
+        let own = attached(self.tables, hop.attachment());
         if let Some(own) = own
             && let Route::Via { ifindex, destination_mac, source_mac, .. } =
                 self.tables.route(own.ifindex, gateway, gateway)

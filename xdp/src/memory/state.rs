@@ -22,7 +22,7 @@ use xdp_abi::{
     config::{Config, HINTED, Shared},
     count::{Counters, RuleCount},
     event::Event4,
-    forward::{Attachment, Hop, LinkInfo, NextHopKey, PortInfo},
+    forward::{ATTACHMENTS, Attachment, Hop, LinkInfo, NextHopKey, PortInfo},
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
     port::{PairKey4, Ports},
     reason::Reason,
@@ -455,7 +455,8 @@ impl Tables for Memory {
         self.unless_it_fails(|| longest(self.ahead.get(&port)?.iter().copied(), destination))
     }
     fn attachment(&self, number: u16) -> Option<Attachment> {
-        self.unless_it_fails(|| self.attachments.get(&number).copied())
+        let of = || self.attachments.get(&number).copied().unwrap_or(Attachment::NONE);
+        self.unless_it_fails(|| (u32::from(number) < ATTACHMENTS).then(of))
     }
     fn carries(&self, attachment: u16, source: V4) -> bool {
         !self.fails() && self.carried.iter().any(|(n, p)| *n == attachment && p.contains(source))
