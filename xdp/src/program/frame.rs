@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
 };
 use core::mem::MaybeUninit;
-use xdp::{checksum::fold, frame::Frame};
+use xdp::{checksum::fold, frame::Frame, packet};
 
 /// A frame in XDP, read through pointers: for offsets that the compiler knows.
 pub(crate) struct Direct {
@@ -189,15 +189,28 @@ impl Frame for Skb {
     #[inline(always)]
     fn vlan_offload(&self) -> Option<u16> {
         // SAFETY: the kernel passes a valid context.
-        let (present, tag) = unsafe { ((*self.ctx).vlan_present, (*self.ctx).vlan_tci) };
+        let (present, tag, kind) =
+            unsafe { ((*self.ctx).vlan_present, (*self.ctx).vlan_tci, (*self.ctx).vlan_proto) };
         let tag = tag as u16 & 0xfff;
-        if present != 0 && tag != 0 { Some(tag) } else { None }
+        if present == 0 {
+            return None;
+        }
+        // A service tag (802.1ad) names no VLAN of an attachment; this number is nobody's.
+        if kind as u16 == u16::from_ne_bytes(packet::QINQ) {
+            return Some(0xfff);
+        }
+        if tag != 0 { Some(tag) } else { None }
     }
     #[inline(always)]
     fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()> {
         // SAFETY: the helpers change the packet's tag and nothing of ours.
         let failed = unsafe {
-            let popped = if was != 0 { bpf_skb_vlan_pop(self.ctx) } else { 0 };
+            // Also a tag that only carries a priority: a second one would be put into the frame.
+            let popped = if was != 0 || (*self.ctx).vlan_present != 0 {
+                bpf_skb_vlan_pop(self.ctx)
+            } else {
+                0
+            };
             let pushed =
                 if vlan != 0 { bpf_skb_vlan_push(self.ctx, 0x8100u16.to_be(), vlan) } else { 0 };
             popped | pushed
