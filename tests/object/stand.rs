@@ -59,17 +59,17 @@ const GATEWAYS: [(&str, u32, bool); 6] = [
     ("172.31.255.254", TRANSIT_TAGGED, true),
 ];
 
-/// Prefix, and the gateway; none: unreachable.
-const ROUTES: [(&str, Option<&str>); 8] = [
-    ("0.0.0.0/0", Some("203.0.113.254")),
-    ("10.0.0.0/8", Some("10.255.4.254")),
-    ("10.77.0.0/16", Some("10.255.4.253")),
+/// Prefix, the gateway (none: unreachable), and the MTU if it is not the link's.
+const ROUTES: [(&str, Option<&str>, Option<u16>); 8] = [
+    ("0.0.0.0/0", Some("203.0.113.254"), None),
+    ("10.0.0.0/8", Some("10.255.4.254"), Some(1_300)),
+    ("10.77.0.0/16", Some("10.255.4.253"), Some(1_200)),
     // By an attachment that has no such destination ahead.
-    ("192.88.98.0/24", Some("10.255.4.254")),
-    ("100.65.0.0/16", Some("100.65.255.254")),
-    ("100.66.0.0/16", Some("100.66.255.254")),
-    ("172.16.0.0/12", Some("172.31.255.254")),
-    ("192.0.2.0/24", None),
+    ("192.88.98.0/24", Some("10.255.4.254"), None),
+    ("100.65.0.0/16", Some("100.65.255.254"), None),
+    ("100.66.0.0/16", Some("100.66.255.254"), None),
+    ("172.16.0.0/12", Some("172.31.255.254"), None),
+    ("192.0.2.0/24", None, None),
 ];
 
 fn name_of(index: u32) -> &'static str {
@@ -122,9 +122,10 @@ impl Stand {
                 batch += &format!("neigh add {address} lladdr {mac} dev {device} nud permanent\n");
             }
         }
-        for (to, gateway) in ROUTES {
+        for (to, gateway, mtu) in ROUTES {
+            let mtu = mtu.map_or(String::new(), |mtu| format!(" mtu lock {mtu}"));
             batch += &match gateway {
-                Some(gateway) => format!("route add {to} via {gateway}\n"),
+                Some(gateway) => format!("route add {to} via {gateway}{mtu}\n"),
                 None => format!("route add unreachable {to}\n"),
             };
         }
@@ -146,15 +147,16 @@ impl Stand {
     /// Says to the core in memory what the kernel's routing table says to the object.
     pub(crate) fn route(memory: &mut Memory) {
         for (address, ifindex, known) in GATEWAYS {
-            memory.add_route(RouteEntry { to: prefix(address), ifindex, gateway: None });
+            memory.add_route(RouteEntry { to: prefix(address), ifindex, gateway: None, mtu: None });
             let mac = known.then(|| neighbour_mac(address));
             memory.set_neighbour(ifindex, v4(address), mac);
         }
-        for (to, gateway) in ROUTES {
+        for (to, gateway, mtu) in ROUTES {
             let way = gateway.and_then(|gateway| GATEWAYS.iter().find(|(at, ..)| *at == gateway));
             // No link has the number zero, so that is a way to nowhere.
             let ifindex = way.map_or(0, |way| way.1);
-            memory.add_route(RouteEntry { to: prefix(to), ifindex, gateway: gateway.map(v4) });
+            let gateway = gateway.map(v4);
+            memory.add_route(RouteEntry { to: prefix(to), ifindex, gateway, mtu });
         }
     }
 }

@@ -30,6 +30,8 @@ pub enum Route {
         destination_mac: Option<[u8; 6]>,
         /// The interface's own hardware address.
         source_mac: [u8; 6],
+        /// The largest IP packet that goes this way, [`u16::MAX`] if only the link says.
+        mtu: u16,
     },
     /// No way there.
     Unreachable,

@@ -42,6 +42,7 @@ fn a_live_flow_follows_a_route_to_another_router() {
         to: prefix("0.0.0.0/0"),
         ifindex: 5,
         gateway: Some(v4("203.0.113.253")),
+        mtu: None,
     });
     // The daemon raises the generation when a route changes.
     lab.publish(&scene);
@@ -54,6 +55,7 @@ fn a_live_flow_follows_a_route_to_another_router() {
         to: prefix("0.0.0.0/0"),
         ifindex: 5,
         gateway: Some(v4("203.0.113.254")),
+        mtu: None,
     });
     lab.publish(&scene);
     let (_, back) = lab.forward(2, &tcp(POD, SERVER, ACK).frame());
@@ -182,6 +184,7 @@ fn a_flow_whose_route_is_gone_waits_for_it() {
         to: prefix("0.0.0.0/0"),
         ifindex: 5,
         gateway: Some(v4("203.0.113.254")),
+        mtu: None,
     });
     lab.publish(&scene);
     lab.forward(2, &tcp(POD, SERVER, ACK).frame());
@@ -203,6 +206,7 @@ fn a_flow_whose_way_out_moves_to_another_domain_ends() {
         to: prefix("198.51.100.0/24"),
         ifindex: 6,
         gateway: Some(v4("10.9.0.254")),
+        mtu: None,
     });
     lab.publish(&scene);
     let cut = lab.send(2, &tcp(POD, SERVER, ACK).frame());

@@ -292,6 +292,27 @@ fn a_packet_that_is_too_long_is_answered_with_the_length_that_fits() {
 }
 
 #[test]
+fn a_route_that_takes_less_than_its_link_says_so_to_its_own_packets() {
+    let scene = Scene::read(TWO_CLUSTERS)
+        .and("route 198.51.100.0/24 on 5 via 203.0.113.254 mtu 1000\npermit any -> any all");
+    let mut lab = scene.build();
+    let narrow = udp(POD, SERVER).payload(&[1; 973]);
+    // By the same gateway, before and after.
+    let wide = udp(POD, "192.0.2.9:53").payload(&[1; 973]).frame();
+    for _ in 0..2 {
+        lab.forward(2, &wide);
+        let (reason, answer) = lab.answered(2, &narrow.clone().frame());
+        assert_eq!((reason, own_error(&answer).2), (Reason::TooBig, 1000));
+    }
+    // The route gets wider under a live flow: the daemon raises the generation.
+    lab.forward(2, &udp(POD, SERVER).frame());
+    lab.gateway.tables.remove_route(prefix("198.51.100.0/24"));
+    lab.publish(&scene);
+    lab.forward(2, &narrow.frame());
+    lab.assert_books();
+}
+
+#[test]
 fn answers_to_packets_whose_checksum_is_not_finished_are_right_when_it_is() {
     let lab = Lab::with_rules("reject any -> any tcp/80\nreject any -> any udp/80");
     // What whoever sends the frame does.

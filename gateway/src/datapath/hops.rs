@@ -105,9 +105,11 @@ fn relinked(hop: &Hop, places: &Places) -> Hop {
         (HOP_REDIRECT, link.flags & LINK_REDIRECT != 0),
     ];
     let flags = flags.into_iter().filter(|(_, set)| *set).fold(kept, |all, (flag, _)| all | flag);
+    // A route may take less than its link. One that takes more again is found by another number.
+    let mtu = if hop.is(HOP_REFRESH) { hop.mtu().min(link.mtu) } else { link.mtu };
     Hop {
         destination: Hop::mac_word(Hop::mac(hop.destination), link.vlan),
-        source: Hop::mac_word(link.mac, link.mtu),
+        source: Hop::mac_word(link.mac, mtu),
         place: u64::from(link.parent) << 32 | u64::from(number) << 16 | u64::from(flags),
         checked: hop.checked,
     }
@@ -191,6 +193,10 @@ mod tests {
         ] {
             assert_eq!(new.is(flag), expected, "{flag}");
         }
+        // A link that takes more widens no route; the way back takes what the link takes.
+        let wide = places(0, LinkInfo { mtu: 9_100, ..link });
+        assert_eq!(relinked(&hop(HOP_REFRESH), &wide).mtu(), 9_000);
+        assert_eq!(relinked(&hop(0), &wide).mtu(), 9_100);
         let inside = places(0, LinkInfo { flags: LINK_UP, ..link });
         let new = relinked(&hop(HOP_ROUTABLE | HOP_REDIRECT), &inside);
         assert!(!new.is(HOP_ROUTABLE) && !new.is(HOP_REDIRECT));

@@ -156,6 +156,7 @@ fn network(memory: &mut Memory, config: &Config) {
                 to: prefix(to.parse().unwrap()),
                 ifindex,
                 gateway: router,
+                mtu: None,
             });
         }
     }

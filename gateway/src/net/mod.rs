@@ -35,7 +35,7 @@ pub use hardware::{HardwareFacts, XdpFeatures, hardware_facts};
 pub use neighbour::{KeptBy, manage_neighbour, release_neighbour};
 pub use picture::{
     Address, AddressKey, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,
-    NetworkEvent, NetworkState, Route, RouteKey, RouteKind,
+    NetworkEvent, NetworkState, Route, RouteKey, RouteKind, RouteMtu,
 };
 pub use ports::{PortInUse, Transport, ports_in_use};
 pub use sysctl::{ReversePath, Sysctl, SysctlError};

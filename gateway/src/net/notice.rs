@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::picture::{
     Address, Hop, Link, Mac, Neighbour, NeighbourKey, NeighbourState, Notice, Route, RouteKind,
+    RouteMtu,
 };
 use super::wire::{self, Message, Request, attributes, native_u16, native_u32};
 
@@ -24,6 +25,9 @@ const IFA_FLAGS: u16 = 8;
 const IFLA_VLAN_ID: u16 = 1;
 /// `RTNH_F_DEAD | RTNH_F_LINKDOWN`: a hop that the kernel does not use.
 const HOP_DEAD: u32 = 1 | 16;
+/// `RTAX_LOCK` and `RTAX_MTU`, within the metrics of a route.
+const RTAX_LOCK: u16 = 1;
+const RTAX_MTU: u16 = 2;
 /// Length of `struct rtnexthop`.
 const HOP_HEADER: usize = 8;
 
@@ -183,6 +187,18 @@ fn address(payload: &[u8]) -> Option<Address> {
     })
 }
 
+fn route_mtu(metrics: &[u8]) -> Option<RouteMtu> {
+    let (mut bytes, mut locks) = (None, 0);
+    for (kind, value) in attributes(metrics) {
+        match kind {
+            RTAX_LOCK => locks = native_u32(value)?,
+            RTAX_MTU => bytes = native_u32(value),
+            _ => {}
+        }
+    }
+    bytes.map(|bytes| RouteMtu { bytes, locked: locks & 1 << RTAX_MTU != 0 })
+}
+
 fn route(payload: &[u8]) -> Option<Route> {
     let (header, rest) = split(payload, 12)?;
     let unspecified = match header[0] {
@@ -196,7 +212,7 @@ fn route(payload: &[u8]) -> Option<Route> {
     }
     let mut table = u32::from(header[4]);
     let mut destination = unspecified;
-    let (mut metric, mut prefsrc) = (0, None);
+    let (mut metric, mut prefsrc, mut mtu) = (0, None, None);
     let mut hops = Vec::new();
     let mut only = Hop { gateway: None, oif: None, weight: 1, dead: flags & HOP_DEAD != 0 };
     for (kind, value) in attributes(rest) {
@@ -205,6 +221,7 @@ fn route(payload: &[u8]) -> Option<Route> {
             libc::RTA_DST => destination = ip(value)?,
             libc::RTA_PRIORITY => metric = native_u32(value)?,
             libc::RTA_PREFSRC => prefsrc = ip(value),
+            libc::RTA_METRICS => mtu = route_mtu(value),
             libc::RTA_MULTIPATH => hops = multipath(value),
             _ => towards(&mut only, kind, value),
         }
@@ -220,6 +237,7 @@ fn route(payload: &[u8]) -> Option<Route> {
         tos: header[3],
         metric,
         prefsrc,
+        mtu,
         kind: match header[7] {
             libc::RTN_UNICAST => RouteKind::Unicast,
             libc::RTN_BLACKHOLE => RouteKind::Blackhole,

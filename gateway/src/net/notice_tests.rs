@@ -9,8 +9,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState as State,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
-    RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proptest::prelude::*;
@@ -126,6 +126,7 @@ fn a_route() -> RouteMessage {
         RouteAttribute::Gateway(RouteAddress::Inet([10, 0, 0, 1].into())),
         RouteAttribute::PrefSource(RouteAddress::Inet([10, 0, 0, 2].into())),
         RouteAttribute::Priority(100),
+        RouteAttribute::Metrics(vec![RouteMetric::Lock(1 << 2), RouteMetric::Mtu(1300)]),
         RouteAttribute::Oif(7),
     ];
     route
@@ -137,6 +138,7 @@ fn the_route() -> Route {
         tos: 0,
         metric: 100,
         prefsrc: Some([10, 0, 0, 2].into()),
+        mtu: Some(RouteMtu { bytes: 1300, locked: true }),
         kind: RouteKind::Unicast,
         hops: vec![Hop {
             gateway: Some([10, 0, 0, 1].into()),

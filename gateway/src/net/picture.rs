@@ -115,10 +115,21 @@ pub struct Route {
     pub metric: u32,
     /// The source that own packets get on it.
     pub prefsrc: Option<IpAddr>,
+    /// The largest packet that it takes, if it says so.
+    pub mtu: Option<RouteMtu>,
     /// What it does.
     pub kind: RouteKind,
     /// The ways on, more than one for a multipath route.
     pub hops: Vec<Hop>,
+}
+
+/// What a route says of its MTU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteMtu {
+    /// Bytes.
+    pub bytes: u32,
+    /// Whether it holds for packets that are forwarded, too.
+    pub locked: bool,
 }
 
 /// What makes a route the same route: destination, type of service, metric.

@@ -23,6 +23,7 @@ fn route(destination: &str, gateway: &str, oif: IfIndex) -> Route {
         tos: 0,
         metric: 0,
         prefsrc: None,
+        mtu: None,
         kind: RouteKind::Unicast,
         hops: vec![Hop {
             gateway: Some(gateway.parse().unwrap()),

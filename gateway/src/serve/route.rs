@@ -122,7 +122,9 @@ fn read(answer: &[u8], destination: V4) -> Result<Route, Failure> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     let ifindex = ifindex.ok_or(Failure::Silent)?;
-    Ok(Route::Via { ifindex, gateway, destination_mac: None, source_mac: [0; 6] })
+    // What is asked of the route is where it leads; of its MTU nothing is told.
+    let mtu = u16::MAX;
+    Ok(Route::Via { ifindex, gateway, destination_mac: None, source_mac: [0; 6], mtu })
 }
 
 #[cfg(test)]
@@ -144,8 +146,10 @@ mod tests {
     #[test]
     fn an_answer_names_interface_and_neighbour() {
         let to = V4([198, 51, 100, 9]);
-        let via =
-            |gateway| Route::Via { ifindex: 7, gateway, destination_mac: None, source_mac: [0; 6] };
+        let via = |gateway| {
+            let (destination_mac, source_mac, mtu) = (None, [0; 6], u16::MAX);
+            Route::Via { ifindex: 7, gateway, destination_mac, source_mac, mtu }
+        };
         let out = (RTA_OIF, 7u32.to_ne_bytes());
         for (bytes, expected) in [
             (answer(1, &[out, (RTA_GATEWAY, [10, 0, 0, 1])]), Ok(via([10, 0, 0, 1]))),

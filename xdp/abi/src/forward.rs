@@ -105,8 +105,19 @@ pub struct NextHopKey {
     pub attachment: u16,
     /// [`BY_ADDRESS4`] or [`BY_MAC`].
     pub kind: u16,
-    /// The gateway's address, or its hardware address, from the left.
+    /// The gateway's address and the MTU of the route ([`NextHopKey::address_bytes`]), or its
+    /// hardware address.
     pub bytes: [u8; 6],
+}
+
+impl NextHopKey {
+    /// What a gateway is found by: routes with another MTU lead to the same one by another number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_bytes(gateway: [u8; 4], mtu: u16) -> [u8; 6] {
+        let mtu = mtu.to_be_bytes();
+        [gateway[0], gateway[1], gateway[2], gateway[3], mtu[0], mtu[1]]
+    }
 }
 
 /// The next hop is the kernel's answer for an IPv4 destination.

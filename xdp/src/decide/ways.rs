@@ -22,9 +22,9 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     #[inline(never)]
     pub(super) fn exit(&self, from: u32, key: &Key<V4>, plan: &mut Plan) -> Code {
         let route = self.tables.route(from, key.source, key.destination);
-        let (ifindex, gateway, destination_mac, source_mac) = match route {
-            Route::Via { ifindex, gateway, destination_mac, source_mac } => {
-                (ifindex, gateway, destination_mac, source_mac)
+        let (ifindex, gateway, destination_mac, source_mac, mtu) = match route {
+            Route::Via { ifindex, gateway, destination_mac, source_mac, mtu } => {
+                (ifindex, gateway, destination_mac, source_mac, mtu)
             }
             Route::Local => return Code::PASS,
             Route::Unreachable => return Code::drop(Reason::NoRoute),
@@ -41,15 +41,17 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return no_egress;
         };
         let Some(attachment) = attached(self.tables, number) else { return no_egress };
+        let mtu = if mtu < link.mtu { mtu } else { link.mtu };
         let hop_key = NextHopKey {
             ifindex: link.parent,
             vlan: link.vlan,
             attachment: number,
             kind: BY_ADDRESS4,
-            bytes: [gateway[0], gateway[1], gateway[2], gateway[3], 0, 0],
+            bytes: NextHopKey::address_bytes(gateway, mtu),
         };
         let mut hop =
             hop_towards(&link, number, &attachment, destination_mac.unwrap_or([0; 6]), source_mac);
+        hop.source = Hop::mac_word(source_mac, mtu);
         hop.place |= HOP_REFRESH as u64;
         if destination_mac.is_none() {
             hop.place &= !(HOP_RESOLVED as u64);
@@ -82,13 +84,13 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     #[inline(always)]
     fn exit_again(&self, destination: V4, plan: &mut Plan, route: &Route) -> bool {
         let place = recent::destination_place(destination);
-        if let Route::Via { ifindex, gateway, destination_mac: Some(to), source_mac } = *route
+        if let Route::Via { ifindex, gateway, destination_mac: Some(to), source_mac, mtu } = *route
             && let Some(line) = self.tables.recent(place)
             && let Some(number) = line.hop_by(ifindex, gateway)
             && let Some(hop) = self.tables.hop(number)
             && hop.is(HOP_RESOLVED)
             && hop.destination == Hop::mac_word(to, hop.vlan())
-            && hop.source == Hop::mac_word(source_mac, hop.mtu())
+            && hop.source == Hop::mac_word(source_mac, mtu)
             && let Some(attachment) = attached(self.tables, line.attachment())
         {
             plan.hop_number = number;

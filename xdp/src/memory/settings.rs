@@ -52,6 +52,8 @@ pub struct RouteEntry {
     pub ifindex: u32,
     /// Through whom; `None`: the destination itself is on the link.
     pub gateway: Option<V4>,
+    /// The largest IP packet, if it is not the link's.
+    pub mtu: Option<u16>,
 }
 
 impl Memory {

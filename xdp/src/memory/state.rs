@@ -490,6 +490,7 @@ impl Tables for Memory {
             gateway: gateway.0,
             destination_mac: mac,
             source_mac: link.mac,
+            mtu: route.mtu.unwrap_or(link.mtu),
         }
     }
     fn hop(&self, number: u16) -> Option<Hop> {

@@ -164,6 +164,37 @@ impl Kernel {
         })
     }
 
+    /// Asks the kernel for the way of a packet of this length.
+    #[inline(always)]
+    fn ask_route<'a>(
+        &self,
+        room: &'a mut MaybeUninit<FibParams>,
+        ifindex: u32,
+        source: V4,
+        destination: V4,
+        length: u16,
+    ) -> (i64, &'a FibParams) {
+        // SAFETY: all zeros is a valid request. Word by word, because the compiler would call a
+        // function that does it by bytes.
+        let params = unsafe {
+            let words = room.as_mut_ptr().cast::<u32>();
+            let mut i = 0;
+            while i < size_of::<FibParams>() / 4 {
+                words.add(i).write_volatile(0);
+                i += 1;
+            }
+            room.assume_init_mut()
+        };
+        params.family = AF_INET;
+        params.__bindgen_anon_1.tot_len = length;
+        params.ifindex = ifindex;
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
+        // SAFETY: context and request are valid for the call.
+        let answer = unsafe { bpf_fib_lookup(self.ctx, params, size_of::<FibParams>() as i32, 0) };
+        (answer, params)
+    }
+
     /// Now, in ticks.
     #[inline(always)]
     pub(crate) fn now(&self) -> u32 {
@@ -185,6 +216,16 @@ impl Kernel {
 #[inline(always)]
 fn port_key(port: u32, address: V4, bits: u32) -> Key<PortAddress4> {
     Key::new(32 + bits, PortAddress4 { port: port.to_be_bytes(), address: address.0 })
+}
+
+/// The MTU that an answer tells; zero: more than its bits can say.
+#[inline(always)]
+fn told_mtu(params: &FibParams) -> u16 {
+    // SAFETY: any bits are a number.
+    match unsafe { params.__bindgen_anon_1.mtu_result } {
+        0 => u16::MAX,
+        mtu => mtu,
+    }
 }
 
 impl Repeat for Kernel {
@@ -418,49 +459,37 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn route(&self, ifindex: u32, source: V4, destination: V4) -> Route {
-        let mut params = MaybeUninit::<FibParams>::uninit();
-        // SAFETY: all zeros is a valid request. Word by word, because the compiler would call a
-        // function that does it by bytes.
-        let params = unsafe {
-            let words = params.as_mut_ptr().cast::<u32>();
-            let mut i = 0;
-            while i < size_of::<FibParams>() / 4 {
-                words.add(i).write_volatile(0);
-                i += 1;
-            }
-            params.assume_init_mut()
-        };
-        params.family = AF_INET;
-        params.ifindex = ifindex;
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
-        // SAFETY: context and request are valid for the call.
-        let answer = unsafe { bpf_fib_lookup(self.ctx, params, size_of::<FibParams>() as i32, 0) };
+        let mut room = MaybeUninit::uninit();
+        // With a length the kernel tells the MTU of the way, and no packet is shorter than this.
+        let (answer, params) = self.ask_route(&mut room, ifindex, source, destination, 1);
         // SAFETY: the kernel filled in the IPv4 members for an IPv4 request.
         let gateway = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
         match answer {
-            // On TC the helper also looks at the packet's length, after it has found everything:
-            // what is too long (8) is told so by the core, which knows whom to tell.
-            0 | 8 => Route::Via {
+            0 => Route::Via {
                 ifindex: params.ifindex,
                 gateway,
                 destination_mac: Some(params.dmac),
                 source_mac: params.smac,
+                mtu: told_mtu(params),
             },
             // Blackhole, unreachable, prohibit.
             1..=3 => Route::Unreachable,
             // Not forwarded: the machine's own, or broadcast.
             4 => Route::Local,
             // No neighbour yet.
-            7 => match self.link(params.ifindex) {
-                Some(link) => Route::Via {
-                    ifindex: params.ifindex,
+            7 => {
+                let ifindex_out = params.ifindex;
+                let Some(link) = self.link(ifindex_out) else { return Route::Unreachable };
+                // Of such a way the kernel tells the MTU only to a packet that is too long for it.
+                let (_, params) = self.ask_route(&mut room, ifindex, source, destination, u16::MAX);
+                Route::Via {
+                    ifindex: ifindex_out,
                     gateway,
                     destination_mac: None,
                     source_mac: link.mac,
-                },
-                None => Route::Unreachable,
-            },
+                    mtu: told_mtu(params),
+                }
+            }
             -101 | -113 => Route::Unreachable,
             _ => Route::Failed,
         }

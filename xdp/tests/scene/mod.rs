@@ -4,7 +4,7 @@
 //! link 2 [vlan 7 of 1] [mtu 1400] [down] [no-redirect]
 //! attach pods spoke domain 1 on 2 address 100.64.0.1 sources 100.64.0.0/16
 //! attach net internet domain 0 on 3 address 203.0.113.1 routable routes 0.0.0.0/0
-//! route 0.0.0.0/0 on 3 via 203.0.113.254
+//! route 0.0.0.0/0 on 3 via 203.0.113.254 [mtu 1400]
 //! neighbour 203.0.113.254 on 3 unresolved
 //! local 203.0.113.1
 //! identity pods 1 100.64.0.0/16
@@ -195,6 +195,7 @@ impl Scene {
                 to: prefix(words[1]),
                 ifindex: number("on").unwrap(),
                 gateway: after("via").map(v4),
+                mtu: number("mtu").map(|mtu| mtu as u16),
             }),
             "neighbour" => {
                 assert!(has("unresolved"));
