@@ -10,6 +10,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
 use xdp_abi::config::{ABI_AT, Config};
+use xdp_abi::policy::POOL_ADDRESSES;
+use xdp_abi::port::Ports;
 use xdp_abi::session::Record;
 use xdp_abi::{names, v1};
 
@@ -57,7 +59,16 @@ pub(crate) fn make_older(pins: &Path) -> Result<()> {
     let beside = pins.join("older");
     records_of_layout_1(pins, &beside)?;
     fs::rename(&beside, &path)?;
+    make_smaller(pins)?;
     say_layout(pins, v1::VERSION.into())
+}
+
+/// Makes the table of lendable ports as small as it was once. Whoever starts writes it anew.
+fn make_smaller(pins: &Path) -> Result<()> {
+    let path = pins.join(names::LENDABLE);
+    fs::remove_file(&path)?;
+    Words::<{ size_of::<Ports>() / 8 }>::create(POOL_ADDRESSES, MMAPABLE)?.pin(&path)?;
+    Ok(())
 }
 
 /// Makes the pins those of a daemon that was killed after it had put today's layout in force and

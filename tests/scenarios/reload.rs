@@ -33,6 +33,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_bad_file_is_refused_and_the_old_policy_stays,
         what_fails_while_it_is_put_into_force_is_undone,
         a_size_that_changes_is_refused_with_the_reason,
+        as_many_outside_addresses_as_fit_are_exchanged_for_as_many_others,
         a_policy_that_somebody_else_put_there_is_replaced_whole,
         a_rule_that_only_watches_decides_nothing_and_is_named,
     )
@@ -233,6 +234,29 @@ fn a_size_that_changes_is_refused_with_the_reason(stand: &mut Stand) -> Result<(
     stand.daemon.reload(&larger)?;
     let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
     eventually("the size is refused", || Ok(says().contains("tables.sessions")))?;
+    stand.reload()?;
+    others.assert_whole()
+}
+
+fn as_many_outside_addresses_as_fit_are_exchanged_for_as_many_others(
+    stand: &mut Stand,
+) -> Result<()> {
+    let others = Others::start(stand)?;
+    // With those of the lab's own policies nearly the 1,024 that there may be.
+    const POOLS: usize = 4;
+    for first in [0, POOLS] {
+        for pool in first..first + POOLS {
+            let spec = json!({
+                "order": 900 + pool, "src_cidr": "10.99.0.0/16", "connection": "transit",
+                "snat_ips": [format!("198.18.{pool}.0-198.18.{pool}.249")],
+            });
+            stand.config.add("SnatPolicy", &format!("pool-{pool}"), spec);
+        }
+        stand.reload()?;
+        for pool in first..first + POOLS {
+            stand.config.remove("SnatPolicy", &format!("pool-{pool}"));
+        }
+    }
     stand.reload()?;
     others.assert_whole()
 }

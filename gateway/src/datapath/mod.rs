@@ -13,6 +13,7 @@ pub mod numbers;
 pub mod object;
 pub mod pairs;
 pub mod places;
+pub mod plan;
 pub mod publish;
 pub mod recycle;
 pub mod settings;

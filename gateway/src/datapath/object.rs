@@ -17,7 +17,7 @@ use xdp::{
 };
 use xdp_abi::{
     names,
-    policy::{POOL_ADDRESSES, RULES, SNAT_POLICIES},
+    policy::{LENDABLE_SETS, POOL_ADDRESSES, RULES, SNAT_POLICIES},
     session::{OVERFLOW_SHARE, SLOTS_PER_SESSION},
 };
 
@@ -101,7 +101,7 @@ impl Sizes {
             (names::RULES, banks * RULES as u32),
             (names::SNAT, banks * SNAT_POLICIES as u32),
             (names::POOLS, banks * POOL_ADDRESSES),
-            (names::LENDABLE, POOL_ADDRESSES),
+            (names::LENDABLE, LENDABLE_SETS),
             (names::PAIRS4, self.bitmaps()),
             (names::BITMAPS, self.bitmaps()),
             (names::FREE_BITMAPS, self.bitmaps()),

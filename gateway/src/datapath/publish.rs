@@ -6,15 +6,16 @@
 
 use super::{
     pairs,
+    plan::{self, Lending, Pools},
     tables::{Datapath, lock, prefix_key},
 };
 use aya::maps::{MapError, lpm_trie::Key};
 use policy_compiler::{
-    Action, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol, SnatAction,
+    Action, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol,
 };
 use smartgroups::DomainId;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     sync::Arc,
@@ -46,12 +47,16 @@ pub enum PublishError {
         /// Why.
         source: MapError,
     },
-    /// More outside addresses than fit beside those in force.
+    /// More outside addresses than fit beside those in force, in tables of an older version.
     #[error(
-        "the outside addresses of the SNAT policies do not fit beside those in force; there is \
-         room for {POOL_ADDRESSES} of both together: change them in two steps"
+        "the outside addresses of the SNAT policies do not fit beside those in force; the pinned \
+         tables, made by an older version, have room for {room} of both together: change them in \
+         two steps"
     )]
-    Pools,
+    Pools {
+        /// Room.
+        room: u32,
+    },
     /// More outside addresses than there is room for.
     #[error("the SNAT policies name {need} outside addresses; there is room for {POOL_ADDRESSES}")]
     Pool {
@@ -66,17 +71,6 @@ pub enum PublishError {
         /// Room.
         room: u32,
     },
-}
-
-/// What of an outside address may be lent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lending {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// The ports that the policy states.
-    pub first: u16,
-    /// The last of them.
-    pub last: u16,
 }
 
 /// Publishes policies, one after the other.
@@ -153,8 +147,8 @@ impl Publisher {
     /// Finds the counters of an image's rules and the places of its outside addresses beside those
     /// in force, before anything of it is written.
     pub fn plan(&mut self, datapath: &Datapath, image: &Image) -> Result<Pools, PublishError> {
-        self.number_rules(datapath, image)?;
-        self.pools(image)
+        plan::number_rules(image, &mut self.counters, datapath.sizes.rules)?;
+        plan::pools(image, &self.lendings, datapath.lendable.all().len() as u32)
     }
 
     /// Writes an image that was planned for, and swaps it in. `reserved` says which ports of an address the machine
@@ -172,12 +166,11 @@ impl Publisher {
         if let Some(swapped) = self.swapped {
             thread::sleep(GRACE.saturating_sub(swapped.elapsed()));
         }
-        self.lendings.clone_from(&pools.lendings);
         self.forget(datapath, bank);
         write_rules(datapath, image, bank, &self.counters);
         write_identities(datapath, image, bank);
         write_classes(datapath, image, bank);
-        for (lending, place) in &self.lendings {
+        for (lending, place) in &pools.lendings {
             lend(datapath, lending, *place, &reserved(lending.address));
         }
         pairs::open_all(datapath);
@@ -200,6 +193,8 @@ impl Publisher {
             log(image.default_action.log),
         );
         datapath.settings().policy.store(word.0);
+        // Not before: until then the sets of the policy in force are in use.
+        self.lendings = pools.lendings;
         self.swapped = Some(Instant::now());
         let taken = image.identities.len() as u32;
         self.in_force = Some(InForce {
@@ -329,68 +324,6 @@ impl Publisher {
         pairs::open_all(datapath);
     }
 
-    fn number_rules(&mut self, datapath: &Datapath, image: &Image) -> Result<(), PublishError> {
-        let live: HashSet<u32> = image.rules.iter().map(|rule| rule.id.0).collect();
-        let room = datapath.sizes.rules;
-        let mut used: HashSet<u32> = self.counters.values().copied().collect();
-        for rule in &image.rules {
-            if self.counters.contains_key(&rule.id.0) {
-                continue;
-            }
-            let free = (1..room).find(|counter| !used.contains(counter)).or_else(|| {
-                // A counter of a rule that is gone: its count goes on under another name,
-                // which only a table of exactly this size can see.
-                let gone = self.counters.iter().find(|(id, _)| !live.contains(id));
-                let (id, counter) = gone.map(|(id, counter)| (*id, *counter))?;
-                self.counters.remove(&id);
-                Some(counter)
-            });
-            let Some(counter) = free else {
-                return Err(PublishError::Counters { need: image.rules.len() + 1, room });
-            };
-            used.insert(counter);
-            self.counters.insert(rule.id.0, counter);
-        }
-        Ok(())
-    }
-
-    /// The outside addresses of all policies, each with its place among the lendable sets.
-    fn pools(&self, image: &Image) -> Result<Pools, PublishError> {
-        let addresses = image.snat.iter().map(|policy| match &policy.action {
-            SnatAction::Snat { addresses, .. } => addresses.len(),
-            SnatAction::NoNat => 0,
-        });
-        let need = addresses.sum();
-        if need > POOL_ADDRESSES as usize {
-            return Err(PublishError::Pool { need });
-        }
-        let mut pools = Pools::default();
-        // Old and new stand side by side while they change.
-        let mut taken: HashSet<u32> = self.lendings.values().copied().collect();
-        for policy in &image.snat {
-            let first = pools.addresses.len();
-            if let SnatAction::Snat { addresses, ports } = &policy.action {
-                for address in addresses {
-                    let lending =
-                        Lending { address: *address, first: *ports.start(), last: *ports.end() };
-                    // A set keeps its place, because sessions were lent by it.
-                    let known = pools.lendings.get(&lending).or(self.lendings.get(&lending));
-                    let place = match known {
-                        Some(place) => *place,
-                        None => (0..POOL_ADDRESSES)
-                            .find(|place| !taken.contains(place))
-                            .ok_or(PublishError::Pools)?,
-                    };
-                    taken.insert(place);
-                    pools.lendings.insert(lending, place);
-                    pools.addresses.push((*address, place));
-                }
-            }
-            pools.places.push((first as u16, (pools.addresses.len() - first) as u16));
-        }
-        Ok(pools)
-    }
-
     /// Removes what a bank held two policies ago.
     fn forget(&mut self, datapath: &Datapath, bank: u32) {
         let written = std::mem::take(&mut self.written[bank as usize]);
@@ -451,17 +384,6 @@ impl Publisher {
         }
         Ok(())
     }
-}
-
-/// Where the outside addresses of an image are to stand.
-#[derive(Debug, Default)]
-pub struct Pools {
-    /// Address and place of its lendable set.
-    addresses: Vec<(Ipv4Addr, u32)>,
-    /// By policy: where its addresses begin, and how many there are.
-    places: Vec<(u16, u16)>,
-    /// Where each lendable set is.
-    lendings: BTreeMap<Lending, u32>,
 }
 
 fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMap<u32, u32>) {

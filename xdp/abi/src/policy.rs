@@ -25,6 +25,9 @@ pub const SNAT_POLICIES: usize = 256;
 pub const SNAT_WORDS: usize = SNAT_POLICIES / 64;
 /// Outside addresses of all SNAT policies together.
 pub const POOL_ADDRESSES: u32 = 1024;
+/// Sets of lendable ports: those of the policy in force and of the one that follows it stand side by
+/// side, whichever addresses either has.
+pub const LENDABLE_SETS: u32 = 2 * POOL_ADDRESSES;
 
 /// Let through.
 pub const ACTION_PERMIT: u8 = 1;
