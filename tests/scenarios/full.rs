@@ -26,6 +26,9 @@ everywhere!(what_is_full_refuses_the_new_and_keeps_the_old);
 fn what_is_full_refuses_the_new_and_keeps_the_old(place: Place) -> Result<()> {
     let mut stand = place.stand_with(|config| {
         config.set_table("sessions", SESSIONS as u32);
+        // As many rules as there is room for: it starts, and each is counted.
+        let rules = config.documents.iter().filter(|document| document["kind"] == "Rule").count();
+        config.set_table("rules", rules as u32);
         // Below the ports that the machine uses itself.
         config.set_ports("pods-to-internet", &format!("20000-{}", 20_000 + PORTS - 1));
         config.set_timer("udp", "300s");

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use xdp_abi::config::{ABI_AT, Config};
+use xdp_abi::count::RuleCount;
 use xdp_abi::policy::POOL_ADDRESSES;
 use xdp_abi::port::Ports;
 use xdp_abi::session::Record;
@@ -63,11 +64,18 @@ pub(crate) fn make_older(pins: &Path) -> Result<()> {
     say_layout(pins, v1::VERSION.into())
 }
 
-/// Makes the table of lendable ports as small as it was once. Whoever starts writes it anew.
+/// Makes the tables that were smaller once as small as they were: one counter fewer, lendable sets
+/// for one policy. What is in them is written anew by whoever starts, or counted from zero.
 fn make_smaller(pins: &Path) -> Result<()> {
-    let path = pins.join(names::LENDABLE);
-    fs::remove_file(&path)?;
-    Words::<{ size_of::<Ports>() / 8 }>::create(POOL_ADDRESSES, MMAPABLE)?.pin(&path)?;
+    type Counts = PerCpuArray<MapData, [u64; size_of::<RuleCount>() / 8]>;
+    type Sets = Words<{ size_of::<Ports>() / 8 }>;
+    let [counts, sets] = [names::RULE_COUNTS, names::LENDABLE].map(|name| pins.join(name));
+    let counters = MapData::from_pin(&counts)?.info()?.max_entries();
+    for path in [&counts, &sets] {
+        fs::remove_file(path)?;
+    }
+    Counts::create(counters - 1, 0)?.pin(&counts)?;
+    Sets::create(POOL_ADDRESSES, MMAPABLE)?.pin(&sets)?;
     Ok(())
 }
 

@@ -66,18 +66,23 @@ impl Sizes {
         (self.sessions / 512).max(64)
     }
 
-    /// Every setting with its value, a map that shows how large it was made, and how many
-    /// elements of that map there are for each of its entries.
-    pub(super) fn shown_by(&self) -> [(&'static str, u32, &'static str, u32); 7] {
-        let banks = BANKS;
+    /// What the rules count in, and the default action beside them.
+    fn rule_counts(&self) -> u32 {
+        self.rules + 1
+    }
+
+    /// Every setting with its value, and a map that shows how large it was made, with how many
+    /// elements.
+    pub(super) fn shown_by(&self) -> [Shown; 7] {
+        let shown = |setting, wanted, map, each| Shown { setting, wanted, map, each, beside: 0 };
         [
-            ("sessions", self.sessions, names::RECORDS4, 1),
-            ("endpoints", self.hosts, names::HOSTS4, banks),
-            ("prefixes", self.prefixes, names::PREFIXES4, banks),
-            ("identities", self.identities, names::SOURCE_RULES, banks),
-            ("rules", self.rules, names::RULE_COUNTS, 1),
-            ("port_classes", self.port_classes, names::CLASS_RULES, banks),
-            ("next_hops", self.next_hops, names::NEXT_HOPS, 1),
+            shown("sessions", self.sessions, names::RECORDS4, 1),
+            shown("endpoints", self.hosts, names::HOSTS4, BANKS),
+            shown("prefixes", self.prefixes, names::PREFIXES4, BANKS),
+            shown("identities", self.identities, names::SOURCE_RULES, BANKS),
+            Shown { beside: 1, ..shown("rules", self.rules, names::RULE_COUNTS, 1) },
+            shown("port_classes", self.port_classes, names::CLASS_RULES, BANKS),
+            shown("next_hops", self.next_hops, names::NEXT_HOPS, 1),
         ]
     }
 
@@ -90,7 +95,7 @@ impl Sizes {
             (names::FREE_RECORDS4, self.sessions),
             (names::OVERFLOW4, self.overflow_slots()),
             (names::FREE_OVERFLOW4, self.overflow_slots()),
-            (names::RULE_COUNTS, self.rules),
+            (names::RULE_COUNTS, self.rule_counts()),
             (names::HOSTS4, banks * self.hosts),
             (names::PREFIXES4, banks * self.prefixes),
             (names::SOURCE_RULES, banks * self.identities),
@@ -110,6 +115,31 @@ impl Sizes {
             (names::FREE_NEXT_HOPS, self.next_hops),
             (names::EVENTS, EVENT_BYTES),
         ]
+    }
+}
+
+/// A setting, and a map that shows what it was when the map was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    pub setting: &'static str,
+    pub wanted: u32,
+    pub map: &'static str,
+    /// Elements for each entry that the setting speaks of.
+    each: u32,
+    /// Elements beside those.
+    beside: u32,
+}
+
+impl Shown {
+    /// What the setting was when the map was made with so many elements.
+    pub(super) fn stated(&self, elements: u32) -> u32 {
+        elements.saturating_sub(self.beside) / self.each
+    }
+
+    /// Whether a map of so many elements may be used on. One that an older version made has no
+    /// element beside its entries: one of these is wanting, which shows when it is needed.
+    pub(super) fn takes(&self, elements: u32) -> bool {
+        [elements, elements + self.beside].map(|made| self.stated(made)).contains(&self.wanted)
     }
 }
 
@@ -357,21 +387,39 @@ where
 mod tests {
     use super::*;
 
+    const SIZES: Sizes = Sizes {
+        sessions: 1024,
+        hosts: 11,
+        prefixes: 13,
+        identities: 17,
+        rules: 19,
+        port_classes: 23,
+        next_hops: 29,
+    };
+
     #[test]
     fn every_setting_is_shown_by_a_map_of_its_size() {
-        let sizes = Sizes {
-            sessions: 1024,
-            hosts: 11,
-            prefixes: 13,
-            identities: 17,
-            rules: 19,
-            port_classes: 23,
-            next_hops: 29,
-        };
-        let made = sizes.of_maps();
-        for (setting, wanted, map, each) in sizes.shown_by() {
+        let made = SIZES.of_maps();
+        for shown in SIZES.shown_by() {
+            let Shown { setting, wanted, map, .. } = shown;
             let entries = made.iter().find(|(name, _)| *name == map).map(|(_, entries)| *entries);
-            assert_eq!(entries, Some(wanted * each), "{setting}");
+            assert_eq!(entries.map(|entries| shown.stated(entries)), Some(wanted), "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_taken_by_none_but_the_older_table_of_rules() {
+        for (setting, elements, taken) in [
+            ("rules", 20, true),  // 19, and the default action
+            ("rules", 19, true),  // as an older version made it for 19
+            ("rules", 21, false), // for 20
+            ("rules", 18, false),
+            ("endpoints", 22, true),
+            ("endpoints", 20, false),
+            ("endpoints", 24, false),
+        ] {
+            let shown = SIZES.shown_by().into_iter().find(|shown| shown.setting == setting);
+            assert_eq!(shown.unwrap().takes(elements), taken, "{setting} {elements}");
         }
     }
 }

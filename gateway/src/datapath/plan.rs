@@ -31,19 +31,21 @@ pub struct Pools {
     pub(super) lendings: BTreeMap<Lending, u32>,
 }
 
-/// Gives every rule of an image a counter below `room`; the default action has the first.
+/// Gives every rule of an image a counter from 1 to `room`; the default action has the first.
 pub fn number_rules(
     image: &Image,
     counters: &mut BTreeMap<u32, u32>,
     room: u32,
 ) -> Result<(), PublishError> {
+    // What was kept may be of a time with larger tables.
+    counters.retain(|_, counter| (1..=room).contains(counter));
     let live: HashSet<u32> = image.rules.iter().map(|rule| rule.id.0).collect();
     let mut used: HashSet<u32> = counters.values().copied().collect();
     for rule in &image.rules {
         if counters.contains_key(&rule.id.0) {
             continue;
         }
-        let free = (1..room).find(|counter| !used.contains(counter)).or_else(|| {
+        let free = (1..=room).find(|counter| !used.contains(counter)).or_else(|| {
             // A counter of a rule that is gone: its count goes on under another name,
             // which only a table of exactly this size can see.
             let gone = counters.iter().find(|(id, _)| !live.contains(id));
@@ -52,7 +54,7 @@ pub fn number_rules(
             Some(counter)
         });
         let Some(counter) = free else {
-            return Err(PublishError::Counters { need: image.rules.len() + 1, room });
+            return Err(PublishError::Counters { need: image.rules.len(), room });
         };
         used.insert(counter);
         counters.insert(rule.id.0, counter);
@@ -106,6 +108,7 @@ pub fn pools(
 mod tests {
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
+    use policy_compiler::RuleId;
     use xdp_abi::policy::LENDABLE_SETS;
 
     fn image() -> Image {
@@ -153,5 +156,30 @@ mod tests {
         let next = lending([198, 51, 100, 0], 600);
         let refused = pools(&next, &old.lendings, POOL_ADDRESSES).unwrap_err().to_string();
         assert!(refused.contains("have room for 1024 of both together"), "{refused}");
+    }
+
+    #[test]
+    fn as_many_rules_are_counted_as_there_is_room_for() {
+        let mut image = image();
+        let rule = image.rules[0].clone();
+        let rules = |ids: std::ops::Range<u32>| {
+            ids.map(|id| policy_compiler::ImageRule { id: RuleId(id), ..rule.clone() }).collect()
+        };
+        let mut counters = BTreeMap::new();
+        image.rules = rules(100..104);
+        number_rules(&image, &mut counters, 4).unwrap();
+        assert_eq!(counters, BTreeMap::from([(100, 1), (101, 2), (102, 3), (103, 4)]));
+        // One that leaves makes room for one that comes.
+        image.rules = rules(101..105);
+        number_rules(&image, &mut counters, 4).unwrap();
+        assert_eq!(counters, BTreeMap::from([(101, 2), (102, 3), (103, 4), (104, 1)]));
+        image.rules = rules(101..106);
+        let refused = number_rules(&image, &mut counters, 4).unwrap_err().to_string();
+        assert!(refused.starts_with("5 rules need counters"), "{refused}");
+        // Counters of larger tables are not in these.
+        let mut counters = BTreeMap::from([(101, 5), (102, 0), (103, 2)]);
+        image.rules = rules(101..104);
+        number_rules(&image, &mut counters, 4).unwrap();
+        assert_eq!(counters, BTreeMap::from([(101, 1), (102, 3), (103, 2)]));
     }
 }

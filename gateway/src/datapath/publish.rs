@@ -63,8 +63,12 @@ pub enum PublishError {
         /// How many.
         need: usize,
     },
-    /// More rules than there are counters.
-    #[error("{need} rules need counters; `tables.rules` is {room}")]
+    /// More rules than there are counters: tables of an older version have one fewer than was
+    /// asked for.
+    #[error(
+        "{need} rules need counters; the pinned tables have room for {room}: leave one out, or run \
+         `sluice-gateway detach` and start again"
+    )]
     Counters {
         /// How many.
         need: usize,
@@ -147,7 +151,7 @@ impl Publisher {
     /// Finds the counters of an image's rules and the places of its outside addresses beside those
     /// in force, before anything of it is written.
     pub fn plan(&mut self, datapath: &Datapath, image: &Image) -> Result<Pools, PublishError> {
-        plan::number_rules(image, &mut self.counters, datapath.sizes.rules)?;
+        plan::number_rules(image, &mut self.counters, datapath.counted_rules())?;
         plan::pools(image, &self.lendings, datapath.lendable.all().len() as u32)
     }
 

@@ -7,7 +7,7 @@ use super::{
     clock::Clock,
     layout::{self, LayoutError, Older},
     memory::Mapped,
-    object::{Hooks, Object, ObjectError, Sizes},
+    object::{Hooks, Object, ObjectError, Shown, Sizes},
 };
 use aya::{
     Pod, TestRun as _,
@@ -274,6 +274,11 @@ impl Datapath {
         Ok(rows)
     }
 
+    /// How many rules can be counted, beside the default action.
+    pub fn counted_rules(&self) -> u32 {
+        lock(&self.rule_counts).len().saturating_sub(1)
+    }
+
     /// Ends a session, whatever it does, if it is still the one that is meant.
     pub fn clear(&self, record: u32, incarnation: u32, cause: u8) -> Result<(), ProgramError> {
         let order = Order {
@@ -305,15 +310,16 @@ pub fn refuse(sizes: &Sizes, pins: &Path) -> Result<(), TablesError> {
     if !layout::is_whole(pins)? {
         return Ok(());
     }
-    for (table, wanted, map, each) in sizes.shown_by() {
-        let path = pins.join(map);
+    for shown in sizes.shown_by() {
+        let path = pins.join(shown.map);
         if !path.exists() {
             continue;
         }
         let pinned = MapData::from_pin(&path).and_then(|map| Ok(map.info()?.max_entries()));
-        let found = pinned.map_err(|source| LayoutError::Open { path, source })? / each;
-        if found != wanted {
-            return Err(TablesError::Size { table, found, wanted });
+        let elements = pinned.map_err(|source| LayoutError::Open { path, source })?;
+        if !shown.takes(elements) {
+            let Shown { setting: table, wanted, .. } = shown;
+            return Err(TablesError::Size { table, found: shown.stated(elements), wanted });
         }
     }
     Ok(())
