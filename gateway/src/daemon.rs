@@ -9,11 +9,11 @@ use crate::{
     datapath::{numbers::Numbers, places::Served, tables::Datapath},
     engine::{Engine, EngineError},
     flows::{Collector, CollectorError, Log, live::Tables4},
+    kept::Kept,
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
 };
-use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs,
     io::{self, Read as _},
@@ -146,8 +146,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
     privileges()?;
     let (follower, changes) = Follower::start(1024).await?;
-    let counters = read_kept(&config.gateway.state_dir, COUNTERS);
-    let numbers: Numbers = read_kept(&config.gateway.state_dir, NUMBERS);
+    let kept = Kept::read(&config.gateway.state_dir);
     // Whatever may be refused comes before the engine, which changes what packets meet.
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
@@ -155,7 +154,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let engine = {
         let network = follower.state().clone();
         let config = Arc::clone(&config);
-        tokio::task::spawn_blocking(move || Engine::start(config, &network, counters, &numbers))
+        tokio::task::spawn_blocking(move || Engine::start(config, &network, kept))
             .await
             .expect("the engine does not panic while it starts")?
     };
@@ -191,7 +190,9 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
-    let outcome = Loop { engine, follower, state, capture, path, seen }.run(changes, signals).await;
+    let problems = Vec::new();
+    let looped = Loop { engine, follower, state, capture, path, seen, problems };
+    let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
     let both = async { (local.await, metrics.await) };
@@ -217,6 +218,8 @@ struct Loop {
     path: PathBuf,
     /// What the file looked like before it was read last.
     seen: Stamp,
+    /// What is wrong with the interfaces, as it was logged last.
+    problems: Vec<String>,
 }
 
 struct Signals {
@@ -324,9 +327,10 @@ impl Loop {
     }
 
     /// Shows everybody else which interfaces are served, and what is wrong with that.
-    fn show_places(&self) {
+    fn show_places(&mut self) {
         let places = self.engine.places();
-        let mut problems = places.faults.clone();
+        let mut problems: Vec<String> =
+            places.missing.iter().map(|missing| missing.fault.clone()).collect();
         let hooks = places.interfaces.values().map(|(_, served)| match served {
             Served::Xdp => 3,
             Served::Tc => 2,
@@ -334,6 +338,13 @@ impl Loop {
         if self.engine.hooks() < hooks.sum() {
             problems.push("an interface has no program".to_owned());
         }
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        if problems.is_empty() && !self.problems.is_empty() {
+            info!("every interface is there and has its programs");
+        }
+        self.problems.clone_from(&problems);
         self.state.readiness.set(Condition::Attached, problems);
         self.state.set_served(places.interfaces.clone());
         let names = places.interfaces.iter().map(|(ifindex, (name, _))| (*ifindex, name.clone()));
@@ -429,39 +440,9 @@ fn privileges() -> Result<(), StartError> {
     Ok(())
 }
 
-/// Which counter each rule has, in `state_dir`. Without the file counts start anew under the
-/// right names: nothing else depends on it.
-const COUNTERS: &str = "rule-counters.json";
-/// Which number each attachment has, in `state_dir`. Without the file they are numbered as the
-/// configuration has them in order; then sessions that live may be told with the wrong names.
-const NUMBERS: &str = "attachments.json";
-
-/// What a daemon kept for its successor.
-fn read_kept<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> T {
-    let Ok(text) = fs::read_to_string(state_dir.join(file)) else { return T::default() };
-    serde_json::from_str(&text).unwrap_or_else(|error| {
-        warn!(%error, file, "what was kept cannot be read; it is numbered anew");
-        T::default()
-    })
-}
-
 /// Keeps what the next daemon has to know.
 fn keep(engine: &Engine) {
-    write_kept(engine, COUNTERS, engine.publisher().counters());
-    write_kept(engine, NUMBERS, engine.numbers());
-}
-
-fn write_kept(engine: &Engine, file: &str, kept: &impl Serialize) {
-    let state_dir = &engine.config().gateway.state_dir;
-    let file = state_dir.join(file);
-    let text = serde_json::to_string(kept).unwrap_or_default();
-    let temporary = file.with_extension("new");
-    let saved = fs::create_dir_all(state_dir)
-        .and_then(|()| fs::write(&temporary, text))
-        .and_then(|()| fs::rename(&temporary, &file));
-    if let Err(error) = saved {
-        warn!(%error, file = %file.display(), "what the next start needs cannot be kept");
-    }
+    engine.kept().write(&engine.config().gateway.state_dir);
 }
 
 #[cfg(test)]

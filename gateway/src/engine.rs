@@ -4,21 +4,23 @@
 //! No sockets, no tasks: the daemon drives it, benches and tests use it as it is.
 
 use crate::{
-    config::{Config, Hook, convert},
+    config::{Config, convert},
     datapath::{
         attach::{self, AttachError, Attached},
         claim::{Claim, ClaimError},
         hops, layout,
         numbers::Numbers,
-        object::{Hooks, Sizes, settle},
+        object::{Sizes, settle},
         pairs::Cooling,
-        places::{Places, Served},
+        places::Places,
         plan::Pools,
         publish::{PublishError, Publisher},
         recycle::Recycling,
         settings,
         tables::{self, Datapath, TablesError},
     },
+    interfaces::{self, MissingError},
+    kept::Kept,
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
@@ -50,9 +52,9 @@ pub enum EngineError {
     /// A table refused an entry.
     #[error("a table of places refuses an entry: {0}")]
     Places(#[from] MapError),
-    /// An interface of the configuration is missing.
-    #[error("{}", .0.join("; "))]
-    Faults(Vec<String>),
+    /// Interfaces of the configuration are missing.
+    #[error(transparent)]
+    Missing(#[from] MissingError),
     /// The last guard could not be put up.
     #[error("the last guard cannot be put up: {0}")]
     Guard(#[from] guard::GuardError),
@@ -160,12 +162,6 @@ impl Reserved {
     }
 }
 
-/// Which hooks the interfaces are served by.
-fn hooks_of(places: &Places) -> Hooks {
-    let any = |served| places.interfaces.values().any(|(_, hook)| *hook == served);
-    Hooks { xdp: any(Served::Xdp), tc: any(Served::Tc) }
-}
-
 /// Whether a directory is on a BPF file system, or would be once it is made.
 fn is_on_bpffs(pins: &Path) -> bool {
     let found = pins.ancestors().find_map(|at| nix::sys::statfs::statfs(at).ok());
@@ -187,20 +183,18 @@ fn sizes(config: &Config) -> Sizes {
 
 impl Engine {
     /// Brings up the datapath for a configuration. Guards first, programs last: packets are
-    /// served from the first moment under a whole policy. `counters` and `numbers` are what rules
-    /// and attachments had until now.
+    /// served from the first moment under a whole policy. An interface that was known before may
+    /// be missing, but not all of them.
     pub fn start(
         config: Arc<Config>,
         network: &NetworkState,
-        counters: BTreeMap<u32, u32>,
-        numbers: &Numbers,
+        kept: Kept,
     ) -> Result<Self, EngineError> {
-        let served = choose_hooks(&config, network);
-        let numbers = numbers.with(&config.gateway);
+        let served = interfaces::served(&config, network);
+        let numbers = kept.numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
-        if !places.faults.is_empty() {
-            return Err(EngineError::Faults(places.faults));
-        }
+        interfaces::refuse_new(&places.missing, &kept.interfaces)?;
+        interfaces::refuse_none(&places)?;
         let pins = config.gateway.pin_path.clone();
         if !is_on_bpffs(&pins) {
             return Err(EngineError::NotBpffs(pins));
@@ -210,11 +204,12 @@ impl Engine {
         tables::refuse(&sizes, &pins)?;
         // From here on the machine changes: whatever can be refused by looking was.
         guard::install(&guard_spec(&config))?;
-        let datapath = Datapath::open(sizes, hooks_of(&places), Some(&pins))?;
+        let hooks = interfaces::to_load(&config, &places);
+        let datapath = Datapath::open(sizes, hooks, Some(&pins))?;
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
-        let mut publisher = Publisher::new(&datapath, counters);
+        let mut publisher = Publisher::new(&datapath, kept.counters);
         let reserved = Reserved::now(&places.locals);
         let pools = publisher.plan(&datapath, &config.image)?;
         publisher.publish(&datapath, &config.image, pools, &places.ways_out, &|address| {
@@ -261,6 +256,15 @@ impl Engine {
         &self.numbers
     }
 
+    /// What the next start has to know.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            counters: self.publisher.counters().clone(),
+            numbers: self.numbers.clone(),
+            interfaces: interfaces::devices(&self.config),
+        }
+    }
+
     /// The places as they are.
     pub fn places(&self) -> &Places {
         &self.places
@@ -277,7 +281,8 @@ impl Engine {
     }
 
     /// Brings the gateway to another configuration, or leaves it as it is and says why. It is
-    /// announced before a table changes, so that nobody meets a number without a name.
+    /// announced before a table changes, so that nobody meets a number without a name. What goes on
+    /// without its interface keeps no policy from coming into force.
     pub fn reload(
         &mut self,
         config: Arc<Config>,
@@ -287,12 +292,10 @@ impl Engine {
         refuse_fixed(&self.config, &config)?;
         let numbers = self.numbers.with(&config.gateway);
         announce(&config, &numbers);
-        let served = choose_hooks(&config, network);
+        let served = interfaces::served(&config, network);
         let places = Places::of(&config, network, &served, &numbers);
-        if !places.faults.is_empty() {
-            return Err(EngineError::Faults(places.faults));
-        }
-        let wanted = hooks_of(&places);
+        interfaces::refuse_new(&places.missing, &interfaces::devices(&self.config))?;
+        let wanted = interfaces::in_use(&places);
         let loaded = self.datapath.hooks;
         if wanted.xdp && !loaded.xdp || wanted.tc && !loaded.tc {
             return Err(EngineError::Restart("hook"));
@@ -410,7 +413,7 @@ impl Engine {
             | NetworkEvent::AddressRemoved(_)
             | NetworkEvent::Resynced => {}
         }
-        let served = choose_hooks(&self.config, network);
+        let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
             self.take_places(places)?;
@@ -549,18 +552,14 @@ fn guard_spec(config: &Config) -> guard::GuardSpec {
     let is_routable = |attachment: &crate::config::Attachment| {
         domains.get(attachment.domain.as_str()).is_none_or(|domain| domain.0 == 0)
     };
-    let device = |attachment: &crate::config::Attachment| match attachment.vlan {
-        Some(vlan) => format!("{}.{}", attachment.interface, vlan.get()),
-        None => attachment.interface.clone(),
-    };
     for attachment in config.gateway.attachments.iter().filter(|a| is_routable(a)) {
         let carried = attachment.carries.iter().map(|prefix| prefix.net());
-        interfaces.entry(device(attachment)).or_default().extend(carried);
+        interfaces.entry(attachment.device()).or_default().extend(carried);
     }
     // An interface that also leads to pods: among them their addresses are what they are.
     let mut towards: BTreeMap<String, Vec<ipnet::Ipv4Net>> = BTreeMap::new();
     for attachment in config.gateway.attachments.iter().filter(|a| !is_routable(a)) {
-        let device = device(attachment);
+        let device = attachment.device();
         if interfaces.contains_key(&device) {
             let routes = attachment.routes().iter().map(|prefix| prefix.net());
             towards.entry(device).or_default().extend(routes);
@@ -572,27 +571,6 @@ fn guard_spec(config: &Config) -> guard::GuardSpec {
         towards,
         exempt: Some(guard::ExemptMark { value: MARK, mask: MARK_MASK }),
     }
-}
-
-/// Which hook serves each interface.
-fn choose_hooks(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
-    let mut served = BTreeMap::new();
-    for attachment in &config.gateway.attachments {
-        let hook = match attachment.hook {
-            Hook::Xdp => Served::Xdp,
-            Hook::Tc => Served::Tc,
-            Hook::Auto => {
-                let link = network.links.values().find(|link| link.name == attachment.interface);
-                let facts = link.and_then(|link| net::hardware_facts(link).ok());
-                match facts.and_then(|facts| facts.xdp) {
-                    Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
-                    Some(_) | None => Served::Tc,
-                }
-            }
-        };
-        served.insert(attachment.interface.clone(), hook);
-    }
-    served
 }
 
 #[cfg(test)]
@@ -631,8 +609,7 @@ mod tests {
         let mut config = testing::scene(TWO_CLUSTERS).config;
         config.gateway.pin_path = pins.clone();
         let network = testing::network_of(&config);
-        let refused =
-            Engine::start(Arc::new(config), &network, BTreeMap::new(), &Numbers::default());
+        let refused = Engine::start(Arc::new(config), &network, Kept::default());
         assert!(matches!(refused, Err(EngineError::NotBpffs(at)) if at == pins));
         assert!(!pins.parent().unwrap().exists());
     }

@@ -6,6 +6,8 @@ pub mod daemon;
 pub mod datapath;
 pub mod engine;
 pub mod flows;
+pub mod interfaces;
+pub mod kept;
 pub mod metrics;
 pub mod net;
 pub mod serve;

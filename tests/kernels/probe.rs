@@ -6,7 +6,6 @@
 //! it out. What it finds goes to the console, a line for each finding; the last line is
 //! [`PASSED`] or begins with [`FAILED`].
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -17,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::config::Config;
-use gateway::datapath::{numbers::Numbers, object::Loaded};
+use gateway::datapath::object::Loaded;
 use gateway::engine::{Engine, detach};
+use gateway::kept::Kept;
 use gateway::net::Follower;
 use lab::Frame;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -211,7 +211,7 @@ fn start(config: &Arc<Config>) -> Result<Engine> {
         let (follower, _events) = Follower::start(64).await?;
         anyhow::Ok(follower.state().clone())
     })?;
-    Ok(Engine::start(Arc::clone(config), &network, BTreeMap::new(), &Numbers::default())?)
+    Ok(Engine::start(Arc::clone(config), &network, Kept::default())?)
 }
 
 fn configuration(hook: &str) -> Result<Config> {

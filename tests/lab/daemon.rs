@@ -229,12 +229,22 @@ impl Daemon {
     ///
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result<()> {
+        self.relaunch()?;
+        self.wait_ready()
+    }
+
+    /// Starts it again like [`Daemon::restart`], and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn relaunch(&mut self) -> Result<()> {
         if self.process.ended()?.is_none() {
             self.kill()?;
         }
         self.before += &self.process.stderr();
         self.process = launch(&self.netns, &self.wrapper, &self.binary, &self.config)?;
-        self.wait_ready()
+        Ok(())
     }
 
     /// Runs `sluice-gateway detach` with more arguments.

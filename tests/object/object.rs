@@ -90,7 +90,7 @@ impl Object {
         settings::write(&datapath, &config);
         let numbers = Numbers::default().with(&config.gateway);
         let places = Places::of(&config, &stand.network, &served(), &numbers);
-        ensure!(places.faults.is_empty(), "{}", places.faults.join("; "));
+        ensure!(places.missing.is_empty(), "{:?}", places.missing);
         places.write(&datapath, &Places::default())?;
         // The namespace has no IPv6, and a program only asks the table.
         lock(&datapath.locals6).insert([0x20; 16], 1, 0)?;

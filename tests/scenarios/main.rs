@@ -9,6 +9,7 @@ mod stand;
 
 mod full;
 mod look;
+mod missing;
 mod moves;
 mod older;
 mod reach;

@@ -189,6 +189,15 @@ fn everything() -> Vec<Prefix4> {
 }
 
 impl Attachment {
+    /// The device that the kernel routes by: the interface, or the one of its VLAN.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match self.vlan {
+            Some(vlan) => format!("{}.{}", self.interface, vlan.get()),
+            None => self.interface.clone(),
+        }
+    }
+
     /// Destinations ahead of it: what is stated, else for a spoke its sources, else everything.
     #[must_use]
     pub fn routes(&self) -> &[Prefix4] {

@@ -35,6 +35,15 @@ pub enum Served {
     Tc,
 }
 
+/// An attachment without its interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What there should be.
+    pub device: String,
+    /// That it is missing, in a sentence.
+    pub fault: String,
+}
+
 /// What the configuration means on this machine at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
@@ -47,8 +56,8 @@ pub struct Places {
     /// The machine's own addresses.
     pub locals: BTreeSet<Ipv4Addr>,
     locals6: BTreeSet<Ipv6Addr>,
-    /// What is wrong: an interface that is missing, for one. Its attachments have no packets.
-    pub faults: Vec<String>,
+    /// Attachments whose interface is missing. They have no packets.
+    pub missing: Vec<Missing>,
     sources: BTreeMap<(u32, Ipv4Net), u16>,
     routes: BTreeMap<(u32, Ipv4Net), u16>,
     carries: BTreeMap<(u32, Ipv4Net), u16>,
@@ -119,7 +128,10 @@ impl Places {
                         places.carries.insert((u32::from(number), carried.net()), number);
                     }
                 }
-                Err(fault) => places.faults.push(format!("attachment `{}`: {fault}", stated.name)),
+                Err(fault) => places.missing.push(Missing {
+                    device: stated.device(),
+                    fault: format!("attachment `{}`: {fault}", stated.name),
+                }),
             }
             places.attachments.insert(number, attachment);
         }
@@ -368,7 +380,7 @@ mod tests {
         let (network, served) = (testing::network_of(&config), BTreeMap::new());
         let numbers = Numbers::default().with(&config.gateway);
         let before = Places::of(&config, &network, &served, &numbers);
-        assert_eq!(before.faults, [""; 0]);
+        assert_eq!(before.missing, []);
         assert_eq!(before.attachments.len(), config.gateway.attachments.len());
         config.gateway.attachments.reverse();
         let numbers = numbers.with(&config.gateway);

@@ -1,7 +1,6 @@
 //! The product: its engine with its tables and programs, brought up from a configuration as the
 //! daemon does it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -15,9 +14,9 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use bench_xdp::{FIRST_SOURCE, SOURCES};
 use gateway::config::Config;
-use gateway::datapath::numbers::Numbers;
 use gateway::datapath::tables::Datapath;
 use gateway::engine::{Engine, detach};
+use gateway::kept::Kept;
 use gateway::net::Follower;
 use serde_json::json;
 use xdp_abi::event::ENDED_REOPENED;
@@ -204,8 +203,7 @@ impl Dut for Sluice {
                 Some(napi)
             }
         };
-        let engine =
-            Engine::start(Arc::clone(&config), &network, BTreeMap::new(), &Numbers::default())?;
+        let engine = Engine::start(Arc::clone(&config), &network, Kept::default())?;
         let events = engine.datapath.take_events().context("the ring of events is taken")?;
         self.running = Some(Running {
             engine,

@@ -1,0 +1,134 @@
+//! Which hook serves each interface, which programs that takes, and which interface may be missing.
+//!
+//! One that was in force once may go and come back: everything else goes on without it. A name
+//! that was never there is taken for a mistake (docs/adr/0014-missing-interfaces.md).
+
+use crate::{
+    config::{Config, Hook},
+    datapath::{
+        object::Hooks,
+        places::{Missing, Places, Served},
+    },
+    net::{self, NetworkState},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Interfaces are missing without which nothing is begun.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct MissingError(Vec<String>);
+
+/// Which hook serves each interface.
+pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
+    let mut served = BTreeMap::new();
+    for attachment in &config.gateway.attachments {
+        let hook = match attachment.hook {
+            Hook::Xdp => Served::Xdp,
+            Hook::Tc => Served::Tc,
+            Hook::Auto => {
+                let link = network.links.values().find(|link| link.name == attachment.interface);
+                let facts = link.and_then(|link| net::hardware_facts(link).ok());
+                match facts.and_then(|facts| facts.xdp) {
+                    Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
+                    Some(_) | None => Served::Tc,
+                }
+            }
+        };
+        served.insert(attachment.interface.clone(), hook);
+    }
+    served
+}
+
+/// The hooks that the interfaces of this moment are served by.
+pub fn in_use(places: &Places) -> Hooks {
+    let any = |served| places.interfaces.values().any(|(_, hook)| *hook == served);
+    Hooks { xdp: any(Served::Xdp), tc: any(Served::Tc) }
+}
+
+/// The hooks whose programs are wanted from the start: also of what is missing, whose driver
+/// nobody knows yet.
+pub fn to_load(config: &Config, places: &Places) -> Hooks {
+    let missing = |hook: Hook| {
+        config.gateway.attachments.iter().any(|attachment| {
+            let device = attachment.device();
+            attachment.hook == hook && places.missing.iter().any(|one| one.device == device)
+        })
+    };
+    let now = in_use(places);
+    let unknown = missing(Hook::Auto);
+    Hooks {
+        xdp: now.xdp || unknown || missing(Hook::Xdp),
+        tc: now.tc || unknown || missing(Hook::Tc),
+    }
+}
+
+/// The devices of a configuration.
+pub fn devices(config: &Config) -> BTreeSet<String> {
+    config.gateway.attachments.iter().map(crate::config::Attachment::device).collect()
+}
+
+/// Refuses what is missing and is none of the devices that are known.
+pub fn refuse_new(missing: &[Missing], known: &BTreeSet<String>) -> Result<(), MissingError> {
+    let new = missing.iter().filter(|missing| !known.contains(&missing.device));
+    refuse(new)
+}
+
+/// Refuses a gateway that has no interface at all.
+pub fn refuse_none(places: &Places) -> Result<(), MissingError> {
+    if places.interfaces.is_empty() { refuse(places.missing.iter()) } else { Ok(()) }
+}
+
+fn refuse<'a>(missing: impl Iterator<Item = &'a Missing>) -> Result<(), MissingError> {
+    let faults: Vec<String> = missing.map(|missing| missing.fault.clone()).collect();
+    if faults.is_empty() { Ok(()) } else { Err(MissingError(faults)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        datapath::numbers::Numbers,
+        flows::testing::{self, TWO_CLUSTERS},
+    };
+
+    /// The places of the scene without some of its interfaces, with a hook stated for `eth4`.
+    fn without(missing: &[u32], hook: Hook) -> (Config, Places) {
+        let mut config = testing::scene(TWO_CLUSTERS).config;
+        for attachment in &mut config.gateway.attachments {
+            attachment.hook = if attachment.interface == "eth4" { hook } else { Hook::Tc };
+        }
+        let mut network = testing::network_of(&config);
+        network.links.retain(|ifindex, _| !missing.contains(ifindex));
+        let numbers = Numbers::default().with(&config.gateway);
+        let places = Places::of(&config, &network, &served(&config, &network), &numbers);
+        (config, places)
+    }
+
+    #[test]
+    fn what_was_there_may_be_missing_and_a_new_name_may_not() {
+        let (config, places) = without(&[2, 4], Hook::Tc);
+        assert!(refuse_none(&places).is_ok());
+        assert!(refuse_new(&places.missing, &devices(&config)).is_ok());
+        let known = ["eth1", "eth2", "eth3"].map(str::to_owned).into();
+        let refused = refuse_new(&places.missing, &known).unwrap_err().to_string();
+        assert_eq!(refused, "attachment `internet`: there is no interface `eth4`");
+        let (_, none) = without(&[1, 2, 3, 4], Hook::Tc);
+        let refused = refuse_none(&none).unwrap_err().to_string();
+        assert_eq!(refused.matches("there is no interface").count(), 4, "{refused}");
+    }
+
+    #[test]
+    fn programs_are_there_for_what_may_come() {
+        let hooks = |xdp, tc| Hooks { xdp, tc };
+        for (missing, hook, loaded) in [
+            (&[][..], Hook::Tc, hooks(false, true)),
+            (&[4], Hook::Tc, hooks(false, true)),
+            (&[4], Hook::Xdp, hooks(true, true)),
+            (&[4], Hook::Auto, hooks(true, true)), // its driver is not known yet
+            (&[1, 2, 3], Hook::Xdp, hooks(true, true)),
+        ] {
+            let (config, places) = without(missing, hook);
+            assert_eq!(to_load(&config, &places), loaded, "{missing:?} {hook:?}");
+        }
+    }
+}

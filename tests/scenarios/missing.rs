@@ -1,0 +1,127 @@
+//! An interface is missing: everything else goes on, and it is served when it comes.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::client;
+use lab::plan::INTERNET_SERVERS;
+use lab::servers::ECHO;
+use serde_json::{Value, json};
+
+use crate::stand::{Place, Stand, eventually, everywhere, policy_word, show, within};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The kernel's verifier takes seconds.
+const START: Duration = Duration::from_secs(60);
+const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+const FAULT: &str = "attachment `spare`: there is no interface `spare0`";
+
+everywhere!(a_missing_interface_holds_up_nothing_else);
+
+fn a_missing_interface_holds_up_nothing_else(place: Place) -> Result<()> {
+    let mut stand = place.stand()?;
+    plug_in(&stand)?;
+    stand.config.gateway["attachments"].as_array_mut().context("a list")?.push(json!({
+        "name": "spare", "interface": "spare0", "kind": "connection", "hook": place.hook.as_str(),
+        "sources": ["172.31.0.0/16"], "routes": ["172.31.0.0/16"],
+    }));
+    stand.reload()?;
+    show!(stand:
+        a_rule_is_revoked_while_an_interface_is_away,
+        an_interface_that_never_was_is_refused,
+        a_start_serves_what_is_there_and_what_comes,
+    )
+}
+
+/// A link that no traffic of the lab needs.
+fn plug_in(stand: &Stand) -> Result<()> {
+    stand.lab.gateway.ip("link add spare0 type veth peer name spare1\n\
+         link set spare0 up\n\
+         link set spare1 up\n")
+}
+
+fn unplug(stand: &Stand) -> Result<()> {
+    stand.lab.gateway.ip("link del spare0\n")
+}
+
+/// The hook that serves the spare attachment.
+fn hook(stand: &Stand) -> Result<Value> {
+    let status: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "status"])?)?;
+    let attachments = status["attachments"].as_array().context("attachments are a list")?;
+    let spare = attachments.iter().find(|attachment| attachment["name"] == "spare");
+    Ok(spare.context("there is a spare attachment")?["hook"].clone())
+}
+
+fn is_missed(stand: &Stand) -> Result<bool> {
+    let (status, body) = stand.daemon.get("/readyz")?;
+    Ok(status == 503 && body.contains(FAULT))
+}
+
+fn is_served(stand: &Stand) -> Result<bool> {
+    Ok(stand.daemon.get("/readyz")?.0 == 200 && !hook(stand)?.is_null())
+}
+
+fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()> {
+    let pod = stand.lab.pod("prod-eu", "web").netns.clone();
+    let stream = client::connect_to(&pod, INTERNET, PATIENCE)?.open()?;
+    let talk = client::talk(&pod, stream, Duration::from_millis(2), Duration::from_millis(800));
+    let before = stand.daemon.stderr().len();
+    unplug(stand)?;
+    eventually("the interface is missed", || is_missed(stand))?;
+    let said = stand.daemon.stderr().split_off(before);
+    ensure!(said.contains("WARN") && said.contains(FAULT), "{said}");
+    ensure!(hook(stand)?.is_null(), "nothing serves it");
+    ensure!(!talk.ended(), "the flow is another's");
+    stand.config.set_action("teams-to-internet", "deny");
+    stand.reload()?;
+    let cut = talk.finish()?;
+    ensure!(cut.broke.is_some() && cut.answered > 0, "{cut:?}");
+    ensure!(is_missed(stand)?, "it is still said");
+    stand.config.set_action("teams-to-internet", "permit");
+    stand.reload()?;
+    client::echo(client::connect_to(&pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    plug_in(stand)?;
+    eventually("it is served again", || is_served(stand))
+}
+
+fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
+    let said = "attachment `spare`: there is no interface `spaer0`";
+    let pins = stand.lab.site().pins();
+    let before = policy_word(&pins)?;
+    let mut wrong = stand.config.clone();
+    let stated = wrong.gateway["attachments"].as_array_mut().context("a list")?;
+    stated.last_mut().context("the spare one")?["interface"] = json!("spaer0");
+    stand.daemon.reload(&wrong)?;
+    eventually("the reload is refused", || {
+        Ok(stand.ctl(&["status"])?.contains(&format!("the last reload was refused: {said}")))
+    })?;
+    let Err(refused) = stand.daemon.restart() else { bail!("it has started") };
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("exit status: 1") && refused.contains(said), "{refused}");
+    ensure!(policy_word(&pins)? == before, "it was published all the same");
+    stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.restart()
+}
+
+fn a_start_serves_what_is_there_and_what_comes(stand: &mut Stand) -> Result<()> {
+    let place = stand.config.clone();
+    stand.daemon.stop()?;
+    unplug(stand)?;
+    // Only its driver will say which one.
+    let stated = stand.config.gateway["attachments"].as_array_mut().context("a list")?;
+    stated.last_mut().context("the spare one")?["hook"] = json!("auto");
+    stand.config.set_action("teams-ping", "deny");
+    stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.relaunch()?;
+    within(START, "it is up and misses the interface", || Ok(is_missed(stand).unwrap_or_default()))
+        .with_context(|| stand.daemon.stderr())?;
+    let pod = &stand.lab.pod("prod-us", "web").netns;
+    client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    ensure!(client::ping(pod, INTERNET_SERVERS[0], 1)? == 0, "the policy is that of the file");
+    plug_in(stand)?;
+    eventually("it is served", || is_served(stand)).with_context(|| stand.daemon.stderr())?;
+    ensure!(hook(stand)? == "xdp", "as a veth is served: {}", hook(stand)?);
+    stand.config = place;
+    stand.reload()
+}
