@@ -6,7 +6,12 @@
 use crate::{
     capture::Capture,
     config::Config,
-    datapath::{numbers::Numbers, places::Served, tables::Datapath},
+    datapath::{
+        numbers::Numbers,
+        places::Served,
+        publish::PublishError,
+        tables::{Datapath, TablesError},
+    },
     engine::{Engine, EngineError},
     flows::{Collector, CollectorError, Log, live::Tables4},
     kept::Kept,
@@ -96,6 +101,16 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Whether trying again does not help: the configuration does not fit what is pinned.
+    pub fn is_for_good(&self) -> bool {
+        let Self::Engine(refused) = self else { return false };
+        matches!(
+            refused,
+            EngineError::Tables(TablesError::Size { .. })
+                | EngineError::Publish(PublishError::Counters { .. })
+        )
+    }
+
     /// The first of its faults, where there may be many.
     fn first(&self) -> String {
         if let Self::Config(faults) = self {

@@ -90,7 +90,7 @@ fn run(path: PathBuf) -> ExitCode {
         }
         Err(failed) => {
             eprintln!("sluice-gateway: {}", daemon::with_causes(&failed));
-            ExitCode::from(FAILED)
+            ExitCode::from(if failed.is_for_good() { UNUSABLE } else { FAILED })
         }
     }
 }

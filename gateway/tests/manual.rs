@@ -340,7 +340,7 @@ sed -i 's/sessions: 1024/sessions: 2048/' "$1/sluice.yaml"
 code=0
 timeout 60 "$2" run --config "$1/sluice.yaml" 2>"$1/said" || code=$?
 cat "$1/said"
-test $code = 1
+test $code = 2
 test "$before" = "$(ls "$1/bpf/sluice")"
 if nft list table inet sluice_guard 2>/dev/null; then exit 3; fi
 "#;
