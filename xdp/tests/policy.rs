@@ -295,6 +295,24 @@ fn a_refusal_tells_the_rule_that_would_have_matched() {
 }
 
 #[test]
+fn refusals_that_are_held_back_are_counted_and_told_later() {
+    let mut lab = scene("deny any -> any all log").build();
+    lab.tables().set_rates(1000, 2);
+    let refused = |lab: &Lab, times: u32| {
+        for _ in 0..times {
+            assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::RuleDenied);
+        }
+        let told = lab.tables().take_events();
+        let suppressed = lab.tables().counters().events_suppressed;
+        (told.iter().map(|event| event.suppressed).collect::<Vec<_>>(), suppressed)
+    };
+    assert_eq!(refused(&lab, 2), (vec![0, 0], 0));
+    assert_eq!(refused(&lab, 5), (vec![], 5));
+    lab.pass_seconds(1);
+    assert_eq!(refused(&lab, 3), (vec![5, 0], 6));
+}
+
+#[test]
 fn no_pod_of_one_domain_appears_untranslated_in_another() {
     let lab = scene("permit any -> any all")
         .and(
