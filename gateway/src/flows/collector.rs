@@ -130,8 +130,30 @@ impl Drop for Collector {
     }
 }
 
+/// Where events come from.
+trait Events {
+    /// Hands over the next one; says whether there was one.
+    fn next(&mut self, take: impl FnOnce(&[u8])) -> bool;
+    /// Sleeps until there is one.
+    fn wait(&self, longest: Duration);
+}
+
+impl Events for RingBuf<MapData> {
+    fn next(&mut self, take: impl FnOnce(&[u8])) -> bool {
+        RingBuf::next(self).map(|item| take(&item)).is_some()
+    }
+
+    fn wait(&self, longest: Duration) {
+        // SAFETY: the descriptor belongs to the ring, which lives longer than this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) };
+        let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
+        // A signal or an error ends the wait early, and that is all that it may do.
+        let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout);
+    }
+}
+
 fn run<L: Live>(
-    mut ring: RingBuf<MapData>,
+    mut ring: impl Events,
     tables: &L,
     mut desk: Desk,
     mut on_captured: OnCaptured,
@@ -142,18 +164,18 @@ fn run<L: Live>(
         // Taken first: what was in the ring before the end was asked for is still written.
         let last = stop.load(Ordering::Relaxed);
         let most = if last { RING } else { BATCH };
-        let mut taken = 0;
-        while taken < most
-            && let Some(item) = ring.next()
-        {
-            taken += 1;
+        let mut take = |item: &[u8]| {
             if item.first() == Some(&CAPTURE) {
-                if let Ok((captured, _)) = Captured::ref_from_prefix(&item) {
+                if let Ok((captured, _)) = Captured::ref_from_prefix(item) {
                     on_captured(captured);
                 }
-            } else if let Ok((event, _)) = Event4::read_from_prefix(&item) {
+            } else if let Ok((event, _)) = Event4::read_from_prefix(item) {
                 desk.event(&event);
             }
+        };
+        let mut taken = 0;
+        while taken < most && ring.next(&mut take) {
+            taken += 1;
         }
         if last {
             break;
@@ -164,18 +186,9 @@ fn run<L: Live>(
             desk.flush(tables.tick_length());
         }
         if !desk.is_walking() && taken < BATCH {
-            wait(&ring, Duration::from_millis(200));
+            ring.wait(Duration::from_millis(200));
         }
     }
-}
-
-/// Sleeps until there is something in the ring.
-fn wait(ring: &RingBuf<MapData>, longest: Duration) {
-    // SAFETY: the descriptor belongs to the ring, which lives longer than this call.
-    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
-    let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
-    // A signal or an error ends the wait early, and that is all that it may do.
-    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout);
 }
 
 /// What makes records, apart from where events come from.
@@ -275,7 +288,9 @@ mod tests {
     use super::*;
     use crate::flows::testing::{self, SECOND, TWO_CLUSTERS};
     use flow_export::{FlowRecord, json};
+    use std::collections::VecDeque;
     use std::sync::Mutex;
+    use zerocopy::IntoBytes as _;
 
     /// A log that a test can read.
     #[derive(Clone, Default)]
@@ -347,6 +362,29 @@ mod tests {
         drop(desk);
         assert_eq!(paper.records().len(), 40);
         assert_eq!((counts.read().generated, counts.read().written), (40, 40));
+    }
+
+    /// A ring in which events wait.
+    struct Waiting(VecDeque<Vec<u8>>);
+
+    impl Events for Waiting {
+        fn next(&mut self, take: impl FnOnce(&[u8])) -> bool {
+            self.0.pop_front().map(|item| take(&item)).is_some()
+        }
+        fn wait(&self, _: Duration) {}
+    }
+
+    #[test]
+    fn what_waits_when_the_end_is_asked_for_is_still_written() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (desk, paper) = desk(&scene);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        let event = scene.memory.take_events()[0];
+        // More than one turn takes.
+        let waiting = 2 * BATCH as usize;
+        let ring = Waiting(std::iter::repeat_n(event.as_bytes().to_vec(), waiting).collect());
+        run(ring, &*scene.memory, desk, Box::new(|_| ()), &AtomicBool::new(true));
+        assert_eq!(paper.records().len(), waiting);
     }
 
     #[test]
