@@ -46,6 +46,7 @@ fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
         tcp_connections_expire_and_come_again_with_no_daemon,
         a_daemon_that_is_asked_to_stop_leaves_everything_at_work,
         a_pin_that_somebody_takes_away_is_missed_before_a_restart,
+        a_guard_that_cannot_be_put_back_is_said,
         a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on,
     )
 }
@@ -225,6 +226,22 @@ fn a_pin_that_somebody_takes_away_is_missed_before_a_restart(stand: &mut Stand) 
         eventually("it is back", || Ok(stand.daemon.get("/readyz")?.0 == 200))?;
     }
     Ok(())
+}
+
+fn a_guard_that_cannot_be_put_back_is_said(stand: &mut Stand) -> Result<()> {
+    // Somebody's own table under that name, which nobody else may touch, for some seconds.
+    const OWNER: &str = "(echo 'delete table inet sluice_guard; \
+                         add table inet sluice_guard { flags owner; }'; sleep 4) | nft -i";
+    let mut owner = stand.lab.gateway.start(Path::new("sh"), &["-c", OWNER])?;
+    let said = "the last guard does not stand: ";
+    eventually("the guard is missed", || {
+        let (status, body) = stand.daemon.get("/readyz")?;
+        Ok(status == 503 && body.contains(said))
+    })
+    .with_context(|| owner.stderr())?;
+    ensure!(stand.ctl(&["status"])?.contains(said));
+    owner.wait(Duration::from_secs(10))?;
+    eventually("it stands again", || Ok(stand.daemon.get("/readyz")?.0 == 200))
 }
 
 fn a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on(
