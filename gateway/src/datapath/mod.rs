@@ -9,6 +9,7 @@ mod filter;
 pub mod hops;
 pub mod layout;
 pub mod memory;
+mod non_routable;
 pub mod numbers;
 pub mod object;
 pub mod pairs;

@@ -34,7 +34,7 @@ use xdp_abi::{
 
 /// How long a half of the tables is left alone after it went out of force: far longer than any
 /// packet takes.
-const GRACE: Duration = Duration::from_millis(100);
+pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// Why a policy could not be published; the old one stays in force.
 #[derive(Debug, thiserror::Error)]

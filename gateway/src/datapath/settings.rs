@@ -1,6 +1,6 @@
 //! The global settings, written into the datapath.
 
-use super::tables::Datapath;
+use super::{non_routable, tables::Datapath};
 use crate::config::{Config, TcpMidstream};
 use std::time::Duration;
 use xdp_abi::{
@@ -34,14 +34,8 @@ pub fn write(datapath: &Datapath, config: &Config) {
         word.store(ticks(2 * place) << 32 | ticks(2 * place + 1));
     }
     settings.rest.store(u64::from(clock.ticks(timers.port_rest.duration())));
-    for (place, word) in settings.non_routable.iter().enumerate() {
-        let prefix = config.gateway.non_routable.get(place).map_or(0, |prefix| {
-            let net = prefix.net();
-            let word = |bytes: [u8; 4]| u64::from(u32::from_ne_bytes(bytes));
-            word(net.network().octets()) << 32 | word(net.netmask().octets())
-        });
-        word.store(prefix);
-    }
+    let prefixes = config.gateway.non_routable.iter().map(|prefix| prefix.net());
+    non_routable::write(&settings.non_routable, prefixes);
     settings.midstream.store(match config.gateway.tcp_midstream {
         TcpMidstream::Reset => MIDSTREAM_RESET,
         TcpMidstream::Drop => MIDSTREAM_DROP,
