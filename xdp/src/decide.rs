@@ -14,12 +14,14 @@ mod again;
 mod first;
 mod known;
 mod open;
+mod outlook;
 mod plan;
 mod refuse;
 mod unknown;
 mod ways;
 
 pub(crate) use first::first;
+pub use outlook::{Exit, Outlook, Sequel, outlook};
 pub use plan::Plan;
 
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
     arrival::{Arrival, attached, is_own},
     packet::Packet,
     session::{Ended, end},
-    table,
+    table::{self, Found},
     tables::Tables,
     verdict::{Code, Forward, Verdict},
 };
@@ -94,14 +96,7 @@ pub fn continued<T: Tables<A = V4>>(
     let Decision { forward, doom, .. } = decision;
     let mut code = way.known(&found, forward, doom);
     if code.is(Code::STALE) {
-        // One after the other, and not one inside the other, as in `opened`.
-        code = way.recall(&found, plan, doom);
-        if code.is(Code::GO_ON) {
-            code = way.judge_again(plan, doom);
-        }
-        if code.is(Code::GO_ON) && doom.goes_anew {
-            code = way.route_again(plan, doom);
-        }
+        code = reconsider(&way, &found, plan, doom);
         if code.is(Code::END) {
             end(tables, doom.record, doom.ending, way.now);
             decision.code = way.cut(&plan.judgement, doom);
@@ -127,6 +122,25 @@ pub fn continued<T: Tables<A = V4>>(
         };
     }
     decision.code = code;
+}
+
+/// Judges a session again: whether it goes on, [ends](Code::END), or its packet is dropped.
+#[inline(always)]
+fn reconsider<T: Tables<A = V4>>(
+    way: &Way<'_, T>,
+    found: &Found,
+    plan: &mut Plan,
+    doom: &mut Doom,
+) -> Code {
+    // One after the other, and not one inside the other, as in `opened`.
+    let mut code = way.recall(found, plan, doom);
+    if code.is(Code::GO_ON) {
+        code = way.judge_again(plan, doom);
+    }
+    if code.is(Code::GO_ON) && doom.goes_anew {
+        code = way.route_again(plan, doom);
+    }
+    code
 }
 
 /// The packet of an unknown flow, after it was found that it is one, and by `locate` where it

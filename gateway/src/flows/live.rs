@@ -258,8 +258,9 @@ impl Tables for Tables4 {
         let number = lock(&self.datapath.hop_index).get(key, 0).ok()?;
         u16::try_from(number).ok()
     }
+    /// Nothing is numbered by looking: any number stands for the one that it would get.
     fn add_hop(&self, _: &NextHopKey, _: &Hop) -> Option<u16> {
-        None
+        Some(u16::MAX)
     }
     fn set_hop(&self, _: u16, _: &Hop) {}
 

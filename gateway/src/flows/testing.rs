@@ -305,6 +305,21 @@ impl Scene {
         self.memory.set_clock(u64::from(self.now) * 62_500_000);
     }
 
+    /// What is changed in the tables while packets go on.
+    pub(crate) fn tables(&mut self) -> &mut Memory {
+        Arc::get_mut(&mut self.memory).expect("a scene is changed before it is shared")
+    }
+
+    /// Publishes the policy of another configuration, with the same attachments.
+    pub(crate) fn publish(&mut self, text: &str) {
+        self.config =
+            Config::parse(text, "test.yaml").unwrap_or_else(|errors| panic!("{errors:#?}"));
+        let memory =
+            Arc::get_mut(&mut self.memory).expect("a scene is changed before it is shared");
+        let policy = lower(memory, &self.config);
+        memory.publish(policy);
+    }
+
     /// All sessions of the table.
     pub(crate) fn sessions(&self) -> Vec<SessionView> {
         sessions(&*self.memory, 0..all_slots(&*self.memory), self.now).collect()
