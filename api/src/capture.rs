@@ -14,6 +14,9 @@ pub const MOST_PACKETS: u64 = 100_000;
 /// The longest that a capture may take, in seconds.
 pub const MOST_SECONDS: u64 = 600;
 
+/// Of so many packets at least one is copied.
+pub const MOST_SAMPLE: u64 = 1_000_000;
+
 /// Bytes, written as hexadecimal digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
@@ -124,8 +127,19 @@ pub struct Frame {
 pub struct Lost {
     /// Packets that came faster than the capture was read.
     pub packets: u64,
-    /// Events of the datapath, copies of packets among them, that the daemon had no room for.
-    pub events: u64,
+    /// Copies that the datapath had no room for, because they came faster than the daemon took them.
+    pub copies: u64,
+}
+
+/// What is said of a capture when it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct End {
+    /// Packets that were shown.
+    pub packets: u64,
+    /// One in so many was copied, of those that the datapath took for the filter.
+    pub sample: u64,
+    /// Everything that was left out, from the beginning.
+    pub lost: Lost,
 }
 
 /// A line of the stream.
@@ -138,6 +152,11 @@ pub enum Line {
     Lost {
         /// How much.
         lost: Lost,
+    },
+    /// The last line.
+    End {
+        /// What there was.
+        end: End,
     },
 }
 
@@ -199,11 +218,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_copy_or_what_was_lost() {
-        let lost = Line::Lost { lost: Lost { packets: 3, events: 0 } };
-        let json = r#"{"lost":{"packets":3,"events":0}}"#;
-        assert_eq!(serde_json::to_string(&lost).unwrap(), json);
-        assert_eq!(serde_json::from_str::<Line>(json).unwrap(), lost);
+    fn a_line_is_a_copy_or_what_was_lost_or_the_end() {
+        let lost = Lost { packets: 3, copies: 0 };
+        for (line, json) in [
+            (Line::Lost { lost }, r#"{"lost":{"packets":3,"copies":0}}"#),
+            (
+                Line::End { end: End { packets: 2, sample: 10, lost } },
+                r#"{"end":{"packets":2,"sample":10,"lost":{"packets":3,"copies":0}}}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&line).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Line>(json).unwrap(), line);
+        }
         let json = r#"{"time":1,"interface":"eth0","stage":"after","verdict":"passed","reason":null,"rule":null,"session":null,"length":60,"bytes":"00"}"#;
         let line = serde_json::from_str::<Line>(json).unwrap();
         assert!(matches!(&line, Line::Frame(frame) if frame.time == 1), "{line:?}");

@@ -126,6 +126,7 @@ fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
         (&["capture", "--count", "0"], "0 is not in 1..=100000"),
         (&["capture", "--count", "100001"], "100001 is not in 1..=100000"),
         (&["capture", "--seconds", "601"], "601 is not in 1..=600"),
+        (&["capture", "--sample", "0"], "0 is not in 1..=1000000"),
         (&["capture", "domain=prod-eu"], "`domain=prod-eu` cannot be asked of a packet"),
         (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:1/tcp"], "is not DOMAIN:IP"),
         (&["-o", "yaml", "rules"], "possible values: table, wide, json"),
@@ -213,17 +214,22 @@ fn captured_packets_go_into_a_file_and_what_is_missing_is_said() {
     let after = BEFORE.replace("before", "after");
     let directory = Directory::new("capture");
     let file = directory.0.join("packets.pcapng");
-    let lost = r#"{"lost":{"packets":3,"events":0}}"#;
-    let body = format!("{BEFORE}\n{after}\n\n{lost}\n{after}\n{lost}\n");
+    let lost = r#"{"lost":{"packets":3,"copies":0}}"#;
+    let end = r#"{"end":{"packets":2,"sample":10,"lost":{"packets":3,"copies":1}}}"#;
+    let body = format!("{BEFORE}\n{after}\n\n{lost}\n{after}\n{end}\n");
     let gateway = directory.gateway("200 OK", &body);
     let name = file.to_str().unwrap();
-    let output = directory.run(&["capture", "port=53", "-w", name, "--count", "2"]);
+    let output =
+        directory.run(&["capture", "port=53", "-w", name, "--count", "2", "--sample", "10"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = text(&output.stderr);
-    assert!(said.starts_with("2 packets in 3 copies written to "), "{said}");
-    assert!(said.contains("\nsluicectl: 6 packets are missing: "), "{said}");
-    assert_eq!(said.lines().count(), 2, "{said}");
-    assert_eq!(gateway.join().unwrap(), "GET /v1/capture?filter=port%3D53&count=2 HTTP/1.1 ");
+    let sum =
+        "2 packets captured in 3 copies, 3 packets and 1 copies lost, 1 in 10 sampled; written to ";
+    assert!(said.starts_with(sum), "{said}");
+    assert!(said.contains("\nsluicectl: 3 packets are missing: "), "{said}");
+    assert_eq!(said.lines().count(), 3, "{said}");
+    let asked = "GET /v1/capture?filter=port%3D53&count=2&sample=10 HTTP/1.1 ";
+    assert_eq!(gateway.join().unwrap(), asked);
     let bytes = std::fs::read(&file).unwrap();
     assert_eq!(bytes[..4], [0x0a, 0x0d, 0x0d, 0x0a], "the section header of pcapng");
     for (comment, expected) in [("before", 1), ("after", 2)] {

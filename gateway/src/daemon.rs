@@ -186,7 +186,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     );
     let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
     let state = Arc::new(State::new(Arc::clone(&tables), named(engine.config(), engine.numbers())));
-    let capture = Capture::new(Arc::clone(&engine.datapath), Arc::clone(&state.directories));
+    let capture = Capture::new(Arc::clone(&tables), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
     let collector = Collector::start(
@@ -229,7 +229,7 @@ struct Loop {
     engine: Engine,
     follower: Follower,
     state: Arc<State<Tables4>>,
-    capture: Arc<Capture>,
+    capture: Arc<Capture<Tables4>>,
     path: PathBuf,
     /// What the file looked like before it was read last.
     seen: Stamp,

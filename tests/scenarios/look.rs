@@ -18,6 +18,7 @@ fn a_capture_shows_what_was_asked_for(place: Place) -> Result<()> {
     show!(stand:
         packets_are_counted_and_shown_before_and_after,
         answers_are_found_by_the_address_that_they_come_in_for,
+        of_a_sample_as_many_are_shown_as_are_due,
         a_rule_that_does_not_exist_is_told,
     )
 }
@@ -74,6 +75,39 @@ fn answers_are_found_by_the_address_that_they_come_in_for(stand: &mut Stand) -> 
     let copies = captured(stand, &[&src, &for_whom], "1")?;
     ensure!(copies.len() == 2, "{copies:#?}");
     ensure!(ends(&copies[0])? == [server, outside], "{:#}", copies[0]);
+    Ok(())
+}
+
+fn of_a_sample_as_many_are_shown_as_are_due(stand: &mut Stand) -> Result<()> {
+    let pod: Ipv4Addr = stand.lab.pod("prod-eu", "api").address;
+    let socket = stand.lab.site().files().join("sluice.sock");
+    let socket = socket.to_string_lossy();
+    let server = format!("outside={}", stand.lab.internet_address());
+    let arguments = ["--socket", &*socket, "-o", "json", "capture", "proto=icmp", &server];
+    let arguments = [&arguments[..], &["--sample", "4", "--seconds", "5"]].concat();
+    let mut capture = stand.lab.gateway.start(&ctl_binary()?, &arguments)?;
+    std::thread::sleep(Duration::from_secs(1));
+    for _ in 0..20 {
+        client::ping(&stand.lab.pod("prod-eu", "api").netns, INTERNET_SERVERS[0], 1)?;
+    }
+    let status = capture.wait(Duration::from_secs(15))?;
+    ensure!(status.success(), "{status}: {}", capture.stderr());
+    // Forty packets, and so many numbers begin anywhere among their four.
+    let said = capture.stderr();
+    let packets = said.split(' ').next().and_then(|number| number.parse::<u32>().ok());
+    ensure!(packets.is_some_and(|packets| (9..=11).contains(&packets)), "{said}");
+    ensure!(said.contains("copies, none lost, 1 in 4 sampled"), "{said}");
+    let copies = capture.stdout();
+    let mut came: Vec<Ipv4Addr> = Vec::new();
+    for line in copies.lines() {
+        let copy: Value = serde_json::from_str(line)?;
+        if copy["stage"] == "before" {
+            came.push(ends(&copy)?[0]);
+        }
+    }
+    for source in [pod, INTERNET_SERVERS[0]] {
+        ensure!(came.contains(&source), "of both sides, and {source}: {came:?}");
+    }
     Ok(())
 }
 

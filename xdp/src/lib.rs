@@ -30,6 +30,7 @@ pub mod recent;
 pub mod repeat;
 pub mod reply;
 pub mod rewrite;
+pub mod sample;
 pub mod session;
 pub mod snat;
 pub mod stamp;

@@ -9,6 +9,7 @@ use super::{
 };
 use xdp::{
     pipeline::{Told, Work},
+    sample::is_sampled,
     tables::Tables as _,
 };
 use xdp_abi::event::{CAPTURE, CAPTURE_BYTES, Captured, STAGE_AFTER, STAGE_BEFORE};
@@ -21,7 +22,7 @@ pub(crate) fn before<F: Peek>(kernel: &Kernel, frame: &F, work: &Work, ifindex: 
         return 0;
     }
     let seen = kernel.shared().capture_seen.fetch_add(1);
-    if seen % every != 0 {
+    if !is_sampled(seen, every) {
         return 0;
     }
     let number = seen.wrapping_add(1);
@@ -38,10 +39,9 @@ pub(crate) fn after<F: Peek>(kernel: &Kernel, frame: &F, work: &Work, ifindex: u
 
 #[inline(never)]
 fn copy<F: Peek>(kernel: &Kernel, frame: &F, told: &Told, number: u64, ifindex: u32) {
-    let Some(mut entry) = EVENTS.reserve::<Captured>(0) else {
-        kernel.counters().events_lost += 1;
-        return;
-    };
+    // One that finds no room is no lost event: whoever takes the copies sees by the numbers that it
+    // is missing.
+    let Some(mut entry) = EVENTS.reserve::<Captured>(0) else { return };
     let length = frame.length();
     let record = entry.as_mut_ptr();
     // SAFETY: the kernel reserved room for a record; every field is written, the bytes by the

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use api::capture::{Frame, Line, Lost, MOST_PACKETS, MOST_SECONDS, Stage};
+use api::capture::{End, Frame, Line, MOST_PACKETS, MOST_SAMPLE, MOST_SECONDS};
 use api::path;
 use clap::Args;
 
@@ -26,6 +26,10 @@ pub(crate) struct Arguments {
     /// Stop after so many seconds; at most 600, which is usual.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     seconds: Option<u64>,
+    /// Copy one in N packets, of those with the address, port and protocol of the filter; at most
+    /// 1000000.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_SAMPLE))]
+    sample: Option<u64>,
 }
 
 /// Where packets go.
@@ -85,50 +89,74 @@ pub(crate) fn run(gateway: &Gateway, arguments: &Arguments) -> Result<(), Failur
     let mut query = vec![("filter", filter.to_string())];
     query.extend(arguments.count.map(|count| ("count", count.to_string())));
     query.extend(arguments.seconds.map(|seconds| ("seconds", seconds.to_string())));
+    query.extend(arguments.sample.map(|sample| ("sample", sample.to_string())));
     let query: Vec<(&str, &str)> =
         query.iter().map(|(key, value)| (*key, value.as_str())).collect();
     // The gateway is asked first: a file that is there already stays if it refuses.
     let lines = gateway.client.stream::<Line>(path::CAPTURE, &query)?;
     let mut sink = Sink::open(arguments.write.as_ref(), gateway.output)?;
-    let (mut packets, mut copies, mut lost) = (0u64, 0u64, Lost::default());
-    // The gateway counts, since it knows which copies belong together.
+    let (mut copies, mut end) = (0u64, None);
     for line in lines {
         match line? {
             Line::Frame(frame) => {
                 sink.put(&frame)?;
                 copies += 1;
-                packets += u64::from(frame.stage == Stage::After);
             }
-            Line::Lost { lost: more } => {
-                lost.packets += more.packets;
-                lost.events += more.events;
-            }
+            // The last line has the sum.
+            Line::Lost { .. } => {}
+            Line::End { end: last } => end = Some(last),
         }
     }
-    if let Sink::File { path, .. } = &sink {
-        eprintln!("{packets} packets in {copies} copies written to {}", path.display());
+    let file = match &sink {
+        Sink::File { path, .. } => format!("; written to {}", path.display()),
+        Sink::Lines | Sink::Json => String::new(),
+    };
+    match end {
+        Some(end) => eprintln!("{}{file}", sum(&end, copies)),
+        None => eprintln!("{copies} copies{file}"),
     }
-    for sentence in missing(lost) {
+    for sentence in missing(end) {
         eprintln!("sluicectl: {sentence}");
     }
     Ok(())
 }
 
+/// What there was, in a line.
+fn sum(end: &End, copies: u64) -> String {
+    let End { packets, sample, lost } = end;
+    let lost = match (lost.packets, lost.copies) {
+        (0, 0) => "none".to_owned(),
+        (packets, 0) => format!("{packets} packets"),
+        (0, copies) => format!("{copies} copies"),
+        (packets, copies) => format!("{packets} packets and {copies} copies"),
+    };
+    let mut text = format!("{packets} packets captured in {copies} copies, {lost} lost");
+    if *sample > 1 {
+        text.push_str(&format!(", 1 in {sample} sampled"));
+    }
+    text
+}
+
 /// What is not among the packets, in sentences.
-fn missing(lost: Lost) -> Vec<String> {
+fn missing(end: Option<End>) -> Vec<String> {
+    let Some(End { lost, .. }) = end else {
+        return vec![
+            "the gateway ended the capture, because its packets were not taken".to_owned(),
+        ];
+    };
     let mut sentences = Vec::new();
     if lost.packets > 0 {
         sentences.push(format!(
             "{} packets are missing: they came faster than they were written; a narrower filter \
-             helps",
+             or --sample helps",
             lost.packets
         ));
     }
-    if lost.events > 0 {
+    if lost.copies > 0 {
         sentences.push(format!(
-            "{} events were lost while this ran, copies of packets among them: they came faster \
-             than the gateway took them",
-            lost.events
+            "{} copies are missing: they came faster than the gateway took them; a narrower filter \
+             or --sample helps",
+            lost.copies
         ));
     }
     sentences
@@ -137,7 +165,23 @@ fn missing(lost: Lost) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::capture::{Bytes, PacketVerdict, Stage};
+    use api::capture::{Bytes, Lost, PacketVerdict, Stage};
+
+    #[test]
+    fn the_end_says_how_many_there_were_and_how_many_are_missing() {
+        for (packets, copies, sample, said) in [
+            (0, 0, 1, "7 packets captured in 13 copies, none lost"),
+            (3, 0, 1, "7 packets captured in 13 copies, 3 packets lost"),
+            (0, 5, 10, "7 packets captured in 13 copies, 5 copies lost, 1 in 10 sampled"),
+            (3, 5, 1, "7 packets captured in 13 copies, 3 packets and 5 copies lost"),
+        ] {
+            let end = End { packets: 7, sample, lost: Lost { packets, copies } };
+            assert_eq!(sum(&end, 13), said);
+            let sentences = usize::from(packets > 0) + usize::from(copies > 0);
+            assert_eq!(missing(Some(end)).len(), sentences, "{said}");
+        }
+        assert!(missing(None)[0].starts_with("the gateway ended the capture"));
+    }
 
     #[test]
     fn a_line_has_the_time_with_all_its_digits() {
