@@ -18,13 +18,14 @@ use crate::{
     metrics::{self, MetricsError},
     net::{Follower, NetworkEvent, guard},
     serve::{self, Condition, InForce, SocketError, State},
+    watched::Watched,
 };
 use std::{
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -46,7 +47,7 @@ const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 /// Far more than a file for full tables has; a device never ends.
 const MOST_BYTES: u64 = 256 << 20;
-/// How often the file is looked at.
+/// How often the file is looked at; it must look the same twice.
 const FILE_EVERY: Duration = Duration::from_millis(500);
 
 /// Why the daemon could not start.
@@ -152,9 +153,9 @@ pub fn read_config(path: &Path) -> Result<Config, StartError> {
 pub async fn run(path: PathBuf) -> Result<(), StartError> {
     // Both before the file is read: a change and a signal that come while everything starts are
     // seen as soon as it has.
-    let seen = stamp(&path);
+    let file = Watched::new(path);
     let signals = Signals::new()?;
-    let config = Arc::new(read_config(&path)?);
+    let config = Arc::new(read_config(file.path())?);
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -206,7 +207,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
-    let looped = Loop { engine, follower, state, capture, path, seen, problems };
+    let looped = Loop { engine, follower, state, capture, file, problems };
     let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -230,9 +231,7 @@ struct Loop {
     follower: Follower,
     state: Arc<State<Tables4>>,
     capture: Arc<Capture<Tables4>>,
-    path: PathBuf,
-    /// What the file looked like before it was read last.
-    seen: Stamp,
+    file: Watched,
     /// What is wrong with the interfaces, as it was logged last.
     problems: Vec<String>,
 }
@@ -265,7 +264,7 @@ impl Loop {
         let Signals { mut hang_up, mut terminate, mut interrupt } = signals;
         let mut sweep = ticker(SWEEP_EVERY);
         let mut upkeep = ticker(UPKEEP_EVERY);
-        let mut file = ticker(FILE_EVERY);
+        let mut look = ticker(FILE_EVERY);
         self.state.readiness.set(Condition::Policy, vec![]);
         self.show_places();
         self.upkeep();
@@ -276,13 +275,11 @@ impl Loop {
                     None => warn!("the kernel's network tables are no longer followed"),
                 },
                 _ = hang_up.recv() => {
-                    self.seen = stamp(&self.path);
+                    self.file.is_about_to_be_read();
                     self.reload();
                 }
-                _ = file.tick() => {
-                    let now = stamp(&self.path);
-                    if now != self.seen {
-                        self.seen = now;
+                _ = look.tick() => {
+                    if self.file.is_due() {
                         self.reload();
                     }
                 }
@@ -298,7 +295,7 @@ impl Loop {
 
     /// Reads the file again; a bad one changes nothing.
     fn reload(&mut self) {
-        let config = match read_config(&self.path) {
+        let config = match read_config(self.file.path()) {
             Ok(config) => Arc::new(config),
             Err(refused) => {
                 error!("{refused}");
@@ -416,15 +413,6 @@ fn ticker(every: Duration) -> tokio::time::Interval {
     let mut ticker = interval(every);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker
-}
-
-/// What changes when a file does.
-type Stamp = Option<(SystemTime, u64, u64)>;
-
-fn stamp(path: &Path) -> Stamp {
-    use std::os::unix::fs::MetadataExt as _;
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }
 
 /// Refuses a kernel that is too old, by its release; one that says nothing readable may try.

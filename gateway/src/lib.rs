@@ -11,3 +11,4 @@ pub mod kept;
 pub mod metrics;
 pub mod net;
 pub mod serve;
+mod watched;

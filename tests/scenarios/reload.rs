@@ -1,5 +1,6 @@
 //! A change of policy is whole, reaches live flows, and loses nothing of the others.
 
+use std::io::Write as _;
 use std::net::SocketAddrV4;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet,
         an_address_with_another_identity_does_not_inherit_flows,
         a_file_that_changes_is_read_without_being_told,
+        a_file_that_is_being_written_is_waited_for,
         a_bad_file_is_refused_and_the_old_policy_stays,
         what_fails_while_it_is_put_into_force_is_undone,
         a_size_that_changes_is_refused_with_the_reason,
@@ -152,6 +154,33 @@ fn a_file_that_changes_is_read_without_being_told(stand: &mut Stand) -> Result<(
     eventually("the rule holds", || Ok(pings()? == 0))?;
     stand.config.write(stand.daemon.config_path())?;
     eventually("the rule is gone", || Ok(pings()? == 1))
+}
+
+fn a_file_that_is_being_written_is_waited_for(stand: &mut Stand) -> Result<()> {
+    let pod = &stand.lab.pod("prod-eu", "api").netns;
+    let pings = || client::ping(pod, TRANSIT_SERVERS[1], 1);
+    let mut whole = stand.config.clone();
+    whole.add_rule("no-transit", 2, "deny", "payments", "transit-servers");
+    whole.add_rule("but-these", 1, "permit", "payments", "transit-servers");
+    let whole = whole.yaml()?;
+    // Half of it is a configuration too: the one that lets nobody through.
+    let (half, _) = whole.split_once("- kind: Rule\n  name: but-these").context("a last rule")?;
+    let generation = || stand.daemon.metric("sluice_policy_generation", &[]);
+    let before = generation()?;
+    let mut file = std::fs::File::create(stand.daemon.config_path())?;
+    file.write_all(half.as_bytes())?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        ensure!(pings()? == 1, "half of the file is in force");
+        thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(generation()? == before);
+    file.write_all(&whole.as_bytes()[half.len()..])?;
+    drop(file);
+    eventually("the whole file is in force", || Ok(generation()? == before + 1.0))?;
+    ensure!(pings()? == 1);
+    stand.config.write(stand.daemon.config_path())?;
+    eventually("the old file is in force", || Ok(generation()? == before + 2.0))
 }
 
 fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<()> {
