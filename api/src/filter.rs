@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use crate::session::Session;
+use crate::session::{Phase, Session};
 use crate::value::{Prefix, Protocol};
 
 /// Terms that must all hold; without any it holds for everything.
@@ -30,6 +30,42 @@ pub struct Filter {
     pub domain: Option<String>,
     /// `outside`: the source address after translation.
     pub outside: Option<IpAddr>,
+    /// `state`: whether it lives; if not stated, it does.
+    pub state: Option<State>,
+}
+
+/// Which sessions are meant by whether they live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Those that packets match.
+    Live,
+    /// Those that ended and whose outside port rests.
+    Resting,
+    /// Both.
+    All,
+}
+
+impl FromStr for State {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "live" => Ok(Self::Live),
+            "resting" => Ok(Self::Resting),
+            "all" => Ok(Self::All),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Live => "live",
+            Self::Resting => "resting",
+            Self::All => "all",
+        })
+    }
 }
 
 /// Why a text is not a filter.
@@ -39,7 +75,7 @@ pub enum FilterError {
     #[error("`{0}` is not key=value, such as src=100.64.0.0/16")]
     NoValue(String),
     /// A key that does not exist.
-    #[error("`{0}` is not a key; use src, dst, port, proto, rule, domain or outside")]
+    #[error("`{0}` is not a key; use src, dst, port, proto, rule, domain, outside or state")]
     UnknownKey(String),
     /// A key that stands twice.
     #[error("`{0}` stands twice; all terms must hold, so give each key once")]
@@ -62,6 +98,11 @@ pub enum FilterError {
         /// Why, and what can be asked instead.
         why: &'static str,
     },
+    /// What has ended cannot be ended.
+    #[error(
+        "`state={0}` is no term of `clear`: live sessions are ended, and only these; leave it out"
+    )]
+    Ended(State),
 }
 
 fn set<T: FromStr>(
@@ -101,6 +142,7 @@ impl FromStr for Filter {
                 "rule" => set(&mut filter.rule, "rule", value, "the name of a rule")?,
                 "domain" => set(&mut filter.domain, "domain", value, "the name of a domain")?,
                 "outside" => set(&mut filter.outside, "outside", value, "an address")?,
+                "state" => set(&mut filter.state, "state", value, "live, resting or all")?,
                 _ => return Err(FilterError::UnknownKey(key.to_owned())),
             }
         }
@@ -110,7 +152,7 @@ impl FromStr for Filter {
 
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let terms: [(&str, Option<&dyn fmt::Display>); 7] = [
+        let terms: [(&str, Option<&dyn fmt::Display>); 8] = [
             ("src", self.src.as_ref().map(|value| value as _)),
             ("dst", self.dst.as_ref().map(|value| value as _)),
             ("port", self.port.as_ref().map(|value| value as _)),
@@ -118,6 +160,7 @@ impl fmt::Display for Filter {
             ("rule", self.rule.as_ref().map(|value| value as _)),
             ("domain", self.domain.as_ref().map(|value| value as _)),
             ("outside", self.outside.as_ref().map(|value| value as _)),
+            ("state", self.state.as_ref().map(|value| value as _)),
         ];
         let mut separator = "";
         for (key, value) in terms {
@@ -137,14 +180,32 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Whether packets can be told apart by this, as `capture` does: by everything but the domain,
-    /// which is none of the things that a copy of a packet carries.
+    /// Whether sessions that live, or those that rest, are among those meant.
+    #[must_use]
+    pub const fn wants(&self, resting: bool) -> bool {
+        match self.state {
+            None | Some(State::Live) => !resting,
+            Some(State::Resting) => resting,
+            Some(State::All) => true,
+        }
+    }
+
+    /// Whether sessions can be ended by this: by anything but whether they live.
+    pub fn of_clear(&self) -> Result<(), FilterError> {
+        self.state.map_or(Ok(()), |state| Err(FilterError::Ended(state)))
+    }
+
+    /// Whether packets can be told apart by this, as `capture` does: by everything but domain and
+    /// state, which are none of the things that a copy of a packet carries.
     pub fn of_packets(&self) -> Result<(), FilterError> {
         let refused = |term: String, why| Err(FilterError::Packets { term, why });
         if let Some(domain) = &self.domain {
             let why = "its copy carries no domain; use src, dst, port, proto, rule or outside, and \
                        look at the interface";
             return refused(format!("domain={domain}"), why);
+        }
+        if let Some(state) = self.state {
+            return refused(format!("state={state}"), "a state is that of a session");
         }
         for (key, prefix) in [("src", self.src), ("dst", self.dst)] {
             if let Some(prefix) = prefix.filter(|prefix| matches!(prefix.net(), IpNet::V6(_))) {
@@ -186,13 +247,14 @@ impl Filter {
                 *domain == session.domain || *domain == session.destination_domain
             })
             && self.outside.is_none_or(|address| outside.source.ip() == address)
+            && self.wants(session.phase == Phase::Resting)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{ObjectRef, Party, Phase, SessionId, Traffic, Tuple};
+    use crate::session::{ObjectRef, Party, SessionId, Traffic, Tuple};
     use proptest::prelude::*;
 
     fn session() -> Session {
@@ -260,6 +322,28 @@ mod tests {
     }
 
     #[test]
+    fn what_rests_is_shown_to_whoever_asks_for_it() {
+        let mut resting = session();
+        resting.phase = Phase::Resting;
+        for (text, live, rests) in [
+            ("", true, false),
+            ("state=live", true, false),
+            ("state=resting", false, true),
+            ("state=all", true, true),
+            ("state=all port=444", false, false),
+        ] {
+            let filter: Filter = text.parse().unwrap();
+            let matched = [session(), resting.clone()].map(|session| filter.matches(&session));
+            assert_eq!(matched, [live, rests], "{text}");
+        }
+        assert_eq!(
+            "port=1 state=all".parse::<Filter>().unwrap().of_clear().unwrap_err().to_string(),
+            "`state=all` is no term of `clear`: live sessions are ended, and only these; leave it out"
+        );
+        assert_eq!("port=1".parse::<Filter>().unwrap().of_clear(), Ok(()));
+    }
+
+    #[test]
     fn the_default_action_is_no_rule() {
         let mut session = session();
         session.rule = None;
@@ -272,7 +356,7 @@ mod tests {
             ("tcp", "`tcp` is not key=value, such as src=100.64.0.0/16"),
             (
                 "source=10.0.0.1",
-                "`source` is not a key; use src, dst, port, proto, rule, domain or outside",
+                "`source` is not a key; use src, dst, port, proto, rule, domain, outside or state",
             ),
             ("port=1 port=2", "`port` stands twice; all terms must hold, so give each key once"),
             ("port=65536", "`port=65536` is wrong; expected a number from 0 to 65535"),
@@ -282,6 +366,7 @@ mod tests {
             ),
             ("rule=", "`rule=` is wrong; expected the name of a rule"),
             ("outside=10.0.0.0/8", "`outside=10.0.0.0/8` is wrong; expected an address"),
+            ("state=ended", "`state=ended` is wrong; expected live, resting or all"),
         ] {
             assert_eq!(text.parse::<Filter>().unwrap_err().to_string(), expected, "{text}");
         }
@@ -293,6 +378,7 @@ mod tests {
             ("", None),
             ("src=100.64.0.0/16 dst=192.0.2.7 port=443 proto=tcp rule=web outside=10.0.0.1", None),
             ("src=100.64.0.0/16 domain=prod-eu", Some("`domain=prod-eu` cannot be asked")),
+            ("state=live", Some("`state=live` cannot be asked")),
             ("dst=2001:db8::/32", Some("only IPv4")),
             ("outside=2001:db8::1", Some("only IPv4")),
             ("port=0", Some("`port=0` cannot be asked")),
@@ -315,6 +401,9 @@ mod tests {
             proto in proptest::option::of(any::<u8>()),
             rule in proptest::option::of("[a-z=/-]{1,9}"),
             outside in proptest::option::of(any::<u32>()),
+            state in proptest::option::of(
+                prop_oneof![Just(State::Live), Just(State::Resting), Just(State::All)]
+            ),
         ) {
             let filter = Filter {
                 src: src.and_then(|(bits, length)| {
@@ -325,6 +414,7 @@ mod tests {
                 proto: proto.map(Protocol),
                 rule,
                 outside: outside.map(|bits| IpAddr::V4(bits.into())),
+                state,
                 ..Filter::default()
             };
             prop_assert_eq!(filter.to_string().parse::<Filter>().unwrap(), filter);

@@ -1,4 +1,4 @@
-//! Live sessions as the local API shows them.
+//! Sessions as the local API shows them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -90,8 +90,8 @@ pub struct Traffic {
     pub packets: u64,
     /// Bytes, from the IP header on.
     pub bytes: u64,
-    /// Every TCP flag seen, as the bits of the header (FIN is 1).
-    pub tcp_flags: u8,
+    /// Every TCP flag seen, as the bits of the header (FIN is 1); `None` if it is not TCP.
+    pub tcp_flags: Option<u8>,
 }
 
 /// What a session is in the middle of; each has a timer of its own.

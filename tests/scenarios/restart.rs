@@ -298,7 +298,9 @@ fn live_through(stand: &mut Stand, change: fn(&Path) -> Result<()>) -> Result<()
         [(&api, INTERNET), (&web, INTERNET)].map(|(pod, to)| client::udp_flow(pod, to, load));
     thread::sleep(Duration::from_millis(200));
     let facts = |stand: &Stand| -> Result<BTreeMap<String, Value>> {
-        let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "sessions"])?)?;
+        // What rests is carried over too.
+        let shown = stand.ctl(&["-o", "json", "sessions", "state=all"])?;
+        let answer: Value = serde_json::from_str(&shown)?;
         let sessions = answer["sessions"].as_array().context("a list of sessions")?;
         let mut facts = BTreeMap::new();
         for session in sessions {

@@ -14,6 +14,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State as Extract};
 use serde::Deserialize;
+use xdp::packet::TCP;
 use xdp_abi::event::Event4;
 use xdp_abi::session::Class;
 
@@ -69,16 +70,11 @@ pub(super) async fn clear<L: Live>(
     let Json(request) =
         request.map_err(|error| Refusal::bad_request("bad request", error.body_text()))?;
     let filter = parse(&request.filter)?;
+    filter.of_clear().map_err(|error| Refusal::bad_request("bad filter", error))?;
     blocking(move || {
         let mut meant = Vec::new();
-        let mut matched = false;
-        walk(&state, &filter, |view, _| {
-            matched = true;
-            if view.lives() {
-                meant.push((view.record(), view.incarnation()));
-            }
-        });
-        if !matched {
+        walk(&state, &filter, |view, _| meant.push((view.record(), view.incarnation())));
+        if meant.is_empty() {
             names_something(&state, &filter)?;
         }
         for (record, incarnation) in &meant {
@@ -117,7 +113,7 @@ fn walk<L: Live>(
     let mut names = Names::new(&state.directories);
     for view in sessions(tables, 0..all_slots(tables), tables.now()) {
         let names = names.of(view.told.generation);
-        if holds(filter, &view.told, names) {
+        if filter.wants(!view.lives()) && holds(filter, &view.told, names) {
             each(&view, names);
         }
     }
@@ -144,7 +140,8 @@ impl<'a> Names<'a> {
     }
 }
 
-/// [`Filter::matches`] on numbers: a million sessions are not put into words to show ten.
+/// [`Filter::matches`] on numbers, but for the state: a million sessions are not put into words to show
+/// ten.
 fn holds(filter: &Filter, told: &Event4, names: &Directory) -> bool {
     let inside = tuple(told);
     let outside = outside_tuple(told);
@@ -202,7 +199,7 @@ impl Show {
         let traffic = |direction: usize| Traffic {
             packets: told.packets[direction],
             bytes: told.bytes[direction],
-            tcp_flags: told.tcp_flags[direction],
+            tcp_flags: (told.protocol == TCP).then_some(told.tcp_flags[direction]),
         };
         Session {
             id: SessionId(told.session),

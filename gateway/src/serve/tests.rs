@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{Condition, State, router, serve};
 use crate::datapath::places::Served;
 use crate::flows::testing::{self, RIVAL, Scene, TWO_CLUSTERS};
+use crate::flows::{Census, Live};
 use xdp::memory::Memory;
 
 /// A gateway that answers until the end of the test.
@@ -111,9 +112,35 @@ async fn sessions_are_shown_with_names_and_ended_by_filter() {
     };
     assert_eq!(clear("dst=198.51.100.9").await.unwrap().cleared, 2);
     assert_eq!(clear("dst=198.51.100.9").await.unwrap().cleared, 0);
-    let left = running.sessions("", "100").await.sessions;
-    let phases: Vec<Phase> = left.iter().map(|session| session.phase).collect();
-    assert_eq!(phases.iter().filter(|phase| **phase == Phase::Resting).count(), 2);
+    // Two rest now: they are shown to whoever asks for them, and counted apart.
+    let resting = running.sessions("state=resting", "100").await;
+    assert!(resting.sessions.iter().all(|session| session.phase == Phase::Resting));
+    let live = running.sessions("", "100").await;
+    assert!(live.sessions.iter().all(|session| session.phase != Phase::Resting));
+    let census = Census::take(&*running.state.live, Live::now(&*running.state.live));
+    assert_eq!((live.matched, resting.matched), (census.live, census.resting));
+    let counters = running.state.live.counters();
+    assert_eq!(live.matched, counters.sessions_begun - counters.sessions_ended, "as metrics say");
+    assert_eq!((resting.matched, live.matched > 0), (2, true));
+    let all = running.sessions("state=all dst=198.51.100.9", "100").await;
+    assert_eq!(all.matched, 2);
+    let error = clear("state=resting").await.unwrap_err();
+    assert!(error.to_string().contains("only these; leave it out"), "{error}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn only_tcp_has_flags() {
+    let running = Running::new("api-flags", &busy()).await;
+    for (filter, expected) in [("proto=tcp", true), ("proto=udp", false)] {
+        let shown = running.sessions(filter, "100").await.sessions;
+        assert!(!shown.is_empty(), "{filter}");
+        for session in shown {
+            for traffic in [session.original, session.reply] {
+                assert_eq!(traffic.tcp_flags.is_some(), expected, "{filter}: {traffic:?}");
+            }
+        }
+    }
     running.stop().await;
 }
 

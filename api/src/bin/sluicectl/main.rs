@@ -90,7 +90,9 @@ enum Command {
 struct SessionsArguments {
     #[command(subcommand)]
     command: Option<SessionsCommand>,
-    /// Which sessions; all if not given.
+    /// Which sessions; all live ones if not given. src=PREFIX, dst=PREFIX, port=N, proto=NAME,
+    /// rule=NAME, domain=NAME, outside=IP; state=resting are those that ended and whose outside
+    /// port rests, state=all both.
     filter: Vec<String>,
     /// How many at most.
     #[arg(long, default_value_t = 1000)]
@@ -164,6 +166,7 @@ fn run(Arguments { socket, output, command }: Arguments) -> Result<(), Failure> 
             ..
         }) => {
             let filter = parsed(&filter)?;
+            filter.of_clear()?;
             if filter.is_empty() && !all {
                 return Err(Failure::Everything);
             }
