@@ -3,7 +3,8 @@
 //! The types derive `Deserialize`, which stops at the first mistake. So whatever is wrong is
 //! noted, given up in the tree (an optional field falls back to its default, an element drops out
 //! of its list) and the reading starts again, until what is left can be read. A field that is
-//! missing because it was given up is not reported a second time.
+//! missing because it was given up is not reported a second time, and one that is mistyped is read on
+//! as what was meant.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -31,11 +32,16 @@ pub(super) fn decode<T: DeserializeOwned>(
             Err(error) => error,
         };
         let culprit = error.culprit(tree, root);
-        let done = culprit.give_up == root.id;
+        let root = root.id;
         faults.extend(culprit.fault);
-        tree.give_up(culprit.give_up);
-        if done {
-            return None;
+        match culprit.mending {
+            Mending::GiveUp(node) => {
+                tree.give_up(node);
+                if node == root {
+                    return None;
+                }
+            }
+            Mending::Rename(node, key) => tree.rename(node, key),
         }
     }
 }
@@ -165,21 +171,30 @@ pub(super) fn choice(words: &[&str]) -> String {
     }
 }
 
-/// `; did you mean ...?` if one of the words is close to what was written.
-pub(super) fn suggestion<'a>(found: &str, words: impl IntoIterator<Item = &'a str>) -> String {
+/// The word that was meant, if one is close to what was written.
+pub(super) fn meant<'a>(found: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let closest = words
         .into_iter()
         .map(|word| (strsim::jaro_winkler(&found.to_lowercase(), &word.to_lowercase()), word))
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match closest {
-        Some((likeness, word)) if likeness > 0.8 => format!("; did you mean `{word}`?"),
-        _ => String::new(),
-    }
+    closest.filter(|(likeness, _)| *likeness > 0.8).map(|(_, word)| word)
 }
 
-/// Which node an error condemns, and what is said about it.
+/// `; did you mean ...?` if one of the words is close to what was written.
+pub(super) fn suggestion<'a>(found: &str, words: impl IntoIterator<Item = &'a str>) -> String {
+    meant(found, words).map_or_else(String::new, |word| format!("; did you mean `{word}`?"))
+}
+
+/// How the tree is changed, so that an error does not come again.
+enum Mending {
+    GiveUp(usize),
+    /// The value stands under a key that was meant to be this one.
+    Rename(usize, &'static str),
+}
+
+/// What is done about an error, and what is said about it.
 struct Culprit {
-    give_up: usize,
+    mending: Mending,
     /// `None` if it follows from what was said before.
     fault: Option<Fault>,
 }
@@ -193,7 +208,7 @@ impl Error {
         match self.wrong {
             Wrong::Value { found, expected } => {
                 let message = format!("`{}` is {found}; expected {expected}", path.field());
-                Culprit { give_up: id, fault: fault(path, message) }
+                Culprit { mending: Mending::GiveUp(id), fault: fault(path, message) }
             }
             Wrong::Variant { found, expected } => {
                 let message = format!(
@@ -203,26 +218,34 @@ impl Error {
                     choice(expected),
                     suggestion(&found, expected.iter().copied())
                 );
-                Culprit { give_up: id, fault: fault(path, message) }
+                Culprit { mending: Mending::GiveUp(id), fault: fault(path, message) }
             }
             Wrong::UnknownField { field, expected } => {
-                let hint = match suggestion(&field, expected.iter().copied()) {
-                    hint if hint.is_empty() => format!("; expected {}", choice(expected)),
-                    hint => hint,
+                let meant = meant(&field, expected.iter().copied());
+                let hint = match meant {
+                    Some(word) => format!("; did you mean `{word}`?"),
+                    None => format!("; expected {}", choice(expected)),
                 };
-                let give_up = node.and_then(|node| node.entry(&field)).map_or(id, |e| e.value.id);
+                let entry = |key: &str| node.and_then(|node| node.entry(key));
+                let mending = match (entry(&field), meant) {
+                    (Some(e), Some(word)) if entry(word).is_none() => {
+                        Mending::Rename(e.value.id, word)
+                    }
+                    (Some(e), _) => Mending::GiveUp(e.value.id),
+                    (None, _) => Mending::GiveUp(id),
+                };
                 let message = format!("unknown field `{}`{hint}", short(&field));
-                Culprit { give_up, fault: fault(path.child(field.as_str()), message) }
+                Culprit { mending, fault: fault(path.child(field.as_str()), message) }
             }
             Wrong::MissingField(field) => {
                 let was_there = node.is_some_and(|node| node.entry(field).is_some());
                 let message = format!("`{field}` is missing");
                 let fault = if was_there { None } else { fault(path.child(field), message) };
-                Culprit { give_up: id, fault }
+                Culprit { mending: Mending::GiveUp(id), fault }
             }
             Wrong::Other(message) => {
                 let message = format!("`{}`: {message}", path.field());
-                Culprit { give_up: id, fault: fault(path, message) }
+                Culprit { mending: Mending::GiveUp(id), fault: fault(path, message) }
             }
         }
     }

@@ -12,7 +12,7 @@ use smartgroups::DomainId;
 use xdp_abi::policy::{POOL_ADDRESSES, SNAT_POLICIES};
 
 use super::check::{Checks, domain_names, intersection, is_covered, join};
-use super::decode::{choice, decode, suggestion};
+use super::decode::{choice, decode, meant, suggestion};
 use super::settings::{Attachment, AttachmentKind, Gateway};
 use super::tree::{Fault, Node, Path, Tree, Value, at};
 use super::{Findings, convert};
@@ -63,11 +63,14 @@ fn read_one(tree: &mut Tree, n: usize, faults: &mut Vec<Fault>) -> Option<Docume
         Some(_) => (at.child("kind"), format!("`kind` is no text; expected {kinds}")),
         None => {
             if let Value::Map(entries) = &node.value {
-                let close = entries.iter().find(|e| !suggestion(&e.key, ["kind"]).is_empty());
+                let close = entries.iter().find(|e| meant(&e.key, ["kind"]).is_some());
                 match close {
                     Some(entry) => {
-                        let key = entry.key.as_str();
-                        (at.child(key), format!("unknown field `{key}`; did you mean `kind`?"))
+                        let (key, kind) = (entry.key.as_str(), entry.value.id);
+                        let message = format!("unknown field `{key}`; did you mean `kind`?");
+                        faults.push(tree.fault_as_written(&at.child(key), message));
+                        tree.rename(kind, "kind");
+                        return read_one(tree, n, faults);
                     }
                     None => (at.child("kind"), format!("`kind` is missing; expected {kinds}")),
                 }
@@ -184,7 +187,13 @@ impl DocumentChecks<'_> {
         let stated = tree.root.list("documents").iter().enumerate();
         let mut defaults =
             stated.filter(|(_, node)| node.text("kind") == Some("DefaultAction")).map(|(n, _)| n);
+        // One whose kind is missing or mistyped may be it, and that has been said.
+        let may_be_it = |node: &Node| {
+            let kind = node.text("kind");
+            kind.is_none_or(|kind| meant(kind, Document::KINDS) == Some("DefaultAction"))
+        };
         match defaults.next() {
+            None if tree.root.list("documents").iter().any(may_be_it) => {}
             None if is_list => {
                 let message = "there is no DefaultAction; expected one document that says what \
                                happens where no rule matches";

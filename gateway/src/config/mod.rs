@@ -170,7 +170,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>, 
             return None;
         }
     };
-    top(&tree, &mut findings.errors)?;
+    top(&mut tree, &mut findings.errors)?;
     let gateway = tree
         .root
         .entry("gateway")
@@ -196,19 +196,29 @@ fn gateway_node(tree: &Tree) -> &tree::Node {
 }
 
 /// The two parts that a file has.
-fn top(tree: &Tree, errors: &mut Vec<Fault>) -> Option<()> {
+fn top(tree: &mut Tree, errors: &mut Vec<Fault>) -> Option<()> {
     const PARTS: [&str; 2] = ["gateway", "documents"];
     let tree::Value::Map(entries) = &tree.root.value else {
         let message = "expected a mapping with `gateway` and `documents`".to_owned();
         errors.push(tree.fault(&at![], message));
         return None;
     };
+    let mut mistyped = Vec::new();
     for entry in entries.iter().filter(|entry| !PARTS.contains(&entry.key.as_str())) {
-        let hint = decode::suggestion(&entry.key, PARTS);
-        let hint =
-            if hint.is_empty() { "; expected `gateway` or `documents`".into() } else { hint };
+        let hint = match decode::meant(&entry.key, PARTS) {
+            Some(part) => {
+                mistyped.push((entry.value.id, part));
+                format!("; did you mean `{part}`?")
+            }
+            None => "; expected `gateway` or `documents`".to_owned(),
+        };
         let message = format!("unknown field `{}`{hint}", entry.key);
         errors.push(tree.fault(&at![entry.key.as_str()], message));
+    }
+    for (id, part) in mistyped {
+        if tree.root.entry(part).is_none() {
+            tree.rename(id, part);
+        }
     }
     for part in PARTS.into_iter().filter(|part| tree.root.entry(part).is_none()) {
         errors.push(tree.fault(&at![part], format!("`{part}` is missing")));

@@ -156,6 +156,24 @@ impl Node {
         }
     }
 
+    /// The entry whose value has this id.
+    fn entry_of(&mut self, id: usize) -> Option<&mut Entry> {
+        // Ids ascend, as below.
+        match &mut self.value {
+            Value::List(nodes) => nodes.iter_mut().rfind(|node| node.id <= id)?.entry_of(id),
+            Value::Map(entries) => {
+                let entry = entries.iter_mut().rfind(|entry| entry.value.id <= id)?;
+                if entry.value.id == id { Some(entry) } else { entry.value.entry_of(id) }
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Signed(_)
+            | Value::Unsigned(_)
+            | Value::Float(_)
+            | Value::Text(_) => None,
+        }
+    }
+
     /// The way from here to the node with this id.
     fn path_to(&self, id: usize) -> Option<Path> {
         // Ids are given when a node begins, so those inside of a node are a range.
@@ -210,6 +228,13 @@ impl Tree {
     pub(crate) fn give_up(&mut self, id: usize) {
         self.hidden.insert(id);
         self.wrong.insert(id);
+    }
+
+    /// Takes a value from now on for that of another key, which was meant.
+    pub(crate) fn rename(&mut self, id: usize, key: &str) {
+        if let Some(entry) = self.root.entry_of(id) {
+            key.clone_into(&mut entry.key);
+        }
     }
 
     pub(crate) fn is_hidden(&self, node: &Node) -> bool {

@@ -27,15 +27,7 @@ fn fields_that_do_not_exist_are_refused() {
         (
             "  - kind: DefaultAction",
             "  - kindd: DefaultAction",
-            &[
-                (
-                    "documents",
-                    "documents",
-                    "there is no DefaultAction; expected one document that says what happens where \
-                     no rule matches",
-                ),
-                ("kindd", "documents[4].kindd", "unknown field `kindd`; did you mean `kind`?"),
-            ],
+            &[("kindd", "documents[4].kindd", "unknown field `kindd`; did you mean `kind`?")],
         ),
         (
             "spec: { action: deny, log: both }",
@@ -46,6 +38,34 @@ fn fields_that_do_not_exist_are_refused() {
             "    name: refuse\n",
             "    name: refuse\n    slot: a\n",
             &[("slot", "documents[3].slot", "unknown field `slot`; expected `name` or `spec`")],
+        ),
+        (
+            "documents:\n",
+            "dokuments:\n",
+            &[("dokuments", "dokuments", "unknown field `dokuments`; did you mean `documents`?")],
+        ),
+        (
+            "  attachments:\n",
+            "  atachments:\n",
+            &[(
+                "atachments",
+                "gateway.atachments",
+                "unknown field `atachments`; did you mean `attachments`?",
+            )],
+        ),
+        (
+            "      interface: eth1\n",
+            "      interfaces: eth1\n",
+            &[(
+                "interfaces",
+                "gateway.attachments[0].interfaces",
+                "unknown field `interfaces`; did you mean `interface`?",
+            )],
+        ),
+        (
+            "    name: refuse\n",
+            "    nam: refuse\n",
+            &[("nam", "documents[3].nam", "unknown field `nam`; did you mean `name`?")],
         ),
         (
             "documents:\n",
@@ -90,18 +110,39 @@ fn what_is_missing_or_stands_twice_is_refused() {
         (
             "  - kind: DefaultAction\n    name: default\n",
             "  - name: default\n",
-            &[
-                (
-                    "documents",
-                    "documents",
-                    "there is no DefaultAction; expected one document that says what happens where \
-                     no rule matches",
-                ),
-                (
-                    "name: default",
-                    "documents[4].kind",
-                    "`kind` is missing; expected `Endpoint`, `SmartGroup`, `Rule`, `DefaultAction` \
+            &[(
+                "name: default",
+                "documents[4].kind",
+                "`kind` is missing; expected `Endpoint`, `SmartGroup`, `Rule`, `DefaultAction` \
                      or `SnatPolicy`",
+            )],
+        ),
+        (
+            "  - kind: DefaultAction\n    name: default\n    spec: { action: deny, log: both }\n",
+            "",
+            &[(
+                "documents",
+                "documents",
+                "there is no DefaultAction; expected one document that says what happens where no \
+                 rule matches",
+            )],
+        ),
+        (
+            "      priority: 200\n",
+            "      prio: 200\n",
+            &[("prio", "documents[3].spec.prio", "unknown field `prio`; did you mean `priority`?")],
+        ),
+        (
+            // Nobody meant the one by the other.
+            "      interface: eth1\n",
+            "      colour: eth1\n",
+            &[
+                ("name: pods", "gateway.attachments[0].interface", "`interface` is missing"),
+                (
+                    "colour",
+                    "gateway.attachments[0].colour",
+                    "unknown field `colour`; expected `name`, `interface`, `vlan`, `kind`, \
+                     `domain`, `sources`, `routes`, `carries` or `hook`",
                 ),
             ],
         ),
@@ -259,20 +300,12 @@ fn values_of_the_wrong_kind_are_refused() {
         (
             "  - kind: DefaultAction",
             "  - kind: Default",
-            &[
-                (
-                    "documents",
-                    "documents",
-                    "there is no DefaultAction; expected one document that says what happens where \
-                     no rule matches",
-                ),
-                (
-                    "kind: Default",
-                    "documents[4].kind",
-                    "`kind` is `Default`; expected `Endpoint`, `SmartGroup`, `Rule`, \
+            &[(
+                "kind: Default",
+                "documents[4].kind",
+                "`kind` is `Default`; expected `Endpoint`, `SmartGroup`, `Rule`, \
                      `DefaultAction` or `SnatPolicy`; did you mean `DefaultAction`?",
-                ),
-            ],
+            )],
         ),
         (
             "ports: [443, \"8000-8100\"]",
