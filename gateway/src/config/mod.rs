@@ -2,7 +2,7 @@
 //!
 //! Whoever edits a firewall's file has to learn of every mistake at once, with the line of the
 //! field and with what would be right, before anything is touched. So the file is read into a
-//! tree that knows positions (`tree`), typed without stopping at the first mistake (`decode`),
+//! tree that knows positions (`yaml`, `tree`), typed without stopping at the first mistake (`decode`),
 //! and checked for what has to hold between its parts (`check`, `documents`). [`convert`] hands
 //! what was stated to the crates that compile it, and `compile` does so before the file is accepted:
 //! a [`Config`] has its image already, and whoever enforces it compiles nothing.
@@ -16,6 +16,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod yaml;
 
 use std::fmt;
 use std::sync::Arc;
