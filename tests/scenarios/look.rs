@@ -1,12 +1,14 @@
 //! What an operator sees of packets while they pass.
 
-use std::net::Ipv4Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::client;
 use lab::daemon::ctl_binary;
 use lab::plan::INTERNET_SERVERS;
+use lab::servers::ECHO;
 use serde_json::Value;
 
 use crate::stand::{Place, Stand, everywhere, show, within};
@@ -20,6 +22,7 @@ fn a_capture_shows_what_was_asked_for(place: Place) -> Result<()> {
         answers_are_found_by_the_address_that_they_come_in_for,
         of_a_sample_as_many_are_shown_as_are_due,
         a_rule_that_does_not_exist_is_told,
+        a_session_that_is_judged_again_is_explained_before_it_is,
     )
 }
 
@@ -119,5 +122,36 @@ fn a_rule_that_does_not_exist_is_told(stand: &mut Stand) -> Result<()> {
         };
         ensure!(said.contains("there is no rule `no-such`; `sluicectl rules`"), "{said}");
     }
+    Ok(())
+}
+
+fn a_session_that_is_judged_again_is_explained_before_it_is(stand: &mut Stand) -> Result<()> {
+    let pod = &stand.lab.pod("prod-eu", "web");
+    let (netns, address) = (pod.netns.clone(), pod.address);
+    let server = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+    let mut stream = client::connect_to(&netns, server, Duration::from_secs(2))?.open()?;
+    let from = format!("prod-eu:{address}:{}", stream.local_addr()?.port());
+    let explained =
+        |stand: &Stand| stand.ctl(&["explain", "--from", &from, "--to", &format!("{server}/tcp")]);
+    let hold = |stand: &Stand, said: &[&str]| -> Result<()> {
+        let explained = explained(stand)?;
+        for said in said {
+            ensure!(explained.contains(said), "no `{said}` in\n{explained}");
+        }
+        Ok(())
+    };
+    hold(stand, &["goes on, and the packet with it; judged under generation"])?;
+    // A rule that it is not about: another generation all the same.
+    stand.config.set_action("batch-stays-inside", "deny");
+    stand.reload()?;
+    hold(stand, &["so it is judged again", "it leaves through", "it keeps", "judged again under"])?;
+    let judged = stand.counters()?.judged_again;
+    hold(stand, &["judged again under"])?;
+    ensure!(stand.counters()?.judged_again == judged, "asking judges nothing");
+    stand.config.set_action("teams-to-internet", "reject");
+    stand.reload()?;
+    hold(stand, &["so it is judged again", "rule teams-to-internet rejects it: session"])?;
+    stream.write_all(b"x")?;
+    ensure!(stream.read(&mut [0]).is_err(), "it is reset");
     Ok(())
 }
