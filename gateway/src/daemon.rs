@@ -204,7 +204,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         let _ = end.wait_for(|ended| *ended).await;
     };
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
-    let local = tokio::spawn(socket.serve(routes, until_end(end.subscribe())));
+    let tally = Arc::clone(&state.connections.local);
+    let local = tokio::spawn(socket.serve(routes, tally, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
     let looped = Loop { engine, follower, state, capture, file, problems };

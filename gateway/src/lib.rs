@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod engine;
 pub mod flows;
+pub mod http;
 pub mod interfaces;
 pub mod kept;
 pub mod metrics;

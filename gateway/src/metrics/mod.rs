@@ -14,5 +14,5 @@ mod token;
 
 pub use page::{Facts, page};
 pub use server::{Access, Bound, MetricsError, access, routes};
-pub use tls::{Certificates, TlsListener};
+pub use tls::Certificates;
 pub use token::Token;

@@ -15,6 +15,7 @@ use xdp_abi::reason::Reason;
 
 use crate::flows::census::lendings;
 use crate::flows::{Census, Directory, Live};
+use crate::http::Tallied;
 use crate::serve::policy::{FULLEST, fill, hits};
 use crate::serve::status::{DIRECTIONS, live_sessions, tables};
 use crate::serve::{Reload, State};
@@ -57,6 +58,8 @@ pub struct Facts {
     pub contested: usize,
     /// Records of the flow log, if there is one.
     pub records: Option<Counted>,
+    /// The connections of the daemon's servers, by their names.
+    pub connections: [(&'static str, Tallied); 2],
 }
 
 impl Facts {
@@ -86,6 +89,10 @@ impl Facts {
             guard_dropped: state.guard_dropped(),
             contested: in_force.config.inventory.contested(),
             records: state.records().map(flow_export::Counts::read),
+            connections: [
+                ("local", state.connections.local.read()),
+                ("metrics", state.connections.metrics.read()),
+            ],
         })
     }
 }
@@ -107,6 +114,7 @@ pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
     rules(&page, facts)?;
     ports(&page, facts)?;
     records(&page, facts)?;
+    connections(&page, facts)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&page.0.gather(), &mut text)?;
     Ok(text)
@@ -395,6 +403,26 @@ fn records(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     Ok(())
 }
 
+fn connections(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    let open = facts.connections.iter();
+    page.gauges(
+        "sluice_http_connections",
+        "Connections of the local socket and of the metrics server.",
+        ["server"],
+        open.map(|(server, tallied)| ([(*server).to_owned()], tallied.open)),
+    )?;
+    let refused = facts.connections.iter().flat_map(|(server, tallied)| {
+        [("all", tallied.refused_all), ("peer", tallied.refused_peer)]
+            .map(|(limit, count)| ([(*server).to_owned(), limit.to_owned()], count))
+    });
+    page.counters(
+        "sluice_http_connections_refused_total",
+        "Connections that were closed at once: there were too many in all, or of their peer.",
+        ["server", "limit"],
+        refused,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -528,6 +556,22 @@ mod tests {
             "sluice_flow_log_rotations_total 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_by_server_and_limit() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let mut facts = Facts::of(&state(&scene)).unwrap();
+        facts.connections[1].1 = Tallied { open: 3, refused_all: 1, refused_peer: 2 };
+        let text = written(&facts);
+        for line in [
+            "sluice_http_connections{server=\"local\"} 0",
+            "sluice_http_connections{server=\"metrics\"} 3",
+            "sluice_http_connections_refused_total{limit=\"all\",server=\"metrics\"} 1",
+            "sluice_http_connections_refused_total{limit=\"peer\",server=\"metrics\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n---\n{text}");
         }
     }
 

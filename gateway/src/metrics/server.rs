@@ -1,7 +1,7 @@
 //! Who may read the metrics, and how they are served.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,15 +11,19 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::TEXT_FORMAT;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tracing::{info, warn};
 
 use super::page::{Facts, page};
-use super::tls::{Certificates, TlsListener};
+use super::tls::Certificates;
 use super::token::Token;
 use crate::config::Metrics;
 use crate::flows::Live;
+use crate::http::{Limits, Patience, Server};
 use crate::serve::State;
+
+/// Readers are few; these are far more, and far fewer than the descriptors that a process may have.
+const LIMITS: Limits = Limits { all: 128, peer: 16 };
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +130,8 @@ async fn ask_for_token(
     if shown.is_some_and(|shown| token.is_shown(shown.as_bytes())) {
         return next.run(request).await;
     }
-    let ask = [(header::WWW_AUTHENTICATE, "Bearer")];
+    // Who may not read keeps no connection either.
+    let ask = [(header::WWW_AUTHENTICATE, "Bearer"), (header::CONNECTION, "close")];
     (StatusCode::UNAUTHORIZED, ask, "show the token: Authorization: Bearer ...\n").into_response()
 }
 
@@ -154,26 +159,35 @@ impl Bound {
     }
 
     /// Serves the pages until `end` comes.
-    ///
-    /// # Errors
-    /// The system refused to go on listening.
     pub async fn serve<L: Live>(
         self,
         state: Arc<State<L>>,
         end: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), MetricsError> {
+    ) {
         let Self { listener, access: Access { certificates, token }, address } = self;
-        let failed = |source| MetricsError::Listen { listen: address, source };
         info!(%address, tls = certificates.is_some(), token = token.is_some(), "metrics");
-        let routes = routes(state, token);
+        let server = Server {
+            limits: LIMITS,
+            patience: Patience::default(),
+            tally: Arc::clone(&state.connections.metrics),
+            refusal: b"",
+            routes: routes(state, token),
+        };
+        let peer = |_: &TcpStream, address: &SocketAddr| peer(address.ip());
         match certificates {
             Some(certificates) => {
-                let listener = TlsListener::new(listener, certificates).map_err(failed)?;
-                axum::serve(listener, routes).with_graceful_shutdown(end).await
+                server.serve(listener, peer, |stream| certificates.accept(stream), end).await;
             }
-            None => axum::serve(listener, routes).with_graceful_shutdown(end).await,
+            None => server.serve(listener, peer, async |stream| Ok(stream), end).await,
         }
-        .map_err(failed)
+    }
+}
+
+/// Who an address is: one host has a whole /64 of IPv6 to itself.
+fn peer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        IpAddr::V4(address) => IpAddr::V4(address),
     }
 }
 

@@ -1,35 +1,22 @@
-//! TLS in front of a TCP listener.
+//! TLS in front of a connection.
 //!
-//! Handshakes run beside each other and with an end in sight, because a peer that is slow to shake
-//! hands must not keep others out. A certificate that was renewed on disk is taken into use with
-//! the next connection; one that cannot be used changes nothing.
+//! A certificate that was renewed on disk is taken into use with the next connection; one that
+//! cannot be used changes nothing.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use axum::serve::Listener;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
-use tokio_rustls::server::TlsStream;
-use tracing::{debug, warn};
+use tokio_rustls::{Accept, TlsAcceptor};
+use tracing::warn;
 
 use super::token::{Stamp, stamp};
 use crate::config::Tls;
-
-/// Handshakes at a time; more wait in the kernel.
-const HANDSHAKES: usize = 32;
-/// How long one may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A certificate and key in files, which may be renewed at any time.
 #[derive(Debug)]
@@ -79,6 +66,11 @@ impl Certificates {
         Ok(Self { files, used })
     }
 
+    /// Shakes hands with a peer, under the certificate of now.
+    pub fn accept(&self, stream: TcpStream) -> Accept<TcpStream> {
+        TlsAcceptor::from(self.current()).accept(stream)
+    }
+
     fn current(&self) -> Arc<ServerConfig> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(now) = stamps(&self.files)
@@ -91,72 +83,5 @@ impl Certificates {
             used.0 = now;
         }
         Arc::clone(&used.1)
-    }
-}
-
-/// Connections whose handshake is done.
-#[derive(Debug)]
-pub struct TlsListener {
-    done: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: SocketAddr,
-    accepting: JoinHandle<()>,
-}
-
-impl TlsListener {
-    /// Puts TLS in front of a listener; must be called within a runtime.
-    ///
-    /// # Errors
-    /// The listener has no address.
-    pub fn new(listener: TcpListener, certificates: Certificates) -> io::Result<Self> {
-        let address = listener.local_addr()?;
-        let (send, done) = mpsc::channel(HANDSHAKES);
-        let accepting = tokio::spawn(accept(listener, certificates, send));
-        Ok(Self { done, address, accepting })
-    }
-}
-
-async fn accept(
-    mut listener: TcpListener,
-    certificates: Certificates,
-    send: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
-    let room = Arc::new(Semaphore::new(HANDSHAKES));
-    // The semaphore is never closed.
-    while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-        let (stream, address) = Listener::accept(&mut listener).await;
-        let acceptor = TlsAcceptor::from(certificates.current());
-        let send = send.clone();
-        tokio::spawn(async move {
-            match timeout(PATIENCE, acceptor.accept(stream)).await {
-                // If nobody serves any more, the connection closes.
-                Ok(Ok(stream)) => drop(send.send((stream, address)).await),
-                Ok(Err(error)) => debug!(%address, %error, "no TLS"),
-                Err(_) => debug!(%address, "the handshake took too long"),
-            }
-            drop(permit);
-        });
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        match self.done.recv().await {
-            Some(connection) => connection,
-            // The task that accepts has died: there will be no more.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
-}
-
-impl Drop for TlsListener {
-    fn drop(&mut self) {
-        self.accepting.abort();
     }
 }

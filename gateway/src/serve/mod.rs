@@ -21,11 +21,12 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use crate::flows::Live;
+use crate::http::Tally;
 pub use explain::explain;
 pub use problem::Refusal;
 pub use route::ask_route;
 pub use socket::{Socket, SocketError};
-pub use state::{Condition, InForce, Readiness, Reload, State};
+pub use state::{Condition, Connections, InForce, Readiness, Reload, State};
 
 /// All routes of the local API.
 pub fn router<L: Live>(state: Arc<State<L>>) -> Router {
@@ -53,10 +54,11 @@ pub fn router<L: Live>(state: Arc<State<L>>) -> Router {
 pub async fn serve(
     path: &Path,
     routes: Router,
-    end: impl Future<Output = ()> + Send + 'static,
+    tally: Arc<Tally>,
+    end: impl Future<Output = ()>,
 ) -> Result<(), SocketError> {
-    let socket = Socket::open(path)?;
-    socket.serve(routes, end).await
+    Socket::open(path)?.serve(routes, tally, end).await;
+    Ok(())
 }
 
 /// Reads bytes as the kernel's answer to where a packet would be routed.

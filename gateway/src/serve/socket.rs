@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::serve::Listener;
@@ -17,8 +18,14 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
+use crate::http::{Limits, Patience, Server, Tally};
+
 /// Whoever is in it may ask.
 const GROUP: &str = "sluice";
+
+/// Far more than people and scripts need; apart from those of the metrics, so that neither takes the
+/// other's.
+const LIMITS: Limits = Limits { all: 128, peer: 32 };
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -76,17 +83,13 @@ impl Socket {
     }
 
     /// Answers until `end` comes.
-    ///
-    /// # Errors
-    /// The system refused to go on listening.
-    pub async fn serve(
-        self,
-        routes: Router,
-        end: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), SocketError> {
-        let path = self.path.clone();
-        let served = axum::serve(self, routes).with_graceful_shutdown(end).await;
-        served.map_err(|source| SocketError::Io { path, source })
+    pub async fn serve(self, routes: Router, tally: Arc<Tally>, end: impl Future<Output = ()>) {
+        let patience = Patience::default();
+        let server = Server { routes, limits: LIMITS, patience, tally, refusal: CROWDED };
+        // Who cannot be told is nobody's share but its own.
+        let user =
+            |stream: &UnixStream, _: &SocketAddr| stream.peer_cred().map_or(u32::MAX, |p| p.uid());
+        server.serve(self, user, async |stream| Ok(stream), end).await;
     }
 }
 
@@ -135,6 +138,12 @@ impl Listener for Socket {
 const FORBIDDEN: &[u8] = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\n\
 connection: close\r\n\r\n{\"title\":\"not for you\",\"status\":403,\"detail\":\"become root or a \
 member of the group `sluice`\"}";
+
+/// What a user with too many connections is told.
+const CROWDED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+connection: close\r\n\r\n{\"title\":\"too many connections\",\"status\":503,\"detail\":\"the local \
+socket takes 32 connections of a user and 128 in all; end some\"}";
 
 fn admitted(stream: &UnixStream, group: Option<Gid>) -> io::Result<bool> {
     let peer = stream.peer_cred()?;

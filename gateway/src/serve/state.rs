@@ -13,6 +13,7 @@ use crate::datapath::numbers::Numbers;
 use crate::datapath::places::Served;
 use crate::flows::census::CensusTaker;
 use crate::flows::{Directories, Directory, Live};
+use crate::http::Tally;
 
 /// A configuration with what is not in its file.
 #[derive(Clone, Debug)]
@@ -39,12 +40,23 @@ pub struct State<L> {
     pub readiness: Readiness,
     /// Sessions, counted.
     pub census: CensusTaker,
+    /// Who is connected to the daemon's servers.
+    pub connections: Connections,
     in_force: RwLock<InForce>,
     served: RwLock<BTreeMap<u32, (String, Served)>>,
     records: OnceLock<Arc<Counts>>,
     guard_dropped: AtomicU64,
     reload: RwLock<Reload>,
     started: Instant,
+}
+
+/// The connections of the daemon's servers.
+#[derive(Debug, Default)]
+pub struct Connections {
+    /// Of the local API.
+    pub local: Arc<Tally>,
+    /// Of the metrics.
+    pub metrics: Arc<Tally>,
 }
 
 /// What became of the configuration file when it was last looked at; the start counts as well.
@@ -71,6 +83,7 @@ impl<L: Live> State<L> {
             directories: Arc::new(Directories::new(directory)),
             readiness: Readiness::default(),
             census: CensusTaker::default(),
+            connections: Connections::default(),
             in_force: RwLock::new(in_force),
             served: RwLock::default(),
             records: OnceLock::new(),

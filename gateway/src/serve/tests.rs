@@ -33,11 +33,12 @@ impl Running {
         let state = Arc::new(State::new(Arc::clone(&scene.memory), scene.in_force()));
         let (end, ended) = oneshot::channel::<()>();
         let (routes, socket) = (router(Arc::clone(&state)), directory.join("s"));
+        let tally = Arc::clone(&state.connections.local);
         let served = tokio::spawn(async move {
             let end = async move {
                 let _ = ended.await;
             };
-            serve(&socket, routes, end).await.unwrap();
+            serve(&socket, routes, tally, end).await.unwrap();
         });
         while !directory.join("s").exists() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -342,5 +343,39 @@ async fn an_explanation_comes_over_the_socket_too() {
     assert_eq!(explanation.outcome, Outcome::Translate);
     let snat = explanation.steps.iter().find(|step| step.stage == "snat").unwrap();
     assert!(snat.text.contains("2 of 64512 ports"), "{}", snat.text);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_with_too_many_connections_is_refused_until_some_end() {
+    let running = Running::new("api-crowded", &busy()).await;
+    let connect = || std::os::unix::net::UnixStream::connect(running.directory.join("s")).unwrap();
+    let mut silent: Vec<_> = (0..32).map(|_| connect()).collect();
+    let tally = Arc::clone(&running.state.connections.local);
+    while tally.read().open != 32 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let refused = tokio::task::spawn_blocking({
+        let mut stream = connect();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        move || {
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut said).unwrap();
+            said
+        }
+    });
+    let said = refused.await.unwrap();
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("32 connections of a user"),
+        "{said}"
+    );
+    assert_eq!(tally.read().refused_peer, 1);
+    silent.pop();
+    while tally.read().open != 31 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let status: Status = running.get(path::STATUS).await;
+    assert_eq!(status.name, "gw-test");
+    drop(silent);
     running.stop().await;
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
@@ -58,7 +58,7 @@ impl Drop for Directory {
 struct Running {
     address: SocketAddr,
     end: oneshot::Sender<()>,
-    served: tokio::task::JoinHandle<Result<(), MetricsError>>,
+    served: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -75,7 +75,7 @@ impl Running {
 
     async fn stop(self) {
         self.end.send(()).unwrap();
-        self.served.await.unwrap().unwrap();
+        self.served.await.unwrap();
     }
 }
 
@@ -143,6 +143,38 @@ async fn a_token_is_asked_for_on_every_page() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn who_shows_no_token_keeps_no_connection() {
+    let directory = Directory::new("metrics-kept");
+    let token_file = directory.0.join("token");
+    std::fs::write(&token_file, "sesame\n").unwrap();
+    let config = Metrics { token_file: Some(token_file), ..on("127.0.0.1:0") };
+    let running = Running::new(config, state()).await;
+    for (header, kept) in [("", false), ("Authorization: Bearer sesame\r\n", true)] {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let asked = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{header}\r\n");
+        stream.write_all(asked.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        let ended = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        assert_eq!(ended.is_err(), kept, "{header}");
+    }
+    running.stop().await;
+}
+
+#[test]
+fn a_host_is_one_peer_by_whatever_address_it_comes() {
+    for (address, expected) in [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"), // over a socket of both families
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:3::6", "2001:db8:1:3::"),
+        ("::1", "::"),
+    ] {
+        assert_eq!(peer(address.parse().unwrap()).to_string(), expected, "{address}");
+    }
+}
+
 async fn connect(
     address: SocketAddr,
     tls: &Tls,
@@ -165,16 +197,22 @@ async fn tls_serves_slow_peers_last_and_takes_a_renewed_certificate() {
     let tls = directory.certificate();
     let config = Metrics { tls: Some(tls.clone()), ..on("127.0.0.1:0") };
     let running = Running::new(config, state()).await;
-    // Peers that never begin the handshake.
+    // Hosts that open what they may, and never begin the handshake.
     let mut silent = Vec::new();
-    for _ in 0..5 {
-        silent.push(TcpStream::connect(running.address).await.unwrap());
+    for host in 2..6 {
+        for _ in 0..LIMITS.peer {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+            silent.push(socket.connect(running.address).await.unwrap());
+        }
     }
     let asked = async {
         let stream = connect(running.address, &tls).await.unwrap();
         assert_status(&get(stream, "/healthz", "").await, 200);
     };
-    tokio::time::timeout(Duration::from_secs(4), asked).await.expect("others do not wait");
+    tokio::time::timeout(Patience::default().opening - Duration::from_secs(1), asked)
+        .await
+        .expect("others do not wait");
     // Without TLS there is no answer.
     let plain = get(TcpStream::connect(running.address).await.unwrap(), "/healthz", "").await;
     assert!(!plain.contains("alive"), "{plain}");
