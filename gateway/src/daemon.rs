@@ -3,6 +3,8 @@
 //! One loop owns the engine; everything that happens (a changed file, a signal, a change of the
 //! network, the passing of time) comes to it as a message, so that two changes never meet.
 
+mod descriptors;
+
 use crate::{
     capture::Capture,
     config::Config,
@@ -161,6 +163,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     }
     kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
     privileges()?;
+    descriptors::raise();
     let (follower, changes) = Follower::start(1024).await?;
     let kept = Kept::read(&config.gateway.state_dir);
     // Whatever may be refused comes before the engine, which changes what packets meet.
