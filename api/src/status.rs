@@ -20,6 +20,9 @@ pub struct Status {
     /// Why the configuration file as it is now was refused; `None`: it is the one in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_refused: Option<String>,
+    /// Why flow records are not written as they should be; `None`: they are, or nobody wants them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_log_fault: Option<String>,
     /// The number of live sessions.
     pub sessions: u64,
     /// The attachments in the order of the configuration.

@@ -1,8 +1,10 @@
 //! How many records there were, and what became of them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-/// Counters that the sink raises and metrics read: generated = written + dropped + waiting.
+/// Counters that the sink raises and metrics read: generated = written + dropped + waiting; and
+/// whether all is well.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub(crate) generated: AtomicU64,
@@ -10,6 +12,7 @@ pub struct Counts {
     pub(crate) dropped: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) rotations: AtomicU64,
+    fault: Mutex<Option<String>>,
 }
 
 /// A reading of [`Counts`].
@@ -37,6 +40,22 @@ impl Counts {
             errors: self.errors.load(Relaxed),
             rotations: self.rotations.load(Relaxed),
         }
+    }
+
+    /// Why records are not written as they should be; `None`: they are.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// An attempt failed.
+    pub(crate) fn fail(&self, why: &str) {
+        add(&self.errors, 1);
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Everything that waited is written.
+    pub(crate) fn mend(&self) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

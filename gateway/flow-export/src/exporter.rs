@@ -1,10 +1,8 @@
 //! Records go in, lines come out.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use crate::counts::{Counts, add};
-use crate::outbox::{ENOUGH, Outbox};
 use crate::{FlowRecord, json};
 
 /// Takes lines. What goes wrong is counted and never stops whoever calls.
@@ -15,41 +13,6 @@ pub trait Sink: Send {
     fn flush(&mut self, counts: &Counts);
     /// Writes what can be written, and drops the rest: there is no later.
     fn close(&mut self, counts: &Counts);
-}
-
-/// Standard output, or anything else that bytes can be written to.
-#[derive(Debug)]
-pub struct StreamSink<W> {
-    to: W,
-    outbox: Outbox,
-}
-
-impl<W: Write + Send> StreamSink<W> {
-    /// Writes to `to`.
-    pub fn new(to: W) -> Self {
-        Self { to, outbox: Outbox::default() }
-    }
-}
-
-impl<W: Write + Send> Sink for StreamSink<W> {
-    fn line(&mut self, line: &[u8], counts: &Counts) {
-        self.outbox.push(line, counts);
-        if self.outbox.waiting() >= ENOUGH {
-            self.flush(counts);
-        }
-    }
-
-    fn flush(&mut self, counts: &Counts) {
-        let sent = self.outbox.send(&mut self.to, counts).and_then(|()| self.to.flush());
-        if sent.is_err() {
-            add(&counts.errors, 1);
-        }
-    }
-
-    fn close(&mut self, counts: &Counts) {
-        self.flush(counts);
-        self.outbox.abandon(counts);
-    }
 }
 
 /// Encodes records and hands them to a sink.

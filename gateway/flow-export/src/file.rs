@@ -33,6 +33,8 @@ pub struct FileSink {
     /// Something went wrong since the last flush: lines wait for the next one, instead of one
     /// failure a line.
     failing: bool,
+    /// The file is longer than it may be, because it could not be put aside.
+    overdue: bool,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,7 @@ impl FileSink {
     pub fn open(path: impl Into<PathBuf>, rotation: Rotation) -> io::Result<Self> {
         let path = path.into();
         let open = Some(Open::new(&path)?);
-        Ok(Self { path, rotation, open, outbox: Outbox::default(), failing: false })
+        Ok(Self { path, rotation, open, outbox: Outbox::default(), failing: false, overdue: false })
     }
 
     fn send(&mut self, counts: &Counts) -> io::Result<()> {
@@ -104,8 +106,17 @@ impl FileSink {
         self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path))
     }
 
-    /// Everything meant for the file is in it: it may change its name.
+    /// Everything meant for the file is in it: it may change its name, and a new one takes its place.
     fn rotate(&mut self) -> io::Result<()> {
+        let aside = self.put_aside();
+        self.overdue = aside.is_err();
+        aside?;
+        self.open = None;
+        self.open = Some(Open::new(&self.path)?);
+        Ok(())
+    }
+
+    fn put_aside(&self) -> io::Result<()> {
         let name = |number: u32| {
             let mut name = self.path.clone().into_os_string();
             name.push(format!(".{number}"));
@@ -122,8 +133,6 @@ impl FileSink {
             }
             fs::rename(&self.path, name(1))?;
         }
-        self.open = None;
-        self.open = Some(Open::new(&self.path)?);
         Ok(())
     }
 }
@@ -136,8 +145,8 @@ impl Sink for FileSink {
         if !self.failing && (full || waiting >= ENOUGH as u64) {
             let written = self.send(counts);
             let done = if full { written.and_then(|()| self.rotate()) } else { written };
-            if done.is_err() {
-                add(&counts.errors, 1);
+            if let Err(error) = done {
+                counts.fail(&error.to_string());
                 self.failing = true;
             } else if full {
                 add(&counts.rotations, 1);
@@ -151,15 +160,18 @@ impl Sink for FileSink {
         // What goes into a file that has no name any more is lost, and counted as written.
         if self.outbox.is_between_lines() && self.has_moved() {
             self.open = None;
+            self.overdue = false;
         }
-        if self.send(counts).is_err() {
-            add(&counts.errors, 1);
+        if let Err(error) = self.send(counts) {
+            counts.fail(&error.to_string());
             self.failing = true;
             // Whoever removed the file of a full disk gets its room back when it is closed here.
             if self.has_moved() {
                 self.outbox.give_up_begun(counts);
                 self.open = None;
             }
+        } else if !self.overdue {
+            counts.mend();
         }
     }
 

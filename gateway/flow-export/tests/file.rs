@@ -138,10 +138,13 @@ fn what_cannot_be_renamed_goes_on_growing() {
     let counted = counts.read();
     assert_eq!((counted.generated, counted.written, counted.dropped), (10, 10, 0));
     assert!(counted.errors > 0 && counted.rotations == 0, "{counted:?}");
+    exporter.flush();
+    assert!(counts.fault().is_some(), "it is too long for as long as it is there");
     // The obstacle is gone: the next line rotates.
     fs::remove_dir_all(directory.0.join("flows.jsonl.1")).unwrap();
     export(&mut exporter, 20..21);
     exporter.flush();
+    assert_eq!(counts.fault(), None);
     assert_eq!(numbers(&directory.log()), [20]);
     assert_eq!(numbers(&directory.0.join("flows.jsonl.1")), (10..20).collect::<Vec<_>>());
 }
@@ -195,6 +198,7 @@ fn records_add_up_when_nothing_can_be_written() {
     export(&mut exporter, 10..60);
     exporter.flush();
     assert_eq!((counts.read().written, counts.read().dropped), (0, 0), "they wait");
+    assert_eq!(counts.fault().as_deref(), Some("no storage space"));
     drop(exporter);
     let counted = counts.read();
     assert_eq!((counted.generated, counted.written, counted.dropped), (50, 0, 50));

@@ -4,15 +4,17 @@
 //! `poll` until the kernel says that there is something, or for a second; in between it walks the
 //! session table in steps small enough that the ring does not fill meanwhile.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
-use flow_export::{Counts, EventKind, Exporter, FileSink, Rotation, Sink, StreamSink};
+use flow_export::{Counts, EventKind, Exporter, FileSink, Rotation, Sink, StreamSink, Unblocked};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, warn};
 use xdp::address::V4;
@@ -36,6 +38,8 @@ const BATCH: u32 = 4096;
 const RING: u32 = 1 << 16;
 /// How often lines are written that nobody asked for.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// How long the last records may take. What they are written to may never answer.
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why records cannot be collected.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +70,9 @@ impl Log {
         let path = log.path.display();
         info!(%path, "flow records");
         if log.path.as_os_str() == "-" {
-            return Ok(Self(Box::new(StreamSink::new(io::stdout()))));
+            let failed = |source| CollectorError::Open { path: "-".to_owned(), source };
+            let output = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+            return Ok(Self(Box::new(StreamSink::new(Unblocked::new(File::from(output))))));
         }
         let rotation = Rotation { bytes: log.rotate_bytes, keep: log.keep };
         let failed = |source| CollectorError::Open { path: path.to_string(), source };
@@ -80,10 +86,12 @@ impl Log {
 /// What is done with copies of packets, which come by the same ring.
 pub type OnCaptured = Box<dyn FnMut(&Captured) + Send>;
 
-/// A running collector. Dropping it writes what waits and ends the thread.
+/// A running collector. Dropping it writes what waits and ends the thread, if that can be done soon.
 pub struct Collector {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// The thread's end of this is gone when the thread is.
+    ended: mpsc::Receiver<()>,
     counts: Arc<Counts>,
 }
 
@@ -105,11 +113,15 @@ impl Collector {
         let stop = Arc::new(AtomicBool::new(false));
         let desk = Desk::new(&*tables, directories, exporter);
         let stopped = Arc::clone(&stop);
+        let (ending, ended) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("flow-records".to_owned())
-            .spawn(move || run(ring, &*tables, desk, on_captured, &stopped))
+            .spawn(move || {
+                let _ending: mpsc::Sender<()> = ending;
+                run(ring, &*tables, desk, on_captured, &stopped);
+            })
             .map_err(CollectorError::Thread)?;
-        Ok(Self { stop, thread: Some(thread), counts })
+        Ok(Self { stop, thread: Some(thread), ended, counts })
     }
 
     /// The counters of the log.
@@ -121,11 +133,20 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
+        let before = self.counts.read().dropped;
         self.stop.store(true, Ordering::Relaxed);
+        if self.ended.recv_timeout(END_WITHIN) == Err(RecvTimeoutError::Timeout) {
+            warn!("the flow log takes no records; those that wait are lost");
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             warn!("the thread for flow records died");
+        }
+        let lost = self.counts.read().dropped - before;
+        if lost > 0 {
+            warn!(lost, "flow records that could not be written are lost");
         }
     }
 }
@@ -196,6 +217,8 @@ struct Desk {
     directories: Arc<Directories>,
     names: Arc<Directory>,
     exporter: Option<Exporter>,
+    /// Records that were lost when the log began to fail; `None`: it does not fail.
+    failing: Option<u64>,
     updates: Updates,
     clock: ClockBase,
     /// The next slot to look at, while a walk is on.
@@ -211,6 +234,7 @@ impl Desk {
             names: directories.current(),
             directories,
             exporter,
+            failing: None,
             updates: Updates::new(room(tables), now),
             clock: ClockBase::now(tables.tick_length()),
             at: None,
@@ -276,10 +300,27 @@ impl Desk {
     fn flush(&mut self, tick: Duration) {
         if let Some(exporter) = &mut self.exporter {
             exporter.flush();
+            let counts = exporter.counts();
+            tell_of_fault(&mut self.failing, counts.fault(), counts.read().dropped);
         }
         self.clock = ClockBase::now(tick);
         // The newest names again, also where the generation did not change.
         self.names = self.directories.of(self.names.generation);
+    }
+}
+
+/// Says once that the log begins to fail, and once that it does so no more.
+fn tell_of_fault(failing: &mut Option<u64>, fault: Option<String>, dropped: u64) {
+    match (*failing, fault) {
+        (None, Some(fault)) => {
+            warn!(%fault, "flow records cannot be written; they wait, and are lost when they are too many");
+            *failing = Some(dropped);
+        }
+        (Some(before), None) => {
+            info!(lost = dropped - before, "flow records are written again");
+            *failing = None;
+        }
+        (None, None) | (Some(_), Some(_)) => {}
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Facts {
     pub contested: usize,
     /// Records of the flow log, if there is one.
     pub records: Option<Counted>,
+    /// Whether they cannot be written.
+    pub records_fail: bool,
     /// The connections of the daemon's servers, by their names.
     pub connections: [(&'static str, Tallied); 2],
 }
@@ -89,6 +91,7 @@ impl Facts {
             guard_dropped: state.guard_dropped(),
             contested: in_force.config.inventory.contested(),
             records: state.records().map(flow_export::Counts::read),
+            records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
             connections: [
                 ("local", state.connections.local.read()),
                 ("metrics", state.connections.metrics.read()),
@@ -400,7 +403,11 @@ fn records(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     ] {
         page.counter(name, help, value)?;
     }
-    Ok(())
+    page.gauge(
+        "sluice_flow_log_failing",
+        "1 if flow records cannot be written; `sluicectl status` says why.",
+        facts.records_fail.into(),
+    )
 }
 
 fn connections(page: &Page, facts: &Facts) -> prometheus::Result<()> {
@@ -545,6 +552,7 @@ mod tests {
     fn records_are_counted_where_there_is_a_log() {
         let scene = testing::scene(TWO_CLUSTERS);
         let mut facts = Facts::of(&state(&scene)).unwrap();
+        facts.records_fail = true;
         facts.records =
             Some(Counted { generated: 9, written: 7, dropped: 2, errors: 1, rotations: 4 });
         let text = written(&facts);
@@ -554,6 +562,7 @@ mod tests {
             "sluice_flow_records_dropped_total 2",
             "sluice_flow_log_errors_total 1",
             "sluice_flow_log_rotations_total 4",
+            "sluice_flow_log_failing 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}");
         }

@@ -50,6 +50,7 @@ pub(super) async fn status<L: Live>(
         healthy: problems.is_empty(),
         problems,
         reload_refused: state.reload().refused,
+        flow_log_fault: state.records().and_then(flow_export::Counts::fault),
         sessions: live_sessions(&counters),
         attachments: attachments.collect(),
     }))

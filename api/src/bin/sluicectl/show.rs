@@ -47,6 +47,9 @@ impl Show for Status {
         if let Some(fault) = &self.reload_refused {
             text.push_str(&format!("the last reload was refused: {fault}\n"));
         }
+        if let Some(fault) = &self.flow_log_fault {
+            text.push_str(&format!("flow records cannot be written: {fault}\n"));
+        }
         let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"])
             .fit(Fit::Words, &["NAME", "DOMAIN"])
             .spare(&["#", "HOOK"]);
@@ -417,6 +420,23 @@ mod tests {
             "age": 61, "idle": 1, "expires_in": 7439, "generation": 3
         });
         Sessions { sessions: vec![serde_json::from_value(session).unwrap()], matched: 1 }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_gateway_is_said_below_its_first_line() {
+        let status = serde_json::json!({
+            "name": "gw-1", "version": "0.1.0", "uptime": 61, "generation": 3, "healthy": false,
+            "problems": ["eth1 is missing"], "reload_refused": "sluice.yaml:3: no",
+            "flow_log_fault": "no storage space", "sessions": 1, "attachments": []
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        assert_eq!(
+            status.show(usize::MAX),
+            "gw-1 0.1.0: not healthy, up 1m1s, generation 3, 1 session\n\
+             problem: eth1 is missing\n\
+             the last reload was refused: sluice.yaml:3: no\n\
+             flow records cannot be written: no storage space\n"
+        );
     }
 
     #[test]
