@@ -158,6 +158,9 @@ pub struct Program {
     pub hook: Option<String>,
     /// The interface.
     pub interface: Option<String>,
+    /// It belongs there and is not there: somebody took it off, and it could not be put back yet.
+    #[serde(default)]
+    pub missing: bool,
     /// The kernel's hash of its instructions, hexadecimal.
     pub tag: String,
     /// Instructions after verification, in bytes of bytecode.

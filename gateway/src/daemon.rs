@@ -4,13 +4,13 @@
 //! network, the passing of time) comes to it as a message, so that two changes never meet.
 
 mod descriptors;
+mod hooks;
 
 use crate::{
     capture::Capture,
     config::Config,
     datapath::{
         numbers::Numbers,
-        places::Served,
         publish::PublishError,
         tables::{Datapath, TablesError},
     },
@@ -211,7 +211,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let local = tokio::spawn(socket.serve(routes, tally, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
-    let looped = Loop { engine, follower, state, capture, file, problems };
+    let looped = Loop { engine, follower, state, capture, file, problems, refused: None };
     let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -238,6 +238,8 @@ struct Loop {
     file: Watched,
     /// What is wrong with the interfaces, as it was logged last.
     problems: Vec<String>,
+    /// Why a program is not on its interface, as it was said last.
+    refused: Option<String>,
 }
 
 struct Signals {
@@ -342,32 +344,8 @@ impl Loop {
         }
     }
 
-    /// Shows everybody else which interfaces are served, and what is wrong with that.
-    fn show_places(&mut self) {
-        let places = self.engine.places();
-        let mut problems: Vec<String> =
-            places.missing.iter().map(|missing| missing.fault.clone()).collect();
-        let hooks = places.interfaces.values().map(|(_, served)| match served {
-            Served::Xdp => 3,
-            Served::Tc => 2,
-        });
-        if self.engine.hooks() < hooks.sum() {
-            problems.push("an interface has no program".to_owned());
-        }
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            warn!("{problem}");
-        }
-        if problems.is_empty() && !self.problems.is_empty() {
-            info!("every interface is there and has its programs");
-        }
-        self.problems.clone_from(&problems);
-        self.state.readiness.set(Condition::Attached, problems);
-        self.state.set_served(places.interfaces.clone());
-        let names = places.interfaces.iter().map(|(ifindex, (name, _))| (*ifindex, name.clone()));
-        self.capture.set_interfaces(names.collect());
-    }
-
     fn upkeep(&mut self) {
+        self.restore();
         self.engine.keep_neighbours();
         self.engine.cool();
         if self.engine.reserve() {

@@ -6,7 +6,7 @@
 use crate::{
     config::{Config, convert},
     datapath::{
-        attach::{self, AttachError, Attached},
+        attach::{self, AttachError, Attached, HookOf},
         claim::{Claim, ClaimError},
         hops, layout,
         numbers::Numbers,
@@ -448,6 +448,23 @@ impl Engine {
     pub fn lost_pin(&self) -> Option<PathBuf> {
         let tables = xdp_abi::names::ALL.map(|name| self.pins.join(name));
         tables.iter().chain(self.attached.pins()).find(|pin| !pin.exists()).cloned()
+    }
+
+    /// Puts programs back that somebody took off their interfaces, and tries again where one was
+    /// refused; says which hooks had none.
+    pub fn restore(&mut self) -> (Vec<HookOf>, Result<(), AttachError>) {
+        self.attached.forget_gone();
+        let missing = self.missing();
+        if missing.is_empty() {
+            return (missing, Ok(()));
+        }
+        let outcome = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        (missing, outcome)
+    }
+
+    /// The hooks that have no program and should have one.
+    pub fn missing(&self) -> Vec<HookOf> {
+        self.attached.missing(&self.places.interfaces, &self.pins)
     }
 
     /// Puts the last guard back if somebody took it away; says whether it stood.

@@ -164,12 +164,20 @@ fn serve(hook: &str) -> Result<()> {
 
     // As after a kill: programs, tables and sessions are taken over, and nothing is doubled.
     drop(engine);
-    let engine = start(&config).context("at the second start")?;
+    let mut engine = start(&config).context("at the second start")?;
     let again = round_trip(&mut pod, &mut wire)
         .with_context(|| format!("after the second start, {}", fates(&engine)))?;
     ensure!(again == (source, port), "the session goes on as {again:?}");
     ensure!(self::filters()? == filters, "{:?} filters instead of {filters:?}", self::filters()?);
     println!("probe: {hook}: taken over by a second start, {filters:?} filters");
+
+    // Somebody takes filters off, where there are any: they are missed and put back.
+    let taken = (filters != [0; 4]).then(|| run("tc", "qdisc del dev eth0 clsact")).transpose()?;
+    let (missed, restored) = engine.restore();
+    restored?;
+    ensure!(missed.is_empty() == taken.is_none(), "{missed:?}");
+    ensure!(self::filters()? == filters, "{:?} filters instead of {filters:?}", self::filters()?);
+    println!("probe: {hook}: {} filters that were taken off are back", missed.len());
     drop(engine);
 
     // The programs go, the last guard stays.

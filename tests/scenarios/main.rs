@@ -17,3 +17,4 @@ mod refuse;
 mod reload;
 mod restart;
 mod start;
+mod taken_off;

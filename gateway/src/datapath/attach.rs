@@ -1,9 +1,11 @@
 //! Programs on interfaces. Their links are pinned, so that packets are served while no daemon
 //! runs; a daemon that starts puts its own programs into the links that it finds. Where the
-//! kernel has no links for TC, filters take their place.
+//! kernel has no links for TC, filters take their place. Whoever may, may take a program off: the
+//! kernel is asked from time to time, and what is gone is put back.
 
 use super::{
     filter::{self, FilterError},
+    link::Link,
     object::ObjectError,
     places::Served,
     tables::Datapath,
@@ -58,10 +60,10 @@ pub enum AttachError {
         /// Why.
         source: LinkError,
     },
-    /// The directory of pins cannot be used.
-    #[error("the directory {path} cannot be used: {source}")]
-    Directory {
-        /// Which.
+    /// A pinned link cannot be opened.
+    #[error("the pinned link {path} cannot be opened: {source}")]
+    Open {
+        /// Where.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -74,20 +76,37 @@ pub struct Attached {
     links: BTreeMap<PathBuf, Held>,
 }
 
-/// What holds a program on its interface.
+/// A program on its interface.
 #[derive(Debug)]
-enum Held {
-    Link {
-        /// Kept open, should somebody remove the pin.
-        _link: FdLink,
-    },
-    Filter,
+struct Held {
+    ifindex: u32,
+    place: Place,
+    /// The kernel's number for it.
+    program: u32,
+    /// Kept open, should somebody remove the pin; `None`: a filter holds it.
+    link: Option<Link>,
 }
 
-impl From<FdLink> for Held {
-    fn from(link: FdLink) -> Self {
-        Self::Link { _link: link }
+impl Held {
+    /// Whether it is still there, by the kernel. What cannot be asked is thought to be as it was.
+    fn stands(&self) -> bool {
+        match (&self.link, self.place.side()) {
+            (Some(link), _) => link
+                .info()
+                .map_or(true, |info| (info.ifindex, info.program) == (self.ifindex, self.program)),
+            (None, Some(side)) => filter::stands(self.ifindex, side, self.program),
+            (None, None) => true,
+        }
     }
+}
+
+/// A hook of an interface, in words.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HookOf {
+    /// The interface.
+    pub interface: String,
+    /// `xdp`, `tc_ingress` or `tc_egress`.
+    pub hook: &'static str,
 }
 
 /// One hook of an interface.
@@ -111,6 +130,13 @@ impl Place {
             Self::Xdp => None,
             Self::TcIngress => Some(TcAttachType::Ingress),
             Self::TcEgress => Some(TcAttachType::Egress),
+        }
+    }
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::TcIngress => "tc_ingress",
+            Self::TcEgress => "tc_egress",
         }
     }
     const fn file(self) -> &'static str {
@@ -169,44 +195,74 @@ pub fn gone(pin: &Path, removed: io::Result<()>) -> Result<bool, (PathBuf, io::E
     }
 }
 
+/// What belongs on these interfaces. The guard at TC egress comes first.
+fn wanted(
+    interfaces: &BTreeMap<u32, (String, Served)>,
+) -> impl Iterator<Item = (u32, &str, Place, &'static str)> {
+    interfaces.iter().flat_map(|(ifindex, (name, served))| {
+        let places: &[_] = match served {
+            Served::Xdp => &[
+                (Place::TcEgress, names::TC_EGRESS),
+                (Place::TcIngress, names::TC_MARK),
+                (Place::Xdp, names::XDP_INGRESS),
+            ],
+            Served::Tc => {
+                &[(Place::TcEgress, names::TC_EGRESS), (Place::TcIngress, names::TC_INGRESS)]
+            }
+        };
+        places.iter().map(|(place, program)| (*ifindex, name.as_str(), *place, *program))
+    })
+}
+
 impl Attached {
     /// Brings the programs onto these interfaces and off all others. The guard at TC egress
-    /// comes first and goes last.
+    /// comes first and goes last. One that is refused keeps no other away.
     pub fn bring(
         &mut self,
         datapath: &Datapath,
         interfaces: &BTreeMap<u32, (String, Served)>,
         pins: &Path,
     ) -> Result<(), AttachError> {
-        let mut wanted = Vec::new();
-        for (ifindex, (name, served)) in interfaces {
-            wanted.push((*ifindex, name, Place::TcEgress, names::TC_EGRESS));
-            match served {
-                Served::Xdp => {
-                    wanted.push((*ifindex, name, Place::TcIngress, names::TC_MARK));
-                    wanted.push((*ifindex, name, Place::Xdp, names::XDP_INGRESS));
-                }
-                Served::Tc => {
-                    wanted.push((*ifindex, name, Place::TcIngress, names::TC_INGRESS));
-                }
-            }
-        }
-        for (ifindex, name, place, program) in &wanted {
-            let path = pin(pins, *ifindex, *place);
+        let mut refused = None;
+        for (ifindex, name, place, program) in wanted(interfaces) {
+            let path = pin(pins, ifindex, place);
             if self.links.contains_key(&path) {
                 continue;
             }
-            let link = attach(datapath, *ifindex, name, *place, program, &path)?;
-            self.links.insert(path, link);
+            match attach(datapath, ifindex, name, place, program, &path) {
+                Ok(held) => drop(self.links.insert(path, held)),
+                Err(error) => drop(refused.get_or_insert(error)),
+            }
+        }
+        if let Some(refused) = refused {
+            return Err(refused);
         }
         let keep: Vec<PathBuf> =
-            wanted.iter().map(|(ifindex, _, place, _)| pin(pins, *ifindex, *place)).collect();
+            wanted(interfaces).map(|(at, _, place, _)| pin(pins, at, place)).collect();
         for path in pinned(pins).into_iter().filter(|path| !keep.contains(path)) {
             self.links.remove(&path);
             // A pin that cannot be removed is met again with the next change.
             let _ = take_off(&path);
         }
         Ok(())
+    }
+
+    /// Forgets every program that somebody else took off its interface, or put another one in the
+    /// place of. An interface that is gone is another matter.
+    pub fn forget_gone(&mut self) {
+        self.links.retain(|_, held| held.stands() || filter::name_of(held.ifindex).is_err());
+    }
+
+    /// Hooks of these interfaces that have no program.
+    pub fn missing(
+        &self,
+        interfaces: &BTreeMap<u32, (String, Served)>,
+        pins: &Path,
+    ) -> Vec<HookOf> {
+        wanted(interfaces)
+            .filter(|(ifindex, _, place, _)| !self.links.contains_key(&pin(pins, *ifindex, *place)))
+            .map(|(_, name, place, _)| HookOf { interface: name.to_owned(), hook: place.word() })
+            .collect()
     }
 
     /// Forgets an interface that vanished: its links are dead.
@@ -244,9 +300,12 @@ fn attach(
         source,
     };
     let mut object = datapath.object();
+    let held = |program: u32, link: Option<Link>| Held { ifindex, place, program, link };
     if let Some(side) = place.side().filter(|_| filter::needed()) {
-        return match filter::put(object.tc(program)?, interface, side, path) {
-            Ok(()) => Ok(Held::Filter),
+        let program = object.tc(program)?;
+        let number = program.info().map_err(failed)?.id();
+        return match filter::put(program, interface, side, path) {
+            Ok(()) => Ok(held(number, None)),
             Err(FilterError::Program(source)) => Err(failed(source)),
             Err(FilterError::Pin(source)) => Err(AttachError::Pin {
                 interface: interface.to_owned(),
@@ -256,6 +315,10 @@ fn attach(
         };
     }
     let unusable = |source| AttachError::Link { path: path.to_owned(), source };
+    let opened = || {
+        let failed = |source| AttachError::Open { path: path.to_owned(), source };
+        Link::open(path).map(Some).map_err(failed)
+    };
     let found = if path.exists() {
         Some(FdLink::from(PinnedLink::from_pin(path).map_err(unusable)?))
     } else {
@@ -263,20 +326,23 @@ fn attach(
     };
     if place == Place::Xdp {
         let program: &mut Xdp = object.xdp(program)?;
+        let number = program.info().map_err(failed)?.id();
         if let Some(found) = found {
             let link = XdpLink::try_from(found).map_err(unusable)?;
             if let Ok(id) = program.attach_to_link(link) {
-                let link = program.take_link(id).map_err(failed)?;
-                return Ok(FdLink::try_from(link).map_err(unusable)?.into());
+                let _link = program.take_link(id).map_err(failed)?;
+                return Ok(held(number, opened()?));
             }
-            // The interface that it was for is gone.
+            // The interface that it was for is gone, or it was detached.
             let _ = std::fs::remove_file(path);
         }
         let id = program.attach_to_if_index(ifindex, XdpMode::Driver).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
-        return keep(FdLink::try_from(link).map_err(unusable)?, interface, path);
+        let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
+        return Ok(held(number, opened()?));
     }
     let program: &mut SchedClassifier = object.tc(program)?;
+    let number = program.info().map_err(failed)?.id();
     let (side, order) = match place {
         // The last word on what leaves is ours.
         Place::TcEgress => (TcAttachType::Egress, LinkOrder::last()),
@@ -285,23 +351,23 @@ fn attach(
     if let Some(found) = found {
         let link = SchedClassifierLink::try_from(found).map_err(unusable)?;
         if let Ok(id) = program.attach_to_link(link) {
-            let link = program.take_link(id).map_err(failed)?;
-            return Ok(FdLink::try_from(link).map_err(unusable)?.into());
+            let _link = program.take_link(id).map_err(failed)?;
+            return Ok(held(number, opened()?));
         }
         let _ = std::fs::remove_file(path);
     }
     let options = TcAttachOptions::TcxOrder(order);
     let id = program.attach_with_options(interface, side, options).map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
-    keep(FdLink::try_from(link).map_err(unusable)?, interface, path)
+    let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
+    Ok(held(number, opened()?))
 }
 
-/// Pins a new link, and keeps it open as well.
-fn keep(link: FdLink, interface: &str, path: &Path) -> Result<Held, AttachError> {
-    let pinned = link.pin(path).map_err(|source| AttachError::Pin {
+/// Pins a new link, which ends with the last of pin and descriptors.
+fn keep(link: FdLink, interface: &str, path: &Path) -> Result<PinnedLink, AttachError> {
+    link.pin(path).map_err(|source| AttachError::Pin {
         interface: interface.to_owned(),
         path: path.to_owned(),
         source,
-    })?;
-    Ok(FdLink::from(pinned).into())
+    })
 }

@@ -6,6 +6,7 @@
 //! ours, for whoever takes it out later. Priority and handle are fixed, so that a program that
 //! is put there once more takes the place of the one before.
 
+use crate::net::{CLSACT_EGRESS, CLSACT_INGRESS, FilterPlace, filter_program};
 use aya::{
     pin::PinError,
     programs::{
@@ -58,6 +59,17 @@ fn meaning(pin: &Path) -> Option<(u32, TcAttachType)> {
         .into_iter()
         .find(|known| label(*known) == side)?;
     Some((ifindex.parse().ok()?, side))
+}
+
+/// Whether a filter of ours is there and has this program. What cannot be asked is thought to be
+/// as it was.
+pub(super) fn stands(ifindex: u32, side: TcAttachType, program: u32) -> bool {
+    let parent = match side {
+        TcAttachType::Ingress | TcAttachType::Custom(_) => CLSACT_INGRESS,
+        TcAttachType::Egress => CLSACT_EGRESS,
+    };
+    let place = FilterPlace { ifindex, parent, priority: priority(side), handle: HANDLE.into() };
+    filter_program(place).map_or(true, |found| found == Some(program))
 }
 
 /// Whether a pin stands for a filter.
@@ -114,7 +126,8 @@ pub(super) fn take_off(pin: &Path) -> io::Result<()> {
     fs::remove_file(pin)
 }
 
-fn name_of(ifindex: u32) -> io::Result<String> {
+/// The name of an interface, if it is there.
+pub(super) fn name_of(ifindex: u32) -> io::Result<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call asks for.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
@@ -128,6 +141,56 @@ fn name_of(ifindex: u32) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        datapath::object::{Hooks, Object, Sizes},
+        net::testing::{as_root_in_namespace, ip, run, skip},
+    };
+    use xdp_abi::names;
+
+    #[test]
+    fn a_filter_stands_until_somebody_takes_it_off_with_or_without_its_qdisc() {
+        const WHAT: &str = "a filter that somebody takes off";
+        as_root_in_namespace(WHAT, || {
+            let sizes = Sizes {
+                sessions: 64,
+                hosts: 8,
+                prefixes: 8,
+                identities: 8,
+                rules: 8,
+                port_classes: 8,
+                next_hops: 8,
+            };
+            let mut object = match Object::load(&sizes, Hooks { xdp: false, tc: false }, None, &[])
+            {
+                Ok(object) => object,
+                Err(why) => return skip(WHAT, &why.to_string()),
+            };
+            ip("link add eth0 type veth peer name eth1");
+            let ifindex = nix::net::if_::if_nametoindex("eth0").unwrap();
+            let pins =
+                Path::new("/sys/fs/bpf").join(format!("sluice-filter-{}", std::process::id()));
+            if let Err(why) = fs::create_dir(&pins) {
+                return skip(WHAT, &why.to_string());
+            }
+            let side = TcAttachType::Egress;
+            let pin = pins.join(pin_name(ifindex, side));
+            let program = object.tc(names::TC_EGRESS).unwrap();
+            let number = program.info().unwrap().id();
+            let mut found = vec![stands(ifindex, side, number)];
+            for taken in ["filter del dev eth0 egress", "qdisc del dev eth0 clsact"] {
+                assert!(put(program, "eth0", side, &pin).is_ok());
+                let there = [number, number + 1].map(|number| stands(ifindex, side, number));
+                let ingress = stands(ifindex, TcAttachType::Ingress, number);
+                run("tc", taken);
+                found.extend(there.into_iter().chain([ingress, stands(ifindex, side, number)]));
+            }
+            fs::remove_dir_all(&pins).unwrap();
+            assert_eq!(
+                found,
+                [[false].as_slice(), &[true, false, false, false].repeat(2)].concat()
+            );
+        });
+    }
 
     #[test]
     fn a_pin_tells_its_filter_and_nothing_else_does() {

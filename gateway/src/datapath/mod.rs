@@ -8,6 +8,7 @@ pub mod clock;
 mod filter;
 pub mod hops;
 pub mod layout;
+mod link;
 pub mod memory;
 mod non_routable;
 pub mod numbers;

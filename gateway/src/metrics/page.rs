@@ -54,6 +54,8 @@ pub struct Facts {
     pub port_steps_max: u64,
     /// Packets that the last guard, outside the datapath, dropped.
     pub guard_dropped: u64,
+    /// Programs that somebody took off and that were put back.
+    pub attached_again: u64,
     /// Addresses that more endpoints claim than can have them.
     pub contested: usize,
     /// Records of the flow log, if there is one.
@@ -89,6 +91,7 @@ impl Facts {
             fill: fill(tables_now, &lendings(tables_now), census, FULLEST),
             port_steps_max: tables_now.shared().port_steps_max.load(),
             guard_dropped: state.guard_dropped(),
+            attached_again: state.attached_again(),
             contested: in_force.config.inventory.contested(),
             records: state.records().map(flow_export::Counts::read),
             records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
@@ -316,6 +319,11 @@ fn sessions(page: &Page, facts: &Facts) -> prometheus::Result<()> {
         "sluice_guard_dropped_packets_total",
         "Packets that the last guard, outside the datapath, stopped; must stay 0.",
         facts.guard_dropped,
+    )?;
+    page.counter(
+        "sluice_programs_attached_again_total",
+        "Programs that somebody took off their interface and that were put back.",
+        facts.attached_again,
     )
 }
 

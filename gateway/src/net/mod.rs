@@ -10,11 +10,13 @@
 //! - [`ports_in_use`], [`Sysctl::ephemeral_range`]: ports of the host that SNAT leaves alone;
 //! - [`Sysctl`]: forwarding and the reverse path check;
 //! - [`guard`]: the last guard against leaks, which holds with no program attached;
+//! - [`filter_program`]: whether a TC filter is still where it was put;
 //! - [`hardware_facts`]: what an interface can do, for choosing the hook.
 //!
 //! All of it is about the network namespace of the calling thread.
 
 mod dialogue;
+mod filter;
 mod follow;
 #[cfg(feature = "fuzz")]
 pub mod foreign;
@@ -30,6 +32,7 @@ pub(crate) mod testing;
 mod wire;
 
 pub use dialogue::{Family, NetlinkError};
+pub use filter::{CLSACT_EGRESS, CLSACT_INGRESS, FilterPlace, filter_program};
 pub use follow::Follower;
 pub use hardware::{HardwareFacts, XdpFeatures, hardware_facts};
 pub use neighbour::{KeptBy, manage_neighbour, release_neighbour};

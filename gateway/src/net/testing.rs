@@ -29,7 +29,7 @@ pub(crate) fn link(ifindex: IfIndex) -> Link {
 
 /// Runs a test on a thread of its own in a network namespace of its own, which vanishes with
 /// the thread. Without root it says so and passes.
-pub(super) fn as_root_in_namespace(what: &str, test: impl FnOnce() + Send) {
+pub(crate) fn as_root_in_namespace(what: &str, test: impl FnOnce() + Send) {
     if !nix::unistd::geteuid().is_root() {
         skip(what, "needs root for a network namespace");
         return;
@@ -46,17 +46,17 @@ pub(super) fn as_root_in_namespace(what: &str, test: impl FnOnce() + Send) {
 }
 
 /// Says that a test could not run, in the form that the test script gathers.
-pub(super) fn skip(what: &str, why: &str) {
+pub(crate) fn skip(what: &str, why: &str) {
     eprintln!("SKIPPED: {what}: {why}");
 }
 
 /// Runs `ip` in the namespace of this thread; a child inherits it.
-pub(super) fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     run("ip", arguments);
 }
 
 /// Runs a command that has to succeed and returns what it printed.
-pub(super) fn run(command: &str, arguments: &str) -> String {
+pub(crate) fn run(command: &str, arguments: &str) -> String {
     let output = Command::new(command).args(arguments.split_whitespace()).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command} {arguments}: {errors}");

@@ -155,7 +155,10 @@ pub(super) async fn programs<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
 ) -> Result<Json<Programs>, Refusal> {
     blocking(move || {
-        let served = state.served();
+        let (served, missing) = (state.served(), state.missing());
+        let is_missing = |interface: &str, hook: &str| {
+            missing.iter().any(|place| place.interface == interface && place.hook == hook)
+        };
         let mut programs = Vec::new();
         for loaded in state.live.loaded() {
             let places: Vec<_> = served
@@ -166,10 +169,11 @@ pub(super) async fn programs<L: Live>(
                 .filter(|(_, program, _)| *program == loaded.name)
                 .collect();
             if places.is_empty() {
-                programs.push(program(&loaded, None, None));
+                programs.push(program(&loaded, None, None, false));
             }
             for (interface, _, hook) in places {
-                programs.push(program(&loaded, Some(hook), Some(interface)));
+                let missing = is_missing(interface, hook);
+                programs.push(program(&loaded, Some(hook), Some(interface), missing));
             }
         }
         programs.sort_by(|a, b| (&a.interface, a.id).cmp(&(&b.interface, b.id)));
@@ -191,13 +195,19 @@ const fn hooks(served: Served) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-fn program(loaded: &Loaded, hook: Option<&str>, interface: Option<&String>) -> Program {
+fn program(
+    loaded: &Loaded,
+    hook: Option<&str>,
+    interface: Option<&String>,
+    missing: bool,
+) -> Program {
     let Loaded { name, info, fd } = loaded;
     Program {
         id: info.id(),
         name: name.clone(),
         hook: hook.map(str::to_owned),
         interface: interface.cloned(),
+        missing,
         tag: format!("{:016x}", info.tag()),
         bytes: info.size_translated().unwrap_or(0),
         memory: memory(fd.as_fd()),

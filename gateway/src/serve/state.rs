@@ -9,6 +9,7 @@ use flow_export::Counts;
 use xdp_abi::config::PolicyWord;
 
 use crate::config::Config;
+use crate::datapath::attach::HookOf;
 use crate::datapath::numbers::Numbers;
 use crate::datapath::places::Served;
 use crate::flows::census::CensusTaker;
@@ -44,6 +45,8 @@ pub struct State<L> {
     pub connections: Connections,
     in_force: RwLock<InForce>,
     served: RwLock<BTreeMap<u32, (String, Served)>>,
+    missing: RwLock<Vec<HookOf>>,
+    attached_again: AtomicU64,
     records: OnceLock<Arc<Counts>>,
     guard_dropped: AtomicU64,
     reload: RwLock<Reload>,
@@ -86,6 +89,8 @@ impl<L: Live> State<L> {
             connections: Connections::default(),
             in_force: RwLock::new(in_force),
             served: RwLock::default(),
+            missing: RwLock::default(),
+            attached_again: AtomicU64::new(0),
             records: OnceLock::new(),
             guard_dropped: AtomicU64::new(0),
             reload: RwLock::new(Reload::success()),
@@ -131,9 +136,25 @@ impl<L: Live> State<L> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Which interfaces have programs, by index.
-    pub fn set_served(&self, interfaces: BTreeMap<u32, (String, Served)>) {
+    /// Which interfaces have programs, by index, and what is missing of that.
+    pub fn set_served(&self, interfaces: BTreeMap<u32, (String, Served)>, missing: Vec<HookOf>) {
         *self.served.write().unwrap_or_else(PoisonError::into_inner) = interfaces;
+        *self.missing.write().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    /// Hooks that have no program and should have one.
+    pub fn missing(&self) -> Vec<HookOf> {
+        self.missing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A program that somebody took off was put back.
+    pub fn count_attached_again(&self) {
+        self.attached_again.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many programs were put back.
+    pub fn attached_again(&self) -> u64 {
+        self.attached_again.load(Ordering::Relaxed)
     }
 
     /// Which interfaces have programs, by index.

@@ -303,7 +303,7 @@ async fn status_and_stats_add_up() {
     let status: Status = running.get(path::STATUS).await;
     assert_eq!(status.reload_refused.as_deref(), Some("sluice.yaml:3: no"));
     assert!(status.healthy, "a policy is in force");
-    running.state.set_served([(1, ("eth1".to_owned(), Served::Xdp))].into());
+    running.state.set_served([(1, ("eth1".to_owned(), Served::Xdp))].into(), vec![]);
     let status: Status = running.get(path::STATUS).await;
     assert!(status.healthy && status.problems.is_empty());
     assert_eq!(status.attachments[0].hook.as_deref(), Some("xdp"));

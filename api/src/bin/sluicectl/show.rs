@@ -342,10 +342,11 @@ impl Show for Programs {
         let mut table = Table::new(["ID", "NAME", "HOOK", "INTERFACE", "TAG", "BYTES", "MEMORY"])
             .spare(&["TAG", "BYTES", "MEMORY"]);
         for program in &self.programs {
+            let missing = if program.missing { " (missing)" } else { "" };
             table.row([
                 program.id.to_string(),
                 program.name.clone(),
-                or_dash(program.hook.as_ref()),
+                or_dash(program.hook.as_ref()) + missing,
                 or_dash(program.interface.as_ref()),
                 program.tag.clone(),
                 program.bytes.to_string(),
@@ -437,6 +438,21 @@ mod tests {
              the last reload was refused: sluice.yaml:3: no\n\
              flow records cannot be written: no storage space\n"
         );
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_marked_at_its_hook() {
+        let row = |missing| {
+            serde_json::json!({
+                "id": 7, "name": "xdp_ingress", "hook": "xdp", "interface": "eth1",
+                "missing": missing, "tag": "0", "bytes": 8, "memory": 9
+            })
+        };
+        let programs = serde_json::json!({ "programs": [row(false), row(true)] });
+        let programs: Programs = serde_json::from_value(programs).unwrap();
+        let text = programs.show(usize::MAX);
+        let hooks: Vec<_> = text.lines().map(|line| line.contains("xdp (missing)")).collect();
+        assert_eq!(hooks, [false, false, true], "{text}");
     }
 
     #[test]
