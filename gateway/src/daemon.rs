@@ -179,6 +179,12 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     };
     // From now on sessions hold these numbers, and this process may be killed.
     keep(&engine);
+    if let Some(table) = engine.datapath.torn {
+        warn!(
+            table,
+            "A PINNED TABLE WAS GONE: all of them are made anew, and every session has ended"
+        );
+    }
     if let Some(sessions) = engine.carried() {
         info!(sessions, layout = ABI_VERSION, "sessions of an older layout carried over");
     }

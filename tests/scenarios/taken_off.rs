@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapData;
 use aya::programs::xdp::XdpMode;
 use gateway::datapath::object::{Hooks, Object, Sizes};
 use lab::Hook;
@@ -31,7 +32,7 @@ everywhere!(what_somebody_takes_off_is_put_back);
 
 fn what_somebody_takes_off_is_put_back(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
-    show!(stand: a_link_that_is_detached_is_attached_again)?;
+    show!(stand: a_link_that_is_detached_is_attached_again, tables_without_one_of_them_are_made_anew)?;
     if place.hook == Hook::Xdp {
         show!(stand: a_hook_that_somebody_else_has_is_said_to_miss_its_program)?;
     }
@@ -150,4 +151,34 @@ fn a_hook_that_somebody_else_has_is_said_to_miss_its_program(stand: &mut Stand) 
     let times = said.matches("does not take the XDP program").count();
     ensure!(times == 1, "it is said once, not {times} times: {said}");
     works(stand)
+}
+
+fn tables_without_one_of_them_are_made_anew(stand: &mut Stand) -> Result<()> {
+    let sessions = |stand: &Stand| -> Result<u64> {
+        let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "sessions"])?)?;
+        answer["matched"].as_u64().context("a number of sessions")
+    };
+    for table in [names::SLOTS4, names::HOSTS4, names::CONFIG] {
+        works(stand)?;
+        ensure!(sessions(stand)? > 0, "{table}");
+        stand.daemon.stop()?;
+        let pins = stand.lab.site().pins();
+        fs::remove_file(pins.join(table))?;
+        let kept = MapData::from_pin(pins.join(names::RECORDS4))?.info()?.id();
+        stand.daemon.restart()?;
+        let said = stand.daemon.stderr();
+        ensure!(
+            said.contains(&format!("made anew, and every session has ended table=\"{table}\"")),
+            "{said}"
+        );
+        ensure!(sessions(stand)? == 0, "{table}: a session of before is in a table of now");
+        let anew = MapData::from_pin(pins.join(names::RECORDS4))?.info()?.id();
+        ensure!(kept != anew, "{table}: records are still those of before");
+        works(stand)?;
+        // And the next start takes all of it over.
+        let before = sessions(stand)?;
+        stand.daemon.restart()?;
+        ensure!(sessions(stand)? >= before, "{table}: sessions are lost again");
+    }
+    Ok(())
 }

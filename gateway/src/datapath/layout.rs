@@ -104,19 +104,47 @@ pub struct Older {
     in_force: bool,
 }
 
-/// Whether the tables of a layout that is known are pinned; nothing is touched.
+/// Whether all tables of a layout that is known are pinned; nothing is touched.
 pub fn is_whole(pins: &Path) -> Result<bool, LayoutError> {
     match version(pins)? {
         0 => Ok(false),
-        found if [ABI_VERSION, v1::VERSION].map(u64::from).contains(&found) => Ok(true),
+        found if [ABI_VERSION, v1::VERSION].map(u64::from).contains(&found) => {
+            Ok(missing(pins, found).is_none())
+        }
         found => Err(LayoutError::Unknown { found }),
     }
+}
+
+/// A table that somebody took from the others, which mean nothing without it: slots point to
+/// records, free numbers are those that no session has, and a policy is swapped in all of its
+/// tables at once. So none of them is used on.
+pub fn torn(pins: &Path) -> Result<Option<&'static str>, LayoutError> {
+    if !pins.join(names::CONFIG).exists() {
+        let any = tables().any(|name| pins.join(name).exists());
+        return Ok(any.then_some(names::CONFIG));
+    }
+    let found = version(pins)?;
+    Ok(if found == 0 { None } else { missing(pins, found) })
+}
+
+/// A table that is not pinned although its layout has it.
+fn missing(pins: &Path, layout: u64) -> Option<&'static str> {
+    // Layout 1 was in use before there were hints.
+    let may_miss = |name| layout == u64::from(v1::VERSION) && name == names::HINTS4;
+    tables().find(|name| !may_miss(*name) && !pins.join(name).exists())
+}
+
+/// The tables that one start leaves to the next: all but those by which the programs of one load find
+/// each other.
+fn tables() -> impl Iterator<Item = &'static str> {
+    names::ALL.into_iter().filter(|name| ![names::XDP_STAGES, names::TC_STAGES].contains(name))
 }
 
 /// Looks at what is pinned before anything is made of it.
 pub fn look(pins: &Path) -> Result<Option<Older>, LayoutError> {
     if !is_whole(pins)? {
-        // A start ended before its tables were whole; no program has used them.
+        // A start ended before its tables were whole, and no program has used them; or they are
+        // torn, and programs that have them still use them until they are exchanged.
         clear(pins);
         return Ok(None);
     }
@@ -216,11 +244,39 @@ fn records(path: &Path) -> Result<Mapped<v1::Record>, LayoutError> {
 /// Takes away the tables of a start that came to nothing. What programs need to find each other
 /// stays: those of an earlier gateway may be at work.
 fn clear(pins: &Path) {
-    let stages = [names::XDP_STAGES, names::TC_STAGES];
-    for name in names::ALL.into_iter().filter(|name| !stages.contains(name)) {
+    for name in tables() {
         let _ = fs::remove_file(pins.join(name));
     }
     for path in leftovers(pins) {
         let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_belongs_to_the_others() {
+        let pins = std::env::temp_dir().join(format!("sluice-torn-{}", std::process::id()));
+        fs::create_dir_all(&pins).unwrap();
+        for name in names::ALL {
+            fs::write(pins.join(name), "").unwrap();
+        }
+        let [today, before] = [ABI_VERSION, v1::VERSION].map(u64::from);
+        assert_eq!(missing(&pins, today), None);
+        for name in names::ALL {
+            fs::remove_file(pins.join(name)).unwrap();
+            let stays = [names::XDP_STAGES, names::TC_STAGES].contains(&name);
+            let expected = (!stays).then_some(name);
+            assert_eq!(missing(&pins, today), expected, "{name}");
+            let expected = expected.filter(|name| *name != names::HINTS4);
+            assert_eq!(missing(&pins, before), expected, "{name}");
+            fs::write(pins.join(name), "").unwrap();
+        }
+        fs::remove_file(pins.join(names::CONFIG)).unwrap();
+        assert_eq!(torn(&pins).unwrap(), Some(names::CONFIG));
+        fs::remove_dir_all(&pins).unwrap();
+        assert_eq!(torn(&pins).unwrap(), None, "nothing is there");
     }
 }

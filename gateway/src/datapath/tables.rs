@@ -111,6 +111,8 @@ pub struct Datapath {
     object: Mutex<Object>,
     /// Whether sessions of an earlier daemon were taken over.
     pub adopted: bool,
+    /// The table for want of which those of an earlier daemon were not.
+    pub torn: Option<&'static str>,
     older: Mutex<Option<Older>>,
     _stages: Vec<ProgramArray<MapData>>,
 }
@@ -127,6 +129,7 @@ impl Datapath {
     /// Loads the datapath with tables of these sizes; with `pins`, takes over the tables that
     /// are there, which [`refuse`] has let pass.
     pub fn open(sizes: Sizes, hooks: Hooks, pins: Option<&Path>) -> Result<Self, TablesError> {
+        let torn = pins.map(layout::torn).transpose()?.flatten();
         let older = pins.map(layout::look).transpose()?.flatten();
         let apart = older.as_ref().map_or(&[][..], Older::apart);
         let mut object = Object::load(&sizes, hooks, pins, apart)?;
@@ -192,6 +195,7 @@ impl Datapath {
             free_bitmaps,
             clock,
             adopted,
+            torn,
             older: Mutex::new(older),
             _stages: object.take_stages(),
             object: Mutex::new(object),
