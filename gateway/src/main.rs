@@ -1,9 +1,12 @@
 //! The daemon on the gateway VM.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::{Parser, Subcommand};
+use flow_export::Unblocked;
 use gateway::{
     daemon::{self, StartError},
     engine,
@@ -64,8 +67,18 @@ fn main() -> ExitCode {
 const FAILED: u8 = 1;
 
 fn run(path: PathBuf) -> ExitCode {
+    let output = match std::io::stderr().as_fd().try_clone_to_owned() {
+        Ok(output) => Unblocked::new(output.into()),
+        Err(error) => {
+            eprintln!("sluice-gateway: standard error cannot be used: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    // Whoever reads the log may stop, and it may be the same pipe as the flow log's: what finds no
+    // room is lost, and nothing waits for it.
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(Mutex::new(output))
+        .log_internal_errors(false)
         .with_ansi(false)
         .with_target(false)
         .with_env_filter(

@@ -58,6 +58,7 @@ flows() {
 metric() { curl -s http://127.0.0.1:9464/metrics | sed -n "s/^$1 //p"; }
 # Waits until a metric has a value.
 becomes() {
+    touch "$directory/said"
     tries=0
     until [ "$(metric $1)" = $2 ]; do
         tries=$((tries + 1))
@@ -103,6 +104,17 @@ sleep 2
 terminate
 "#;
 
+/// The log goes where the records go, as with `2>&1`.
+const SHARES: &str = r#"
+"$2" run --config "$1/sluice.yaml" >"$1/pipe" 2>&1 &
+daemon=$!
+becomes sluice_ready 1
+flows 1000 1500
+becomes sluice_flow_log_failing 1
+curl -s http://127.0.0.1:9464/readyz
+terminate
+"#;
+
 fn played(script: &str, name: &str, path: &str, tools: &[&str]) -> Option<String> {
     if !can_run("a flow log that nobody reads", tools) {
         return None;
@@ -130,4 +142,10 @@ fn a_log_that_never_answers_keeps_nobody_from_ending_the_daemon() {
     let directory = concat!(env!("CARGO_TARGET_TMPDIR"), "/waits/pipe");
     let Some(said) = played(WAITS, "waits", directory, &["bash", "curl", "mkfifo"]) else { return };
     assert!(said.contains("the flow log takes no records; those that wait are lost"), "{said}");
+}
+
+#[test]
+fn a_log_that_shares_the_pipe_of_the_records_keeps_nobody_from_ending_the_daemon() {
+    let Some(said) = played(SHARES, "shares", "-", &["bash", "curl"]) else { return };
+    assert_eq!(said, "ready\n");
 }

@@ -112,15 +112,44 @@ impl Unblocked {
     }
 }
 
+/// How much may be written at once: whole lines as far as there are any, because others may write to
+/// the same reader in between.
+fn whole_lines(bytes: &[u8], at_once: usize) -> usize {
+    if bytes.len() <= at_once {
+        return bytes.len();
+    }
+    bytes[..at_once].iter().rposition(|byte| *byte == b'\n').map_or(at_once, |end| end + 1)
+}
+
 impl Write for Unblocked {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.has_room() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.to.write(&bytes[..bytes.len().min(self.at_once)])
+        self.to.write(&bytes[..whole_lines(bytes, self.at_once)])
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_torn_only_if_it_is_longer_than_what_is_written_at_once() {
+        for (bytes, at_once, expected) in [
+            ("one\ntwo\n", 8, 8),
+            ("one\ntwo\n", 7, 4),
+            ("one\ntwo", 7, 7), // all there is
+            ("one\ntwo\n", 4, 4),
+            ("one\ntwo\n", 3, 3),
+            ("", 3, 0),
+            ("one\n", usize::MAX, 4),
+        ] {
+            assert_eq!(whole_lines(bytes.as_bytes(), at_once), expected, "{bytes:?} {at_once}");
+        }
     }
 }
