@@ -30,7 +30,7 @@ use xdp::session::{Ending, end, halves, pair};
 use xdp::sweep::sweep_turn;
 use xdp::table;
 use xdp::tables::Tables as _;
-use xdp_abi::config::Shared;
+use xdp_abi::config::{PolicyWord, Shared};
 use xdp_abi::control::{MARK, MARK_MASK, SWEEP_SLOTS};
 use xdp_abi::count::Counters;
 use xdp_abi::event::{ENDED_CLEARED, Event4, STAGE_BEFORE};
@@ -348,8 +348,14 @@ impl Twin {
         let ports = |words: &[u64]| -> Vec<u16> {
             (0..=u16::MAX).filter(|p| words[usize::from(*p) / 64] >> (p % 64) & 1 != 0).collect()
         };
-        let sets = self.lendable.iter().map(|words| ports(words));
-        let set = sets.filter(|set| set.contains(&port)).min_by_key(Vec::len);
+        // Of the sets those that are lent of this address now: another has other neighbours.
+        let core = &self.oracle.tables;
+        let bank = PolicyWord(core.config().policy.load()).bank();
+        let set = (0..)
+            .map_while(|place| core.pool(bank, place))
+            .filter(|pool| pool.address == reply.destination.0)
+            .filter_map(|pool| Some(ports(self.lendable.get(pool.lendable as usize)?)))
+            .find(|set| set.contains(&port));
         let set = set.expect("a port that was lent may be lent");
         let before = set.iter().rev().find(|p| **p < port).or(set.last());
         at_random(*before.expect("the set has this port at least"))

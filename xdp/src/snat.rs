@@ -171,7 +171,7 @@ pub fn lend<T: Tables>(
     }
     match table::claim(tables, &T::A::pack(reply)) {
         Claim::Taken(index) => {
-            mark_if_hot(tables, reply, lendable);
+            mark_if_hot(tables, reply);
             Ok(index)
         }
         refused @ (Claim::NoRoom | Claim::Contended) => {
@@ -271,23 +271,37 @@ impl<T: Tables> Search<'_, T> {
     fn hot(&mut self) -> u32 {
         let (tables, ports) = (self.tables, self.ports);
         let Some(bitmap) = tables.make_hot(&pair(self.reply)) else { return SOMEBODY };
-        self.until_free(HOT_TRIES, || {
-            let random = tables.random();
-            let (group, open) = open_group(bitmap, ports, random);
-            if open == 0 {
-                return Next::Nothing;
-            }
-            let word = wrapped::<PORT_WORDS>(group << 6 | pick(open, random >> 4) as usize);
-            let lend = ports.words[word].load();
-            let free = lend & !bitmap.words[word].load();
-            if free == 0 {
-                close(bitmap, ports, word);
+        // From a random group on, around the end, each word as long as it has a port for us.
+        let mut group = tables.random() & (PORT_SUMMARY as u32 - 1);
+        let mut words = open_words(bitmap, ports, group);
+        let (mut groups, mut tries) = (1, 0);
+        // By value, because the stack of a BPF program is short.
+        self.until_free(HOT_TRIES + (PORT_WORDS + PORT_SUMMARY) as u32, move || {
+            if words == 0 {
+                if groups == PORT_SUMMARY as u32 {
+                    return Next::Nothing;
+                }
+                groups += 1;
+                group = (group + 1) & (PORT_SUMMARY as u32 - 1);
+                words = open_words(bitmap, ports, group);
                 return Next::Again;
             }
+            let random = tables.random();
+            let within = pick(words, random >> 4);
+            let word = wrapped::<PORT_WORDS>((group << 6 | within) as usize);
+            let free = ports.words[word].load() & !bitmap.words[word].load();
+            if free == 0 {
+                words &= !(1 << (within & 63));
+                return Next::Again;
+            }
+            if tries == HOT_TRIES {
+                return Next::Nothing;
+            }
+            tries += 1;
             let port = (word << 6) as u16 | pick(free, random >> 10) as u16;
             // Marked first, looked at second: whoever gives it back frees it first and clears
             // the bit second, so a mark that is too late is seen to be wrong by looking.
-            mark(bitmap, ports, port);
+            mark(bitmap, port);
             Next::Port(port)
         })
     }
@@ -311,38 +325,28 @@ impl<T: Tables> Search<'_, T> {
     #[inline(always)]
     fn until_free(&mut self, times: u32, mut next: impl FnMut() -> Next) -> u32 {
         let mut met = SOMEBODY;
-        T::repeat(times, || {
-            self.steps += 1;
-            match next() {
-                Next::Port(port) => {
-                    self.reply.destination_port = port.to_be_bytes();
-                    met = holder(self.tables, self.reply, self.now);
-                    met != SOMEBODY
-                }
-                Next::Again => false,
-                Next::Nothing => true,
+        T::repeat(times, || match next() {
+            Next::Port(port) => {
+                self.steps += 1;
+                self.reply.destination_port = port.to_be_bytes();
+                met = holder(self.tables, self.reply, self.now);
+                met != SOMEBODY
             }
+            Next::Again => false,
+            Next::Nothing => true,
         });
         met
     }
 }
 
-/// The first group from a random one on, around the end, that has a word with a clear bit, and
-/// which of its words have; zero: none has.
+/// The words of a group in which there may be a clear bit among the ports.
 #[inline(always)]
-fn open_group(bitmap: &Ports, ports: &Ports, random: u32) -> (usize, u64) {
-    let mut group = random as usize & (PORT_SUMMARY - 1);
-    let mut open = 0;
-    let mut looked = 0;
-    while looked < PORT_SUMMARY {
-        looked += 1;
-        open = ports.summary[group].load() & !bitmap.summary[group].load();
-        if open != 0 {
-            break;
-        }
-        group = (group + 1) & (PORT_SUMMARY - 1);
+fn open_words(bitmap: &Ports, ports: &Ports, group: u32) -> u64 {
+    let group = group as usize;
+    match (ports.summary.get(group), bitmap.summary.get(group)) {
+        (Some(lend), Some(closed)) => lend.load() & !closed.load(),
+        _ => 0,
     }
-    (group, open)
 }
 
 /// Whether a pair has a bitmap.
@@ -353,39 +357,34 @@ fn is_hot<T: Tables>(tables: &T, reply: &Key<T::A>) -> bool {
 
 /// Marks a lent port in the pair's bitmap, if the pair is hot.
 #[inline(always)]
-fn mark_if_hot<T: Tables>(tables: &T, reply: &Key<T::A>, lendable: u32) {
+fn mark_if_hot<T: Tables>(tables: &T, reply: &Key<T::A>) {
     if tables.shared().hot_pairs.load() == 0 {
         return;
     }
-    if let (Some(bitmap), Some(ports)) = (tables.bitmap(&pair(reply)), tables.lendable(lendable)) {
-        mark(bitmap, ports, outside_port(reply));
+    if let Some(bitmap) = tables.bitmap(&pair(reply)) {
+        mark(bitmap, outside_port(reply));
     }
 }
 
+/// Marks a port, and closes its word if that was the last one in it: of all its ports, because
+/// policies that share an address may lend different ones of a word.
 #[inline(always)]
-fn mark(bitmap: &Ports, ports: &Ports, port: u16) {
+fn mark(bitmap: &Ports, port: u16) {
     let word = port as usize >> 6;
-    let (Some(lent), Some(lend)) = (bitmap.words.get(word), ports.words.get(word)) else { return };
-    let bit = 1 << (port & 63);
-    if lent.fetch_or(bit) | bit | !lend.load() == u64::MAX {
-        close(bitmap, ports, word);
-    }
-}
-
-/// Says that no port of a word is left. Whoever gives a port back clears the word's bit first
-/// and this one second; so if the word is open again after this was set, it is taken back
-/// here.
-#[inline(always)]
-fn close(bitmap: &Ports, ports: &Ports, word: usize) {
-    let (Some(summary), Some(lent), Some(lend)) =
-        (bitmap.summary.get(word >> 6), bitmap.words.get(word), ports.words.get(word))
+    let (Some(summary), Some(lent)) = (bitmap.summary.get(word >> 6), bitmap.words.get(word))
     else {
         return;
     };
-    let bit = 1 << (word & 63);
-    summary.fetch_or(bit);
-    if lent.load() | !lend.load() != u64::MAX {
-        summary.fetch_and(!bit);
+    let bit = 1 << (port & 63);
+    if lent.fetch_or(bit) | bit != u64::MAX {
+        return;
+    }
+    let closed = 1 << (word & 63);
+    summary.fetch_or(closed);
+    // Whoever gives a port back clears the word's bit first and this one second; so if the word
+    // is open again after this was set, it is taken back here.
+    if lent.load() != u64::MAX {
+        summary.fetch_and(!closed);
     }
 }
 

@@ -120,8 +120,11 @@ impl Tiny {
         }
     }
 
-    /// One port may be lent, as if the others of its word were not there.
+    /// One port may be lent, and all others of its word are.
     fn lend_only(&self, port: u16) {
+        if let Some(bitmap) = &self.bitmap {
+            bitmap.words[port as usize >> 6].store(!(1 << (port & 63)));
+        }
         self.lendable.words[port as usize >> 6].store(1 << (port & 63));
         self.lendable.summary[0].store(1 << (port >> 6));
     }

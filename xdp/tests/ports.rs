@@ -82,6 +82,42 @@ fn scattered_ranges_are_lent_whole() {
 }
 
 #[test]
+fn policies_that_share_an_address_lend_each_its_own_ports_to_the_last() {
+    // One within another, side by side within a word, and both with the same.
+    for (narrow, first, last) in [
+        ("2000-2003", 1_990u16, 2_100u16),
+        ("1024-2000", 2_001, 2_200),
+        ("2000-2100", 2_000, 2_100),
+    ] {
+        let lab = Scene::read(TWO_CLUSTERS)
+            .and("identity narrow 1 100.64.9.0/24")
+            .snats(&format!(
+                "snat narrow -> any to 203.0.113.7 ports {narrow}\n\
+                 snat any -> any to 203.0.113.7 ports {first}-{last}\npermit any -> any all"
+            ))
+            .build_with(Sizes { slots: 8_192, records: 2_048, ..Sizes::default() }, 11);
+        // The narrow ones first: how many there are is not for this test to say.
+        let mut lent = HashSet::new();
+        for n in 0..1_000 {
+            let pod = format!("100.64.9.{}:{}", n & 255, 40_000 + (n >> 8));
+            let output = lab.send(2, &udp(&pod, SERVER).payload(b"").frame());
+            if output.fate == xdp::pipeline::Fate::Drop(Reason::PortsExhausted) {
+                break;
+            }
+            let from = see(&output.frame.bytes).from;
+            assert!(lent.insert(from.split_once(':').unwrap().1.parse::<u16>().unwrap()));
+        }
+        let (from, to) = narrow.split_once('-').unwrap();
+        let (from, to): (u16, u16) = (from.parse().unwrap(), to.parse().unwrap());
+        assert_eq!(lent.len(), usize::from(to - from) + 1, "{narrow}");
+        let left = (first..=last).filter(|port| !lent.contains(port)).count() as u32;
+        lent.extend(fill(&lab, first, left));
+        assert_eq!(lab.dropped(2, &udp(&pod(left), SERVER).frame()), Reason::PortsExhausted);
+        lab.assert_books();
+    }
+}
+
+#[test]
 fn the_default_range_is_lent_without_one_failure() {
     let lab = lab("1024-65535", 65_536);
     let lent = fill(&lab, 1024, 64_512);
