@@ -26,7 +26,8 @@ impl Running {
         let capture = Capture::new(scene.memory, Arc::clone(&state.directories));
         let path = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
         let socket = Socket::open(&path).unwrap();
-        tokio::spawn(socket.serve(capture.routes(), std::future::pending()));
+        let tally = Arc::default();
+        tokio::spawn(socket.serve(capture.routes(), tally, std::future::pending()));
         Self { capture, path }
     }
 

@@ -25,7 +25,7 @@ pub struct Outlook {
     pub key: Key<V4>,
     /// The domain that it leads into.
     pub towards: u16,
-    /// The interface that its first packet would come in by now.
+    /// The interface that its first packet would come in by now; zero: none is left.
     pub from: u32,
     /// What the rules say.
     pub judgement: Judgement,
@@ -59,10 +59,16 @@ pub enum Sequel {
     Waits(Reason),
 }
 
-/// The outlook of the session that an entry belongs to, at tick `now`.
-pub fn outlook<T: Tables<A = V4>>(tables: &T, found: &Found, now: u32) -> Outlook {
+/// The outlook of the session that an entry belongs to, for a packet that comes in by an
+/// attachment at tick `now`.
+pub fn outlook<T: Tables<A = V4>>(
+    tables: &T,
+    found: &Found,
+    (number, attachment): (u16, &Attachment),
+    now: u32,
+) -> Outlook {
     let arrival = Arrival { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, longest: 0, now };
-    let way = Way::new(tables, &Packet::NONE, &arrival, 0, &Attachment::NONE);
+    let way = Way::new(tables, &Packet::NONE, &arrival, number, attachment);
     let (mut plan, mut doom) = (Plan::NONE, Doom::NONE);
     let code = reconsider(&way, found, &mut plan, &mut doom);
     let sequel = if code.is(Code::GO_ON) {

@@ -149,7 +149,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         now: u32,
         used: &dyn Fn(&PairKey4) -> u32,
     ) -> End {
-        let Some((_, ingress)) = self.arrives(key) else {
+        let Some((number, ingress)) = self.arrives(key) else {
             if is_own(self.tables, key.destination) {
                 return self.own(key);
             }
@@ -160,7 +160,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             );
             return self.drop("attachment", Reason::SpoofedSource, text);
         };
-        if let Some(end) = self.session(key, port_is_known, now) {
+        if let Some(end) = self.session(key, port_is_known, (number, &ingress), now) {
             return end;
         }
         let destination = Ipv4Addr::from(key.destination.0);

@@ -11,7 +11,7 @@ use xdp::session::{halves, seems_expired};
 use xdp::stamp::is_current;
 use xdp::table::{Found, find};
 use xdp::tables::Tables;
-use xdp_abi::forward::{HOP_ROUTABLE, Hop};
+use xdp_abi::forward::{Attachment, HOP_ROUTABLE, Hop};
 use xdp_abi::reason::Reason;
 use xdp_abi::session::Class;
 
@@ -35,7 +35,13 @@ impl Member {
 
 impl<T: Tables<A = V4>> Told<'_, T> {
     /// What a live session says, if there is one.
-    pub(super) fn session(&mut self, key: &Key<V4>, port_is_known: bool, now: u32) -> Option<End> {
+    pub(super) fn session(
+        &mut self,
+        key: &Key<V4>,
+        port_is_known: bool,
+        by: (u16, &Attachment),
+        now: u32,
+    ) -> Option<End> {
         if !port_is_known {
             let text = "not looked for, because no source port is stated".to_owned();
             self.step("session", text);
@@ -52,7 +58,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             let judged = format!("judged under generation {}", member.view.told.generation);
             return Some(self.goes_on(&member, hop, &judged));
         }
-        Some(self.again(&member, hop, now))
+        Some(self.again(&member, hop, by, now))
     }
 
     fn member(&self, key: &Key<V4>, now: u32) -> Option<Member> {
@@ -67,9 +73,15 @@ impl<T: Tables<A = V4>> Told<'_, T> {
 
     /// What becomes of a session that was judged before something changed; `hop` is where its
     /// packet went so far.
-    fn again(&mut self, member: &Member, hop: Option<Hop>, now: u32) -> End {
+    fn again(
+        &mut self,
+        member: &Member,
+        hop: Option<Hop>,
+        by: (u16, &Attachment),
+        now: u32,
+    ) -> End {
         let id = member.id();
-        let outlook = outlook(self.tables, &member.found, now);
+        let outlook = outlook(self.tables, &member.found, by, now);
         if outlook.sequel == Sequel::Waits(Reason::Contended) {
             let text = format!("session {id} changes at this moment");
             return self.drop("session", Reason::Contended, text);
@@ -80,6 +92,14 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             member.view.told.generation
         );
         self.step("session", text);
+        if outlook.from == 0 {
+            let name = self.attachment_name(member.view.told.ingress);
+            let text = format!(
+                "{name}, by which it came in, is down or gone: session {id} waits for a packet \
+                 from inside by another way"
+            );
+            return self.drop("attachment", Reason::NoRoute, text);
+        }
         let judged = self.judged(&outlook.key, outlook.towards, &outlook.judgement);
         if let Err(Refused { text, outcome, reason }) = judged {
             if outlook.sequel == Sequel::Revoked {
@@ -127,21 +147,14 @@ impl<T: Tables<A = V4>> Told<'_, T> {
     fn withdrawn(&mut self, member: &Member, outlook: &Outlook) -> End {
         let id = member.id();
         let told = &member.view.told;
-        let outside = V4(told.outside);
         let (stage, why) = if let Some(exit) = outlook.exit {
             self.tell_exit(outlook);
             let domains = [exit.attachment.domain, outlook.towards];
             let [now, before] = domains.map(|domain| self.names.domain(domain));
             ("route", format!("its way leads into domain {now}, but it was opened to {before}"))
-        } else if member.view.lease.is_some()
-            && !self.tables.is_outside(self.policy.bank(), outside)
-        {
-            let outside = Ipv4Addr::from(outside.0);
-            ("snat", format!("its outside address {outside} is that of no policy any more"))
         } else {
-            let name = self.attachment_name(told.ingress);
-            let domain = self.names.domain(told.domain);
-            ("attachment", format!("{name}, by which it came in, no longer serves domain {domain}"))
+            let outside = Ipv4Addr::from(V4(told.outside).0);
+            ("snat", format!("its outside address {outside} is that of no policy any more"))
         };
         self.drop(stage, Reason::SnatWithdrawn, format!("{why}: session {id} ends"))
     }

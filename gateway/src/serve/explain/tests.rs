@@ -122,7 +122,7 @@ impl Change {
 
     fn happens(self, scene: &mut Scene) {
         let everywhere = Prefix { network: V4([0; 4]), bits: 0 };
-        let route = |ifindex, gateway| RouteEntry { to: everywhere, ifindex, gateway };
+        let route = |ifindex, gateway| RouteEntry { to: everywhere, ifindex, gateway, mtu: None };
         let mut text = TWO_CLUSTERS.to_owned();
         match self {
             Self::Nothing => {}
@@ -241,8 +241,7 @@ fn a_session_that_is_judged_again_is_told_step_by_step() {
     let (told, _) = said_and_done(Change::IngressGone, true);
     let last = told.steps.last().unwrap();
     assert!(
-        last.text
-            .starts_with("red-pods, by which it came in, no longer serves domain red: session"),
+        last.text.starts_with("red-pods, by which it came in, is down or gone: session"),
         "{}",
         last.text
     );
