@@ -59,8 +59,7 @@ impl Drop for Told {
 }
 
 /// What no frame may do, whatever came in.
-/// `unfinished`: the frame left its transport checksum to whoever sends it, and so does an answer.
-fn check(sent: &[u8], outcome: &Outcome, unfinished: bool) {
+fn check(sent: &[u8], outcome: &Outcome) {
     let Some(egress) = outcome.egress else { return };
     let look = |bytes: &[u8]| {
         let frame = lab::Frame { bytes: bytes.to_vec(), sent: false, partial: false };
@@ -82,11 +81,7 @@ fn check(sent: &[u8], outcome: &Outcome, unfinished: bool) {
     faults.retain(|fault| !carried(fault));
     // A checksum that was wrong when it came stays wrong.
     let came_wrong = look(sent).iter().any(|fault| !is_source(fault));
-    // And on TC it looks like one that is not finished yet.
-    let is_answer = matches!(outcome.fate, Fate::Answered(_));
-    if came_wrong && matches!(outcome.fate, Fate::Transmit(..))
-        || is_answer && (came_wrong || unfinished)
-    {
+    if came_wrong && matches!(outcome.fate, Fate::Transmit(..)) {
         faults.retain(is_source);
     }
     assert!(
@@ -145,7 +140,7 @@ fn run(
         let hook = runnable(wanted, &frame.bytes);
         let outcome = twin.send(hook, frame.ifindex, &frame.bytes, (mark, segments))?;
         sent += 1;
-        check(&frame.bytes, &outcome, hook == Hook::Tc && segments > 1);
+        check(&frame.bytes, &outcome);
         *fates.entry(name(outcome.fate)).or_default() += 1;
         if outcome.fate == Fate::Drop(Reason::Leak) {
             // Only an error has a source that no session stands for: one of any machine inside.
@@ -301,7 +296,7 @@ fn the_object_takes_every_truncation_as_the_core_does() -> Result<()> {
                 for length in SHORTEST..=frame.len() {
                     let frame = &frame[..length];
                     let outcome = twin.send(runnable(hook, frame), ifindex, frame, (0, 1))?;
-                    check(frame, &outcome, false);
+                    check(frame, &outcome);
                     sent += 1;
                 }
                 twin.compare_tables()?;

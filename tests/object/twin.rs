@@ -208,7 +208,6 @@ impl Twin {
         self.oracle.tables.set_random(opened.map(|reply| self.drawn(&reply)));
         let input = MemoryFrame {
             segments: if hook == Hook::Tc { segments.max(1) } else { 1 },
-            unfinished: hook == Hook::Tc,
             ..MemoryFrame::new(frame.to_vec())
         };
         let output = self.oracle.process(ifindex, input, self.now);

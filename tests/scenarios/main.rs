@@ -18,3 +18,4 @@ mod reload;
 mod restart;
 mod start;
 mod taken_off;
+mod unfinished;

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::Shape;
 use lab::client::{self, Attempt, UdpLoad};
 use lab::plan::{INTERNET_ROUTER, INTERNET_SERVERS, TRANSIT_SERVERS, VPC_GATEWAY};
 use lab::servers::{ECHO, HTTP};
+use lab::{Config, Shape};
 use serde_json::Value;
 use xdp_abi::reason::Reason;
 
@@ -20,9 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 everywhere!(refusals_and_errors_reach_whom_they_concern);
 
 fn refusals_and_errors_reach_whom_they_concern(place: Place) -> Result<()> {
-    let mut stand = place.stand_with(|config| {
-        config.add_rule("batch-keeps-off", 145, "reject", "batch", "transit-servers");
-    })?;
+    let mut stand = place.stand_with(batch_keeps_off)?;
     show!(stand:
         what_no_rule_allows_is_dropped_in_silence,
         what_is_rejected_is_told_so_at_once,
@@ -31,6 +29,11 @@ fn refusals_and_errors_reach_whom_they_concern(place: Place) -> Result<()> {
         a_packet_too_old_is_reported_by_whoever_drops_it,
         a_packet_too_big_for_the_way_is_reported_with_the_size,
     )
+}
+
+/// A rule that rejects what others do not.
+pub(crate) fn batch_keeps_off(config: &mut Config) {
+    config.add_rule("batch-keeps-off", 145, "reject", "batch", "transit-servers");
 }
 
 fn what_no_rule_allows_is_dropped_in_silence(stand: &mut Stand) -> Result<()> {
@@ -63,7 +66,7 @@ fn has_group(end: &Value, group: &str) -> bool {
     end["groups"].as_array().is_some_and(|groups| groups.iter().any(|name| name == group))
 }
 
-fn what_is_rejected_is_told_so_at_once(stand: &mut Stand) -> Result<()> {
+pub(crate) fn what_is_rejected_is_told_so_at_once(stand: &mut Stand) -> Result<()> {
     let before = stand.counters()?;
     let report = &stand.lab.pod("prod-eu", "report").netns;
     let start = Instant::now();
@@ -115,7 +118,7 @@ fn a_source_that_does_not_belong_here_is_dropped(stand: &mut Stand) -> Result<()
     crate::stand::eventually("five spoofed packets are counted", dropped)
 }
 
-fn a_segment_without_a_session_is_reset_inside(stand: &mut Stand) -> Result<()> {
+pub(crate) fn a_segment_without_a_session_is_reset_inside(stand: &mut Stand) -> Result<()> {
     let before = stand.counters()?.dropped(Reason::NoSession);
     let pod = stand.lab.pod("prod-eu", "web");
     let to = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);

@@ -35,8 +35,9 @@ pub trait Frame {
     }
     /// Makes the tag `vlan` (zero: none) out of `was`; the header offset moves with it.
     fn set_vlan(&mut self, was: u16, vlan: u16) -> Option<()>;
-    /// Cuts or extends the frame at its end; new bytes are anything.
-    fn resize(&mut self, length: u32) -> Option<()>;
+    /// Makes of the frame, which is IPv4's, one of so many bytes, all of which are anything. It is
+    /// one packet, and no checksum of it is left to whoever sends it.
+    fn renew(&mut self, length: u32) -> Option<()>;
     /// How many packets of the wire this is (more than one where segments are still together).
     #[inline(always)]
     fn segments(&self) -> u32 {
@@ -46,10 +47,5 @@ pub trait Frame {
     #[inline(always)]
     fn segment(&self) -> u32 {
         0
-    }
-    /// Whether somebody behind this hook may be about to finish the transport checksum.
-    #[inline(always)]
-    fn may_be_unfinished(&self) -> bool {
-        false
     }
 }

@@ -1,10 +1,14 @@
 //! Answers to a sender: RST and ICMP errors, made out of the packet they answer.
+//!
+//! What an answer repeats of the packet is read first; then the frame is made anew, and every byte
+//! of it is written. On TC the packet may have left its checksum to whoever sends it on: an answer
+//! that was written over it would be changed behind our back, or be sent as it lies there.
 
 use crate::address::V4;
 use crate::{
-    checksum::{finish, fold, sum, sum_of},
+    checksum::{finish, sum_of},
     frame::Frame,
-    packet::{ICMP, Kind, Packet, TCP},
+    packet::{ETHERNET, ICMP, Packet, TCP},
     tcp,
     verdict::Answer,
 };
@@ -16,57 +20,30 @@ const TTL: u8 = 64;
 /// answered; the frame may be half written and must be dropped.
 #[inline(always)]
 pub fn make<F: Frame>(frame: &mut F, packet: &Packet<V4>, answer: Answer) -> Option<()> {
-    let addresses = frame.load::<12>(0)?;
-    let unfinished = is_unfinished(frame, packet);
-    // Where the checksum is going to be put does not move with the header.
-    if unfinished && packet.transport != packet.network + 20 {
-        return None;
-    }
     match answer {
-        Answer::Reset => reset(frame, packet, unfinished)?,
-        Answer::Icmp(kind, code, mtu, from) => {
-            error(frame, packet, kind, code, mtu, from)?;
-            if unfinished {
-                // Whoever sends the frame puts the complement of all that follows the IP header
-                // into the place that was the checksum's. All of the answer adds up to nothing:
-                // with nothing there, what is put there is what was there.
-                let field = if packet.kind == Kind::Tcp { 16 } else { 6 };
-                frame.store::<2>(packet.transport + field, [0; 2])?;
-            }
-        }
+        Answer::Reset => reset(frame, packet),
+        Answer::Icmp(kind, code, mtu, from) => error(frame, packet, kind, code, mtu, from),
     }
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = addresses;
-    frame.store::<12>(0, [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])
 }
 
-/// Whether the transport checksum of a packet is left to whoever sends its frame: then the field
-/// holds the pseudo header's part alone. Of a packet that is too long to be summed it is known
-/// if its segments are still together.
+/// Makes the frame anew, with `length` bytes from the IP header on, back to its sender.
 #[inline(always)]
-fn is_unfinished<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
-    if !frame.may_be_unfinished() || !matches!(packet.kind, Kind::Tcp | Kind::Udp) {
-        return false;
-    }
-    if frame.segments() > 1 {
-        return true;
-    }
-    let length = packet.length.wrapping_sub((packet.transport - packet.network) as u16);
-    if packet.kind == Kind::Udp && matches!(frame.load::<2>(packet.transport + 6), Some([0, 0])) {
-        return false;
-    }
-    let [l0, l1] = length.to_be_bytes();
-    let pseudo = sum_of(packet.key.source.0)
-        + sum_of(packet.key.destination.0)
-        + sum_of([0, packet.key.protocol, l0, l1]);
-    match sum(frame, packet.transport, length) {
-        Some(sum) => fold(pseudo + sum as u32) != 0xffff,
-        None => false,
+fn turn<F: Frame>(frame: &mut F, packet: &Packet<V4>, length: u32) -> Option<()> {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = frame.load::<12>(0)?;
+    // Ethertype and, if it is in the bytes, the tag before it.
+    let rest = frame.load::<6>(12)?;
+    frame.renew(packet.network + length)?;
+    frame.store::<12>(0, [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])?;
+    if packet.network == ETHERNET {
+        frame.store::<2>(12, [rest[0], rest[1]])
+    } else {
+        frame.store::<6>(12, rest)
     }
 }
 
 /// RFC 9293 section 3.10.7.1: a RST that the sender's TCP accepts.
 #[inline(always)]
-fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>, unfinished: bool) -> Option<()> {
+fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>) -> Option<()> {
     let segment = frame.load::<14>(packet.transport)?;
     let sequence = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
     let acknowledged = [segment[8], segment[9], segment[10], segment[11]];
@@ -86,11 +63,8 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>, unfinished: bool) -> Opti
         [key.destination_port[0], key.destination_port[1], key.source_port[0], key.source_port[1]];
     let offset_flags = [0x50, flags, 0, 0];
     let pseudo = sum_of(from) + sum_of(to) + sum_of([0, TCP, 0, 20]);
-    let sum = if unfinished {
-        fold(pseudo).to_ne_bytes()
-    } else {
-        finish(pseudo + sum_of(ports) + sum_of(seq) + sum_of(ack) + sum_of(offset_flags))
-    };
+    let sum = finish(pseudo + sum_of(ports) + sum_of(seq) + sum_of(ack) + sum_of(offset_flags));
+    turn(frame, packet, 40)?;
     // Options of the IP header are not repeated.
     ip_header(frame, packet.network, 40, TCP, from, to)?;
     let t = packet.network + 20;
@@ -100,8 +74,7 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>, unfinished: bool) -> Opti
             ports[0], ports[1], ports[2], ports[3], seq[0], seq[1], seq[2], seq[3], ack[0], ack[1],
             ack[2], ack[3], 0x50, flags, 0, 0, sum[0], sum[1], 0, 0,
         ],
-    )?;
-    frame.resize(packet.network + 40)
+    )
 }
 
 /// RFC 792, with the header and eight bytes of the packet it is about.
@@ -126,7 +99,7 @@ fn error<F: Frame>(
     header[10] = inner[0];
     header[11] = inner[1];
     let sum = finish(sum_of([kind, code, m0, m1]) + sum_of(header) + sum_of(first));
-    frame.resize(packet.network + 56)?;
+    turn(frame, packet, 56)?;
     ip_header(frame, packet.network, 56, ICMP, from, packet.key.source.0)?;
     let t = packet.network + 20;
     frame.store::<8>(t, [kind, code, sum[0], sum[1], 0, 0, m0, m1])?;

@@ -13,15 +13,13 @@ pub struct MemoryFrame {
     pub segments: u32,
     /// Payload of each of them; zero: unknown, or there is one.
     pub segment: u32,
-    /// Whether the transport checksum is left to whoever sends the frame.
-    pub unfinished: bool,
 }
 
 impl MemoryFrame {
     /// A frame as a cable carries it.
     #[must_use]
     pub const fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: None, segments: 1, segment: 0, unfinished: false }
+        Self { bytes, offload: None, segments: 1, segment: 0 }
     }
 }
 
@@ -57,9 +55,9 @@ impl Frame for MemoryFrame {
         }
         Some(())
     }
-    fn resize(&mut self, length: u32) -> Option<()> {
-        // New bytes are anything: not zero, so that whoever forgets one is found out.
-        self.bytes.resize(length as usize, 0xa5);
+    fn renew(&mut self, length: u32) -> Option<()> {
+        // Neither zero nor what was there, so that whoever forgets a byte is found out.
+        *self = Self { offload: self.offload, ..Self::new(vec![0xa5; length as usize]) };
         Some(())
     }
     fn segments(&self) -> u32 {
@@ -67,8 +65,5 @@ impl Frame for MemoryFrame {
     }
     fn segment(&self) -> u32 {
         self.segment
-    }
-    fn may_be_unfinished(&self) -> bool {
-        self.unfinished
     }
 }

@@ -2,11 +2,14 @@
 
 use super::words;
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        xdp_md,
+    },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-        bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+        bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
     },
 };
 use core::mem::MaybeUninit;
@@ -56,7 +59,7 @@ impl Frame for Direct {
         None
     }
     #[inline(always)]
-    fn resize(&mut self, _: u32) -> Option<()> {
+    fn renew(&mut self, _: u32) -> Option<()> {
         None
     }
 }
@@ -117,12 +120,16 @@ impl Frame for Copied {
         Some(())
     }
     #[inline(always)]
-    fn resize(&mut self, length: u32) -> Option<()> {
+    fn renew(&mut self, length: u32) -> Option<()> {
         let delta = length as i32 - self.length() as i32;
         // SAFETY: the helper checks that there is room.
         if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } == 0 { Some(()) } else { None }
     }
 }
+
+/// No checksum that is left to a device is of headers that begin later: those of a TCP segment in
+/// IP in Geneve, all with as many options as there can be, begin at 420.
+const HEADERS: u32 = 448;
 
 /// A frame in TC.
 pub(crate) struct Skb {
@@ -218,9 +225,23 @@ impl Frame for Skb {
         if failed == 0 { Some(()) } else { None }
     }
     #[inline(always)]
-    fn resize(&mut self, length: u32) -> Option<()> {
-        // SAFETY: the helper checks the length.
-        if unsafe { bpf_skb_change_tail(self.ctx, length, 0) } == 0 { Some(()) } else { None }
+    fn renew(&mut self, length: u32) -> Option<()> {
+        // The kernel counts a checksum as finished once the frame begins behind the headers that
+        // it is of. Before Linux 6.2 it looked before it moved the beginning, so there are two
+        // steps. A new end makes one packet of many segments. Only a test run has a tag in the
+        // bytes here, and no checksum that is left to anybody.
+        // SAFETY: the kernel passes a valid context, and the helpers check lengths.
+        let failed = unsafe {
+            if (*self.ctx).protocol == u32::from(u16::from_ne_bytes(packet::IPV4)) {
+                bpf_skb_change_tail(self.ctx, HEADERS + 64, 0)
+                    | bpf_skb_adjust_room(self.ctx, 4 - HEADERS as i32, BPF_ADJ_ROOM_MAC, 0)
+                    | bpf_skb_adjust_room(self.ctx, -4, BPF_ADJ_ROOM_MAC, 0)
+                    | bpf_skb_change_tail(self.ctx, length, 0)
+            } else {
+                bpf_skb_change_tail(self.ctx, length, 0)
+            }
+        };
+        if failed == 0 { Some(()) } else { None }
     }
     #[inline(always)]
     fn segments(&self) -> u32 {
@@ -237,10 +258,6 @@ impl Frame for Skb {
     fn segment(&self) -> u32 {
         // SAFETY: the kernel passes a valid context.
         unsafe { (*self.ctx).gso_size }
-    }
-    #[inline(always)]
-    fn may_be_unfinished(&self) -> bool {
-        true
     }
 }
 
@@ -294,7 +311,7 @@ impl Frame for DirectSkb {
         self.whole.set_vlan(was, vlan)
     }
     #[inline(always)]
-    fn resize(&mut self, _: u32) -> Option<()> {
+    fn renew(&mut self, _: u32) -> Option<()> {
         None
     }
     #[inline(always)]
@@ -304,10 +321,6 @@ impl Frame for DirectSkb {
     #[inline(always)]
     fn segment(&self) -> u32 {
         self.whole.segment()
-    }
-    #[inline(always)]
-    fn may_be_unfinished(&self) -> bool {
-        self.whole.may_be_unfinished()
     }
 }
 
