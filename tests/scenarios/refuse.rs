@@ -24,6 +24,7 @@ fn refusals_and_errors_reach_whom_they_concern(place: Place) -> Result<()> {
     show!(stand:
         what_no_rule_allows_is_dropped_in_silence,
         what_is_rejected_is_told_so_at_once,
+        the_shortest_datagrams_are_answered_too,
         a_source_that_does_not_belong_here_is_dropped,
         a_segment_without_a_session_is_reset_inside,
         a_packet_too_old_is_reported_by_whoever_drops_it,
@@ -91,6 +92,22 @@ pub(crate) fn what_is_rejected_is_told_so_at_once(stand: &mut Stand) -> Result<(
             && record["rule"]["name"] == "batch-stays-inside"
             && record["source"]["endpoint"] == "prod-eu/report"
     })?;
+    Ok(())
+}
+
+/// An answer is longer than these, and a frame has more room in front than behind.
+pub(crate) fn the_shortest_datagrams_are_answered_too(stand: &mut Stand) -> Result<()> {
+    let report = &stand.lab.pod("prod-eu", "report").netns;
+    for length in [0, 1, 12, 20, 40] {
+        let told = report.enter(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect((TRANSIT_SERVERS[0], ECHO))?;
+            socket.send(&[7; 40][..length])?;
+            Ok(socket.recv(&mut [0; 64]).map_err(|error| error.kind()))
+        })?;
+        ensure!(told == Err(ErrorKind::HostUnreachable), "{length} bytes: {told:?}");
+    }
     Ok(())
 }
 

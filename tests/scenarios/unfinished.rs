@@ -36,6 +36,7 @@ fn whoever_leaves_work_to_devices_is_told_all(shape: Shape) -> Result<()> {
     stand.lab.set_offloads(Offloads::On)?;
     // Captures would see halves of checksums: what was sent is judged by who receives it.
     refuse::what_is_rejected_is_told_so_at_once(&mut stand)?;
+    refuse::the_shortest_datagrams_are_answered_too(&mut stand)?;
     refuse::a_segment_without_a_session_is_reset_inside(&mut stand)?;
     a_packet_too_old_is_reported(&stand)?;
     the_size_that_fits_is_found_outwards(&stand)?;

@@ -121,9 +121,17 @@ impl Frame for Copied {
     }
     #[inline(always)]
     fn renew(&mut self, length: u32) -> Option<()> {
-        let delta = length as i32 - self.length() as i32;
-        // SAFETY: the helper checks that there is room.
-        if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } == 0 { Some(()) } else { None }
+        let more = length as i32 - self.length() as i32;
+        // Every driver has room in front of a frame; behind it, a veth for one has none.
+        // SAFETY: the helpers check that there is room.
+        let failed = unsafe {
+            if more > 0 {
+                bpf_xdp_adjust_head(self.ctx, -more)
+            } else {
+                bpf_xdp_adjust_tail(self.ctx, more)
+            }
+        };
+        if failed == 0 { Some(()) } else { None }
     }
 }
 
