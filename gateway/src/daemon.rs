@@ -23,6 +23,7 @@ use crate::{
     watched::Watched,
 };
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -217,7 +218,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let local = tokio::spawn(socket.serve(routes, tally, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
-    let looped = Loop { engine, follower, state, capture, file, problems, refused: None };
+    let unsuited = BTreeSet::new();
+    let looped = Loop { engine, follower, state, capture, file, problems, refused: None, unsuited };
     let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -246,6 +248,8 @@ struct Loop {
     problems: Vec<String>,
     /// Why a program is not on its interface, as it was said last.
     refused: Option<String>,
+    /// The interfaces of which it was said that XDP does not suit them.
+    unsuited: BTreeSet<String>,
 }
 
 struct Signals {

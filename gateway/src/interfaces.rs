@@ -9,7 +9,7 @@ use crate::{
         object::Hooks,
         places::{Missing, Places, Served},
     },
-    net::{self, NetworkState},
+    net::{self, HardwareFacts, NetworkState},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,16 +27,36 @@ pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Serve
             Hook::Tc => Served::Tc,
             Hook::Auto => {
                 let link = network.links.values().find(|link| link.name == attachment.interface);
-                let facts = link.and_then(|link| net::hardware_facts(link).ok());
-                match facts.and_then(|facts| facts.xdp) {
-                    Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
-                    Some(_) | None => Served::Tc,
-                }
+                link.and_then(|link| net::hardware_facts(link).ok())
+                    .map_or(Served::Tc, |facts| suitable(&facts))
             }
         };
         served.insert(attachment.interface.clone(), hook);
     }
     served
+}
+
+/// Which hook suits an interface. A veth hands XDP what its other end has sent, with checksums
+/// that it left to a device; the kernel forgets that when it makes a frame for XDP, and all
+/// receivers drop them.
+fn suitable(facts: &HardwareFacts) -> Served {
+    match facts.xdp {
+        Some(xdp) if xdp.native && xdp.redirect && !is_veth(facts.kind.as_deref()) => Served::Xdp,
+        Some(_) | None => Served::Tc,
+    }
+}
+
+fn is_veth(kind: Option<&str>) -> bool {
+    kind == Some("veth")
+}
+
+/// The interfaces that are served by XDP, as stated, and are a veth.
+pub fn veths_on_xdp(places: &Places, network: &NetworkState) -> BTreeSet<String> {
+    let is_one = |ifindex: &u32| {
+        network.links.get(ifindex).is_some_and(|link| is_veth(link.kind.as_deref()))
+    };
+    let on_xdp = places.interfaces.iter().filter(|(_, (_, hook))| *hook == Served::Xdp);
+    on_xdp.filter(|(ifindex, _)| is_one(ifindex)).map(|(_, (name, _))| name.clone()).collect()
 }
 
 /// The hooks that the interfaces of this moment are served by.
@@ -115,6 +135,39 @@ mod tests {
         let (_, none) = without(&[1, 2, 3, 4], Hook::Tc);
         let refused = refuse_none(&none).unwrap_err().to_string();
         assert_eq!(refused.matches("there is no interface").count(), 4, "{refused}");
+    }
+
+    #[test]
+    fn a_driver_that_can_redirect_gets_xdp_and_a_veth_does_not() {
+        let can = |native, redirect| {
+            Some(net::XdpFeatures { native, redirect, receives_redirected: true, fragments: true })
+        };
+        for (kind, xdp, hook) in [
+            (None, can(true, true), Served::Xdp),
+            (None, can(true, false), Served::Tc),
+            (None, can(false, true), Served::Tc),
+            (None, None, Served::Tc), // the kernel does not say
+            (Some("bond"), can(true, true), Served::Xdp),
+            (Some("veth"), can(true, true), Served::Tc),
+        ] {
+            let facts = HardwareFacts { kind: kind.map(str::to_owned), driver: None, xdp };
+            assert_eq!(suitable(&facts), hook, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_veth_that_is_served_by_xdp_is_named() {
+        for (hook, kind, named) in
+            [(Hook::Xdp, "veth", &["eth4"][..]), (Hook::Xdp, "bond", &[]), (Hook::Tc, "veth", &[])]
+        {
+            let (config, places) = without(&[], hook);
+            let mut network = testing::network_of(&config);
+            for link in network.links.values_mut() {
+                link.kind = Some(kind.to_owned());
+            }
+            let veths: Vec<_> = veths_on_xdp(&places, &network).into_iter().collect();
+            assert_eq!(veths, named, "{hook:?} {kind}");
+        }
     }
 
     #[test]

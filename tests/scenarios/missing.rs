@@ -121,7 +121,7 @@ fn a_start_serves_what_is_there_and_what_comes(stand: &mut Stand) -> Result<()> 
     ensure!(client::ping(pod, INTERNET_SERVERS[0], 1)? == 0, "the policy is that of the file");
     plug_in(stand)?;
     eventually("it is served", || is_served(stand)).with_context(|| stand.daemon.stderr())?;
-    ensure!(hook(stand)? == "xdp", "as a veth is served: {}", hook(stand)?);
+    ensure!(hook(stand)? == "tc", "as a veth is served: {}", hook(stand)?);
     stand.config = place;
     stand.reload()
 }

@@ -12,6 +12,7 @@ use lab::plan::{INTERNET_ROUTER, INTERNET_SERVERS, VPC_ROUTER};
 use lab::servers::{self, ECHO};
 use lab::{Hook, Need, Netns, Offloads, Shape};
 use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::json;
 
 use crate::refuse;
 use crate::stand::{Place, Stand, eventually};
@@ -28,6 +29,30 @@ fn three_legged() -> Result<()> {
 fn one_armed() -> Result<()> {
     lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
     whoever_leaves_work_to_devices_is_told_all(Shape::OneArmed)
+}
+
+#[test]
+fn a_veth_gets_the_hook_that_takes_it_as_it_is() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+    let mut stand = Place { shape: Shape::ThreeLegged, hook: Hook::Xdp }.stand()?;
+    stand.lab.set_offloads(Offloads::On)?;
+    let pod = stand.lab.pod("prod-eu", "web").netns.clone();
+    let to = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+    let attempt = client::connect_to(&pod, to, PATIENCE)?;
+    ensure!(matches!(attempt, Attempt::Silence), "XDP has lost its checksum: {attempt:?}");
+    let said = stand.daemon.stderr();
+    ensure!(said.contains("`ethtool -K PEER tx off gro on`"), "{said}");
+
+    let attachments = stand.config.gateway["attachments"].as_array_mut().context("a list")?;
+    for attachment in attachments {
+        attachment["hook"] = json!("auto");
+    }
+    stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.restart()?;
+    client::echo(client::connect_to(&pod, to, PATIENCE)?.open()?, 100_000)?;
+    let said = stand.daemon.stderr();
+    ensure!(said.matches("ethtool").count() == 4, "said of all, and never again: {said}");
+    Ok(())
 }
 
 fn whoever_leaves_work_to_devices_is_told_all(shape: Shape) -> Result<()> {

@@ -5,7 +5,7 @@
 //! put back at once, whoever took it off: who wants it gone stops the gateway and has `detach` do it.
 
 use super::{Loop, with_causes};
-use crate::serve::Condition;
+use crate::{interfaces, serve::Condition};
 use tracing::{error, info, warn};
 
 impl Loop {
@@ -36,6 +36,15 @@ impl Loop {
     pub(super) fn show_places(&mut self) {
         let places = self.engine.places();
         let missing = self.engine.missing();
+        let unsuited = interfaces::veths_on_xdp(places, &self.follower.state());
+        for interface in unsuited.difference(&self.unsuited) {
+            warn!(
+                %interface,
+                "XDP on a veth needs `ethtool -K PEER tx off gro on` at its other end, where its \
+                 kernel sends; `hook: tc` needs nothing"
+            );
+        }
+        self.unsuited = unsuited;
         let mut problems: Vec<String> =
             places.missing.iter().map(|missing| missing.fault.clone()).collect();
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
