@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Key, V4},
+    checksum::{fold, sum_of},
     frame::Frame,
 };
 use xdp_abi::reason::Reason;
@@ -167,18 +168,25 @@ pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {
             if payload < 20 {
                 return refused(Reason::Truncated);
             }
-            let Some([s0, s1, d0, d1, .., flags]) = frame.load::<14>(transport) else {
+            let Some([s0, s1, d0, d1, .., offset, flags]) = frame.load::<14>(transport) else {
                 return refused(Reason::Truncated);
             };
+            if let Some(reason) = fault_of_length((offset >> 4) as u32 * 4, 20, payload) {
+                return refused(reason);
+            }
             (Kind::Tcp, [s0, s1], [d0, d1], flags & 0x3f)
         }
         UDP => {
             if payload < 8 {
                 return refused(Reason::Truncated);
             }
-            let Some([s0, s1, d0, d1]) = frame.load::<4>(transport) else {
+            let Some([s0, s1, d0, d1, l0, l1]) = frame.load::<6>(transport) else {
                 return refused(Reason::Truncated);
             };
+            let length = u16::from_be_bytes([l0, l1]) as u32;
+            if let Some(reason) = fault_of_length(length, 8, payload) {
+                return refused(reason);
+            }
             (Kind::Udp, [s0, s1], [d0, d1], 0)
         }
         ICMP => {
@@ -208,6 +216,55 @@ pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {
         length,
         header_checksum: [header[10], header[11]],
     }))
+}
+
+/// What is wrong with a length that a transport header states, which has a least and lies within
+/// the packet's payload.
+#[inline(always)]
+const fn fault_of_length(stated: u32, least: u32, payload: u32) -> Option<Reason> {
+    if stated < least {
+        Some(Reason::Malformed)
+    } else if stated > payload {
+        Some(Reason::Truncated)
+    } else {
+        None
+    }
+}
+
+/// Whether the header's checksum holds, and with it whatever the header says (RFC 1812 section
+/// 5.2.2). Asked of what [`ipv4`] has read.
+#[inline(always)]
+pub fn is_header_whole<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
+    let Some(header) = frame.load::<20>(packet.network) else { return false };
+    let mut sum = sum_of(header);
+    let mut at = packet.network + 20;
+    let mut options = 0;
+    while options < MOST_OPTIONS && at < packet.transport {
+        let Some(option) = frame.load::<4>(at) else { return false };
+        sum += sum_of(option);
+        at += 4;
+        options += 1;
+    }
+    fold(sum) == 0xffff
+}
+
+/// Words of options in a header.
+const MOST_OPTIONS: u32 = 10;
+
+/// Whether the headers of a [`plain`] packet say nothing that [`ipv4`] and [`is_header_whole`]
+/// would refuse. The packets of a live session are not asked.
+#[inline(always)]
+pub fn is_sound<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
+    let payload = (packet.length as u32).wrapping_sub(20);
+    let length = match packet.kind {
+        Kind::Tcp => frame.load::<1>(PLAIN_TRANSPORT + 12).map(|[offset]| (offset >> 4) as u32 * 4),
+        Kind::Udp | Kind::Echo | Kind::EchoReply | Kind::IcmpError => {
+            frame.load::<2>(PLAIN_TRANSPORT + 4).map(|length| u16::from_be_bytes(length) as u32)
+        }
+    };
+    let least = if matches!(packet.kind, Kind::Tcp) { 20 } else { 8 };
+    matches!(length, Some(length) if fault_of_length(length, least, payload).is_none())
+        && matches!(frame.load::<20>(ETHERNET), Some(header) if fold(sum_of(header)) == 0xffff)
 }
 
 /// Reads the most common packet: untagged, IPv4 without options, whole, TCP or UDP. The offsets

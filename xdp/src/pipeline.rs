@@ -371,6 +371,8 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
             }
             Quick::Done(done)
         }
+        // What is wrong with its headers, the long way says.
+        Err(_) if !packet::is_sound(frame, &packet) => Quick::Longer,
         Err(Left::Unknown) if packet.kind == Kind::Udp || tcp::opens(packet.tcp_flags) => {
             Quick::First(packet)
         }
@@ -480,6 +482,11 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
         Ok(Parsed::Packet(read)) => {
             if is_for_another(tables, ifindex, layer.vlan, &to, read.key.source) {
                 done.code = Code::PASS;
+                return;
+            }
+            if !packet::is_header_whole(frame, &read) {
+                done.code = Code::drop(Reason::Malformed);
+                belonging(tables, port(ifindex, layer.vlan), read.key.source, done);
                 return;
             }
             *packet = read;
