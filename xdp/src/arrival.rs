@@ -50,6 +50,12 @@ pub(crate) fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Att
 /// Whether a packet to this address is the machine's own business.
 #[inline(always)]
 pub fn is_own<T: Tables<A = V4>>(tables: &T, destination: V4) -> bool {
-    // Broadcast and multicast are not routed; the kernel knows whether they are for it.
-    destination.0[0] >= 224 || tables.is_local(destination)
+    is_to_many(destination) || tables.is_local(destination)
+}
+
+/// Multicast, or broadcast to a link: not routed, and the kernel knows whether it is for it. What
+/// else lies above (240.0.0.0/4) the kernel would forward.
+#[inline(always)]
+pub(crate) fn is_to_many(destination: V4) -> bool {
+    destination.0[0] & 0xf0 == 224 || destination.0 == [255; 4]
 }

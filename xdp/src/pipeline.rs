@@ -12,7 +12,7 @@
 
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
-    arrival::{Arrival, attached, is_for_another, is_own},
+    arrival::{Arrival, attached, is_for_another, is_own, is_to_many},
     decide::{self, Decision, Plan},
     established::{self, Left},
     frame::Frame,
@@ -759,7 +759,7 @@ fn late<T: Tables<A = V4>>(tables: &T, key: &Key<V4>, now: u32) -> Option<Rewrit
 fn may_leak<T: Tables<A = V4>>(tables: &T, place: u32, source: V4, destination: V4) -> bool {
     let number = match tables.attachment_towards(place, destination) {
         Some(number) => Some(number),
-        None if destination.0[0] >= 224 => tables.attachment_of(place, source),
+        None if is_to_many(destination) => tables.attachment_of(place, source),
         None => None,
     };
     let Some(number) = number else { return true };

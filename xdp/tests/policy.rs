@@ -118,8 +118,13 @@ fn addresses_that_no_router_passes_on_are_dropped() {
     for from in ["0.0.0.0:1", "127.0.0.1:1", "169.254.1.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
         assert_eq!(lab.dropped(6, &udp(from, SERVER).frame()), Reason::Martian, "{from}");
     }
-    for to in ["0.0.0.0:1", "127.0.0.1:1", "169.254.169.254:80"] {
+    for to in ["0.0.0.0:1", "127.0.0.1:1", "169.254.169.254:80", "240.0.0.0:1", "255.255.255.254:1"]
+    {
         assert_eq!(lab.dropped(2, &udp(POD, to).frame()), Reason::Martian, "{to}");
+    }
+    // What is for everybody is for the machine, if its kernel thinks so.
+    for to in ["224.0.0.0:1", "239.255.255.255:1", "255.255.255.255:1"] {
+        assert_eq!(lab.send(2, &udp(POD, to).frame()).fate, Fate::Pass, "{to}");
     }
 }
 

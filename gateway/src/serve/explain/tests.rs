@@ -56,6 +56,7 @@ fn every_refusal_says_where_and_why() {
         ("red:100.64.1.10", "203.0.113.1:443/tcp", Outcome::Drop, "no_session", "route"),
         ("red:100.64.1.10", "198.51.100.9/47", Outcome::Drop, "protocol", "route"),
         ("red:100.64.1.10", "127.0.0.1:443/tcp", Outcome::Drop, "martian", "route"),
+        ("red:100.64.1.10", "240.0.0.1:443/tcp", Outcome::Drop, "martian", "route"),
         (
             "fabric:2001:db8::1",
             "[2001:db8::2]:443/tcp",
