@@ -59,9 +59,11 @@ const GATEWAYS: [(&str, u32, bool); 6] = [
     ("172.31.255.254", TRANSIT_TAGGED, true),
 ];
 
-/// Prefix, the gateway (none: unreachable), and the MTU if it is not the link's.
-const ROUTES: [(&str, Option<&str>, Option<u16>); 8] = [
-    ("0.0.0.0/0", Some("203.0.113.254"), None),
+/// Prefix, the gateway (none: unreachable), and the MTU if it is not the link's. To most of
+/// 128.0.0.0/2 there is no route at all, which the kernel does not say as it says "unreachable".
+const ROUTES: [(&str, Option<&str>, Option<u16>); 9] = [
+    ("0.0.0.0/1", Some("203.0.113.254"), None),
+    ("192.0.0.0/2", Some("203.0.113.254"), None),
     ("10.0.0.0/8", Some("10.255.4.254"), Some(1_300)),
     ("10.77.0.0/16", Some("10.255.4.253"), Some(1_200)),
     // By an attachment that has no such destination ahead.

@@ -143,7 +143,7 @@ impl Traffic {
             11 => format!("10.77.0.{host}"),
             12 | 13 => format!("172.16.5.{host}"),
             14 => "192.88.98.1".to_owned(),
-            15 => "192.0.2.1".to_owned(),
+            15 => self.dice.pick(&["192.0.2.1", "128.0.0.1"]).to_owned(),
             16 => format!("100.64.0.{host}"),
             17 => format!("100.65.0.{host}"),
             18 => format!("100.66.0.{host}"),

@@ -33,10 +33,9 @@ pub enum Route {
         /// The largest IP packet that goes this way, [`u16::MAX`] if only the link says.
         mtu: u16,
     },
-    /// No way there.
+    /// No way there. What is for the machine itself is none either: that is known before a way
+    /// is asked for ([`crate::arrival::is_own`]), and the kernel does not tell the two apart.
     Unreachable,
-    /// The machine itself.
-    Local,
     /// The helper failed.
     Failed,
 }

@@ -53,7 +53,7 @@ pub struct Places {
     pub interfaces: BTreeMap<u32, (String, Served)>,
     /// How ways out are numbered in SNAT policies.
     pub ways_out: WaysOut,
-    /// The machine's own addresses.
+    /// The machine's own addresses, and the broadcast addresses of its links.
     pub locals: BTreeSet<Ipv4Addr>,
     locals6: BTreeSet<Ipv6Addr>,
     /// Attachments whose interface is missing. They have no packets.
@@ -138,10 +138,12 @@ impl Places {
         places.locals = network
             .addresses
             .values()
-            .filter_map(|address| match address.address {
-                IpAddr::V4(address) => Some(address),
+            .filter_map(|own| match own.address {
+                IpAddr::V4(address) => Some([Some(address), broadcast(address, own.prefix_len)]),
                 IpAddr::V6(_) => None,
             })
+            .flatten()
+            .flatten()
             .collect();
         places.locals6 = network
             .addresses
@@ -296,6 +298,12 @@ fn find<'a>(
     }
 }
 
+/// The address that stands for all on the link of an address, as the kernel has it.
+fn broadcast(address: Ipv4Addr, prefix_len: u8) -> Option<Ipv4Addr> {
+    let net = Ipv4Net::new(address, prefix_len).ok()?;
+    (prefix_len < 31).then(|| net.broadcast())
+}
+
 fn first_address(network: &NetworkState, ifindex: u32) -> [u8; 4] {
     network
         .addresses
@@ -373,6 +381,7 @@ impl Datapath {
 mod tests {
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
+    use crate::net::Address;
 
     #[test]
     fn the_order_of_attachments_in_the_file_makes_no_difference() {
@@ -393,5 +402,22 @@ mod tests {
             let expected = (*at != number).then_some(attachment);
             assert_eq!(places.attachments.get(at), expected, "{at}");
         }
+    }
+
+    #[test]
+    fn the_machine_s_own_are_its_addresses_and_the_broadcast_of_its_links() {
+        let config = testing::scene(TWO_CLUSTERS).config;
+        let mut network = testing::network_of(&config);
+        for (address, prefix_len) in
+            [("10.1.2.3", 22), ("192.0.2.4", 31), ("192.0.2.9", 32), ("::1", 128)]
+        {
+            let address: IpAddr = address.parse().unwrap();
+            let own = Address { ifindex: 1, address, prefix_len, scope: 0, secondary: false };
+            network.addresses.insert((1, address, prefix_len), own);
+        }
+        let numbers = Numbers::default().with(&config.gateway);
+        let places = Places::of(&config, &network, &BTreeMap::new(), &numbers);
+        let expected = ["10.1.2.3", "10.1.3.255", "192.0.2.4", "192.0.2.9"];
+        assert_eq!(places.locals, expected.map(|address| address.parse().unwrap()).into());
     }
 }

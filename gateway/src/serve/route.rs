@@ -101,10 +101,13 @@ fn read(answer: &[u8], destination: V4) -> Result<Route, Failure> {
     let route = answer.get(HEADER..HEADER + ROUTE).ok_or(Failure::Silent)?;
     match route[7] {
         libc::RTN_UNICAST => {}
-        libc::RTN_LOCAL | libc::RTN_BROADCAST | libc::RTN_MULTICAST => return Ok(Route::Local),
-        libc::RTN_BLACKHOLE | libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT => {
-            return Ok(Route::Unreachable);
-        }
+        // What is for the machine itself leads nowhere, as in the datapath.
+        libc::RTN_LOCAL
+        | libc::RTN_BROADCAST
+        | libc::RTN_MULTICAST
+        | libc::RTN_BLACKHOLE
+        | libc::RTN_UNREACHABLE
+        | libc::RTN_PROHIBIT => return Ok(Route::Unreachable),
         _ => return Ok(Route::Failed),
     }
     let (mut ifindex, mut gateway) = (None, destination.0);
@@ -155,7 +158,7 @@ mod tests {
             (answer(1, &[out, (RTA_GATEWAY, [10, 0, 0, 1])]), Ok(via([10, 0, 0, 1]))),
             (answer(1, &[out]), Ok(via(to.0))), // on the link itself
             (answer(1, &[]), Err(Failure::Silent)),
-            (answer(2, &[out]), Ok(Route::Local)),
+            (answer(2, &[out]), Ok(Route::Unreachable)), // the machine itself
             (answer(7, &[out]), Ok(Route::Unreachable)),
             (answer(200, &[out]), Ok(Route::Failed)),
             (vec![0; 5], Err(Failure::Silent)),
@@ -186,6 +189,6 @@ mod tests {
     #[test]
     fn the_kernel_knows_itself() {
         let route = ask_route()(1, V4([127, 0, 0, 1]), V4([127, 0, 0, 1]));
-        assert_eq!(route, Route::Local);
+        assert_eq!(route, Route::Unreachable);
     }
 }

@@ -134,7 +134,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
             return Code::END;
         }
-        if code.is(Code::PASS) { Code::drop(Reason::NoRoute) } else { code }
+        code
     }
 
     /// Writes down that it was judged again, and where it goes now.

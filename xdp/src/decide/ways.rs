@@ -26,7 +26,6 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             Route::Via { ifindex, gateway, destination_mac, source_mac, mtu } => {
                 (ifindex, gateway, destination_mac, source_mac, mtu)
             }
-            Route::Local => return Code::PASS,
             Route::Unreachable => return Code::drop(Reason::NoRoute),
             Route::Failed => return Code::drop(Reason::HelperFailed),
         };

@@ -475,7 +475,7 @@ impl Tables for Memory {
             return Route::Failed;
         }
         if self.locals.contains(&destination) {
-            return Route::Local;
+            return Route::Unreachable;
         }
         let routes = self.routes.iter().map(|route| (route.to, *route));
         let Some(route) = longest(routes, destination) else { return Route::Unreachable };

@@ -472,10 +472,8 @@ impl Tables for Kernel {
                 source_mac: params.smac,
                 mtu: told_mtu(params),
             },
-            // Blackhole, unreachable, prohibit.
-            1..=3 => Route::Unreachable,
-            // Not forwarded: the machine's own, or broadcast.
-            4 => Route::Local,
+            // Blackhole, unreachable, prohibit, no route at all.
+            1..=4 => Route::Unreachable,
             // No neighbour yet.
             7 => {
                 let ifindex_out = params.ifindex;

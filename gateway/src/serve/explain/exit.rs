@@ -17,8 +17,8 @@ pub(super) struct Ahead {
 
 /// Why there is no way out.
 pub(super) struct NoWay {
-    /// Under which reason a packet is dropped; none: it is the kernel's own.
-    pub(super) reason: Option<Reason>,
+    /// Under which reason a packet is dropped.
+    pub(super) reason: Reason,
     pub(super) text: String,
 }
 
@@ -29,17 +29,13 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         let route = self.tables.route(from, key.source, key.destination);
         let (ifindex, gateway) = match route {
             Route::Via { ifindex, gateway, .. } => (ifindex, Ipv4Addr::from(gateway)),
-            Route::Local => {
-                let text = format!("the kernel takes {destination} for itself");
-                return Err(NoWay { reason: None, text });
-            }
             Route::Unreachable => {
                 let text = format!("the kernel knows no way to {destination}");
-                return Err(NoWay { reason: Some(Reason::NoRoute), text });
+                return Err(NoWay { reason: Reason::NoRoute, text });
             }
             Route::Failed => {
                 let text = format!("the kernel does not say how {destination} is reached");
-                return Err(NoWay { reason: Some(Reason::HelperFailed), text });
+                return Err(NoWay { reason: Reason::HelperFailed, text });
             }
         };
         let link = self.tables.link(ifindex);
@@ -52,7 +48,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                 "the kernel routes to {gateway} by interface {ifindex}, where no attachment has \
                  {destination} ahead"
             );
-            return Err(NoWay { reason: Some(Reason::NoEgress), text });
+            return Err(NoWay { reason: Reason::NoEgress, text });
         };
         let by = if gateway == destination {
             "directly".to_owned()

@@ -188,10 +188,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         }
         let ahead = match self.exit(ingress.ifindex, key) {
             Ok(ahead) => ahead,
-            Err(NoWay { reason: Some(reason), text }) => return self.drop("route", reason, text),
-            Err(NoWay { reason: None, text }) => {
-                return self.end("route", text, Outcome::Local, None);
-            }
+            Err(NoWay { reason, text }) => return self.drop("route", reason, text),
         };
         let towards = ahead.attachment.domain;
         let mut judgement = parties(self.tables, self.policy, key, towards);
