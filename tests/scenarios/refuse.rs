@@ -26,6 +26,7 @@ fn refusals_and_errors_reach_whom_they_concern(place: Place) -> Result<()> {
         what_is_rejected_is_told_so_at_once,
         the_shortest_datagrams_are_answered_too,
         a_source_that_does_not_belong_here_is_dropped,
+        a_pod_s_address_does_not_come_from_the_fabric,
         a_segment_without_a_session_is_reset_inside,
         a_packet_too_old_is_reported_by_whoever_drops_it,
         a_packet_too_big_for_the_way_is_reported_with_the_size,
@@ -133,6 +134,31 @@ fn a_source_that_does_not_belong_here_is_dropped(stand: &mut Stand) -> Result<()
     pod.ip(&format!("addr del {spoofed}/32 dev eth0\n"))?;
     let dropped = || Ok(stand.counters()?.dropped(reason) >= before + 5);
     crate::stand::eventually("five spoofed packets are counted", dropped)
+}
+
+/// Of a network that is nobody's, where the attachment takes any source.
+fn a_pod_s_address_does_not_come_from_the_fabric(stand: &mut Stand) -> Result<()> {
+    let before = stand.counters()?.dropped(Reason::SpoofedSource);
+    let lab = &stand.lab;
+    let forged = Ipv4Addr::new(100, 99, 0, 1);
+    let to = TRANSIT_SERVERS[0];
+    let (from, route) = match lab.shape {
+        Shape::ThreeLegged => {
+            (&lab.internet_router, format!("route add {to}/32 via {}\n", lab.internet_address()))
+        }
+        Shape::OneArmed | Shape::OneArmedTrunk => (&lab.pod("prod-eu", "web").netns, String::new()),
+    };
+    from.ip(&format!("addr add {forged}/32 dev lo\n{route}"))?;
+    from.enter(|| {
+        let socket = UdpSocket::bind((forged, 0))?;
+        for _ in 0..5 {
+            socket.send_to(b"forged", (to, ECHO))?;
+        }
+        Ok(())
+    })?;
+    from.ip(&format!("addr del {forged}/32 dev lo\n{}", route.replace("add", "del")))?;
+    let dropped = || Ok(stand.counters()?.dropped(Reason::SpoofedSource) >= before + 5);
+    crate::stand::eventually("five packets with a forged pod's address are counted", dropped)
 }
 
 pub(crate) fn a_segment_without_a_session_is_reset_inside(stand: &mut Stand) -> Result<()> {

@@ -252,7 +252,12 @@ impl DocumentChecks<'_> {
         };
         let has = |attachment: &&Attachment| {
             let Attachment { sources, carries, .. } = attachment;
-            meets(sources) || meets(carries) || meets(attachment.routes())
+            // Wider sources of the fabric do not mean what is non-routable in them.
+            let fabric = attachment.domain == FABRIC;
+            let means =
+                |source: &&Prefix4| !fabric || is_covered(source.net(), &gateway.non_routable);
+            let sources: Vec<_> = sources.iter().filter(means).copied().collect();
+            meets(&sources) || meets(carries) || meets(attachment.routes())
         };
         let (fabric, others): (Vec<_>, Vec<_>) =
             gateway.attachments.iter().partition(|attachment| attachment.domain == FABRIC);

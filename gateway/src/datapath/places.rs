@@ -5,6 +5,7 @@
 //! ([`Numbers`]), and of what the kernel says of its links and addresses; [`Places::write`] brings the tables to that.
 
 use super::{
+    behind::{self, Sources},
     numbers::Numbers,
     publish::WaysOut,
     tables::{Datapath, lock, prefix_key},
@@ -58,7 +59,7 @@ pub struct Places {
     locals6: BTreeSet<Ipv6Addr>,
     /// Attachments whose interface is missing. They have no packets.
     pub missing: Vec<Missing>,
-    sources: BTreeMap<(u32, Ipv4Net), u16>,
+    sources: Sources,
     routes: BTreeMap<(u32, Ipv4Net), u16>,
     carries: BTreeMap<(u32, Ipv4Net), u16>,
     links: BTreeMap<u32, LinkInfo>,
@@ -76,6 +77,7 @@ impl Places {
         numbers: &Numbers,
     ) -> Self {
         let domains = convert::domains(&config.gateway);
+        let mut routable = BTreeMap::new();
         let by_name: HashMap<&str, &Link> =
             network.links.values().map(|link| (link.name.as_str(), link)).collect();
         let mut places = Self::default();
@@ -108,6 +110,10 @@ impl Places {
                 connection_class,
                 ..Attachment::default()
             };
+            if domain == 0 {
+                let carries = stated.carries.iter().map(|prefix| prefix.net()).collect();
+                routable.insert(number, carries);
+            }
             let tag = stated.vlan.map_or(0, |vlan| vlan.get());
             match find(&by_name, network, &stated.interface, tag) {
                 Ok((parent, routed)) => {
@@ -153,7 +159,10 @@ impl Places {
                 IpAddr::V4(_) => None,
             })
             .collect();
+        // What is nobody's leads to no session, and needs no glance.
         places.glances();
+        let non_routable: Vec<_> = config.gateway.non_routable.iter().map(|p| p.net()).collect();
+        behind::confine(&mut places.sources, &non_routable, &routable);
         places
     }
 

@@ -1,6 +1,7 @@
 //! A gateway without a kernel, out of a configuration file: the core's tables in memory, filled
 //! as the daemon fills the kernel's, and packets through them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use super::Directory;
 use super::live::Live;
 use super::session::{SessionView, all_slots, sessions};
 use crate::config::{AttachmentKind, Config, convert};
+use crate::datapath::behind::{self, Sources};
 use crate::datapath::numbers::Numbers;
 use crate::datapath::object::Loaded;
 use crate::net::NetworkState;
@@ -118,6 +120,7 @@ fn network(memory: &mut Memory, config: &Config) {
         &gateway.non_routable.iter().map(|p| prefix(p.net())).collect::<Vec<_>>(),
     );
     let domains = convert::domains(gateway);
+    let (mut sources, mut routable) = (Sources::new(), BTreeMap::new());
     for (attachment, number) in gateway.attachments.iter().zip(1u16..) {
         let ifindex = index(&attachment.interface);
         let flags = LINK_UP | LINK_REDIRECT;
@@ -142,8 +145,10 @@ fn network(memory: &mut Memory, config: &Config) {
             connection_class: if kind == KIND_CONNECTION { number } else { 0 },
         };
         memory.set_attachment(number, entry);
-        for source in &attachment.sources {
-            memory.add_source(port(ifindex, 0), prefix(source.net()), number);
+        let place = port(ifindex, 0);
+        sources.extend(attachment.sources.iter().map(|source| ((place, source.net()), number)));
+        if domain == 0 {
+            routable.insert(number, attachment.carries.iter().map(|p| p.net()).collect());
         }
         for route in attachment.routes() {
             memory.add_route_ahead(port(ifindex, 0), prefix(route.net()), number);
@@ -159,6 +164,11 @@ fn network(memory: &mut Memory, config: &Config) {
                 mtu: None,
             });
         }
+    }
+    let non_routable: Vec<_> = gateway.non_routable.iter().map(|prefix| prefix.net()).collect();
+    behind::confine(&mut sources, &non_routable, &routable);
+    for ((place, source), number) in sources {
+        memory.add_source(place, prefix(source), number);
     }
 }
 

@@ -153,11 +153,15 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             if is_own(self.tables, key.destination) {
                 return self.own(key);
             }
-            let text = format!(
-                "no attachment of domain {} has {} among its sources",
-                self.names.domain(key.domain),
-                Ipv4Addr::from(key.source.0),
-            );
+            let (domain, source) = (self.names.domain(key.domain), Ipv4Addr::from(key.source.0));
+            let text = if key.domain == 0 && is_non_routable(self.tables.config(), key.source) {
+                format!(
+                    "no attachment of domain {domain} carries {source}, which is non-routable, or \
+                     states a part of what is non-routable with it among its sources"
+                )
+            } else {
+                format!("no attachment of domain {domain} has {source} among its sources")
+            };
             return self.drop("attachment", Reason::SpoofedSource, text);
         };
         if let Some(end) = self.session(key, port_is_known, (number, &ingress), now) {

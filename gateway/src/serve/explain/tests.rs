@@ -53,6 +53,7 @@ fn every_refusal_says_where_and_why() {
         ("red:100.64.1.10", "198.51.100.9:25/tcp", Outcome::Drop, "default_denied", "rule"),
         ("red:100.64.1.10", "192.0.2.1:443/tcp", Outcome::Drop, "no_snat_policy", "guard"),
         ("red:192.0.2.1", "198.51.100.9:443/tcp", Outcome::Drop, "spoofed_source", "attachment"),
+        ("fabric:100.64.1.10", "10.1.1.1:443/tcp", Outcome::Drop, "spoofed_source", "attachment"),
         ("red:100.64.1.10", "203.0.113.1:443/tcp", Outcome::Drop, "no_session", "route"),
         ("red:100.64.1.10", "198.51.100.9/47", Outcome::Drop, "protocol", "route"),
         ("red:100.64.1.10", "127.0.0.1:443/tcp", Outcome::Drop, "martian", "route"),
