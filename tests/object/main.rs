@@ -237,7 +237,10 @@ fn the_object_does_what_the_core_does_to_any_frame() -> Result<()> {
             run(&mut twin, seed, &both, 40_000, Duration::from_secs(120), &POLICIES)?;
         println!("{sent} frames: {fates:#?}");
         ensure_seen(&fates, &FATES)?;
-        ensure_seen(&fates, &["snat_ports_exhausted", "next_hops_full", "no_snat_policy"])
+        ensure_seen(
+            &fates,
+            &["answered snat_ports_exhausted", "next_hops_full", "answered no_snat_policy"],
+        )
     })
 }
 

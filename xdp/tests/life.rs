@@ -59,12 +59,12 @@ fn a_port_rests_after_a_session_that_did_not_close_clean() {
     lab.sweep();
     assert_eq!(lab.sessions(), 0);
     let other = udp("100.64.0.8:40000", SERVER).frame();
-    assert_eq!(lab.dropped(2, &other), Reason::PortsExhausted, "it rests");
+    assert_eq!(lab.refused(2, &other), Reason::PortsExhausted, "it rests");
     // Towards anybody else the port is free all the while.
     lab.forward(2, &udp("100.64.0.8:40000", "198.51.100.10:443").frame());
     lab.pass_seconds(120);
     lab.sweep();
-    assert_eq!(lab.dropped(2, &other), Reason::PortsExhausted, "the last second");
+    assert_eq!(lab.refused(2, &other), Reason::PortsExhausted, "the last second");
     lab.pass_seconds(1);
     lab.forward(2, &other);
     lab.assert_books();
@@ -80,7 +80,7 @@ fn a_port_rests_as_long_if_nobody_sweeps() {
     lab.forward(2, &udp(POD, SERVER).frame());
     for seconds in [100, 199, 2, 118] {
         lab.pass_seconds(seconds);
-        assert_eq!(lab.dropped(2, &other), Reason::PortsExhausted, "after {seconds} more");
+        assert_eq!(lab.refused(2, &other), Reason::PortsExhausted, "after {seconds} more");
     }
     lab.pass_seconds(2);
     lab.forward(2, &other);
@@ -145,7 +145,7 @@ fn a_full_table_refuses_the_new_and_keeps_the_old() {
         lab.forward(2, &flow(n));
     }
     for n in 16..200 {
-        assert_eq!(lab.dropped(2, &flow(n)), Reason::TableFull);
+        assert_eq!(lab.refused(2, &flow(n)), Reason::TableFull);
     }
     for n in 0..16 {
         lab.forward(2, &flow(n));

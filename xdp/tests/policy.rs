@@ -69,6 +69,30 @@ fn a_rejected_sender_is_told() {
 }
 
 #[test]
+fn a_permitted_sender_inside_is_told_that_its_flow_cannot_be_opened() {
+    // Two ports towards each destination, and none at all for who leaves by the transit.
+    let scene = scene("permit any -> any all")
+        .snats("snat any -> any to 203.0.113.7 ports 2000-2001 interface 5");
+    let lab = scene.build();
+    for from in ["100.64.0.1:1", "100.64.0.2:1"] {
+        lab.forward(2, &udp(from, SERVER).frame());
+    }
+    for (sent, why) in [
+        (udp(POD, SERVER), Reason::PortsExhausted),
+        (udp(POD, "10.50.0.9:53"), Reason::NoSnatPolicy),
+        (tcp(POD, "10.50.0.9:53", SYN), Reason::NoSnatPolicy),
+    ] {
+        let (reason, error) = lab.answered(2, &sent.frame());
+        let seen = see(&error);
+        assert_eq!((reason, seen.protocol, seen.flags, seen.code), (why, 1, 3, 13));
+        assert_eq!((seen.from.as_str(), seen.to.as_str()), ("100.64.255.1:0", "100.64.0.7:0"));
+    }
+    // Whoever comes from the fabric learns nothing.
+    assert_eq!(lab.dropped(4, &udp("10.50.0.9:53", SERVER).frame()), Reason::PortsExhausted);
+    lab.assert_books();
+}
+
+#[test]
 fn an_answer_never_carries_a_non_routable_source_out() {
     // From the internet towards a pod's own address: the RST would come from it.
     let scene = scene("reject any -> any all")
@@ -326,7 +350,7 @@ fn no_pod_of_one_domain_appears_untranslated_in_another() {
         )
         .snats("snat blue -> any to 203.0.113.7")
         .build();
-    assert_eq!(lab.dropped(2, &udp(POD, "10.50.0.9:53").frame()), Reason::NoSnatPolicy);
+    assert_eq!(lab.refused(2, &udp(POD, "10.50.0.9:53").frame()), Reason::NoSnatPolicy);
     assert_eq!(lab.sessions(), 0);
 }
 

@@ -62,7 +62,7 @@ fn small_ranges_are_lent_to_the_last_port_and_then_refused() {
         assert_eq!(lent.len(), count as usize);
         assert_eq!(lent.iter().max().copied(), Some(last as u16));
         for n in count..count + 5 {
-            assert_eq!(lab.dropped(2, &udp(&pod(n), SERVER).frame()), Reason::PortsExhausted);
+            assert_eq!(lab.refused(2, &udp(&pod(n), SERVER).frame()), Reason::PortsExhausted);
         }
         // Old flows live; other destinations have their own ports.
         lab.forward(2, &udp(&pod(0), SERVER).frame());
@@ -78,7 +78,7 @@ fn scattered_ranges_are_lent_whole() {
     let lab = lab("1024,2000-2003,9999-10010,65535", 512);
     let lent = fill(&lab, 1024, 18);
     assert!(lent.contains(&1024) && lent.contains(&65_535) && lent.contains(&2003));
-    assert_eq!(lab.dropped(2, &udp(&pod(18), SERVER).frame()), Reason::PortsExhausted);
+    assert_eq!(lab.refused(2, &udp(&pod(18), SERVER).frame()), Reason::PortsExhausted);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn policies_that_share_an_address_lend_each_its_own_ports_to_the_last() {
         for n in 0..1_000 {
             let pod = format!("100.64.9.{}:{}", n & 255, 40_000 + (n >> 8));
             let output = lab.send(2, &udp(&pod, SERVER).payload(b"").frame());
-            if output.fate == xdp::pipeline::Fate::Drop(Reason::PortsExhausted) {
+            if output.fate == xdp::pipeline::Fate::Answered(Reason::PortsExhausted) {
                 break;
             }
             let from = see(&output.frame.bytes).from;
@@ -112,7 +112,7 @@ fn policies_that_share_an_address_lend_each_its_own_ports_to_the_last() {
         assert_eq!(lent.len(), usize::from(to - from) + 1, "{narrow}");
         let left = (first..=last).filter(|port| !lent.contains(port)).count() as u32;
         lent.extend(fill(&lab, first, left));
-        assert_eq!(lab.dropped(2, &udp(&pod(left), SERVER).frame()), Reason::PortsExhausted);
+        assert_eq!(lab.refused(2, &udp(&pod(left), SERVER).frame()), Reason::PortsExhausted);
         lab.assert_books();
     }
 }
@@ -122,7 +122,7 @@ fn the_default_range_is_lent_without_one_failure() {
     let lab = lab("1024-65535", 65_536);
     let lent = fill(&lab, 1024, 64_512);
     assert_eq!(lent.len(), 64_512);
-    assert_eq!(lab.dropped(2, &udp(&pod(64_513), SERVER).frame()), Reason::PortsExhausted);
+    assert_eq!(lab.refused(2, &udp(&pod(64_513), SERVER).frame()), Reason::PortsExhausted);
     assert!(lab.port_steps_max() <= STEPS, "{}", lab.port_steps_max());
     println!("worst allocation: {} steps", lab.port_steps_max());
 }
@@ -145,7 +145,7 @@ fn a_returned_port_is_found_again_in_a_full_range() {
             assert_eq!(lab.sessions() as u32, count - 1, "round {round}");
             let newcomer = pod(1000 + round);
             lab.forward(2, &udp(&newcomer, SERVER).frame());
-            assert_eq!(lab.dropped(2, &udp(&pod(silent), SERVER).frame()), Reason::PortsExhausted);
+            assert_eq!(lab.refused(2, &udp(&pod(silent), SERVER).frame()), Reason::PortsExhausted);
             // The newcomer goes, the silent one comes back.
             lab.pass_seconds(200);
             for n in (0..count).filter(|n| *n != silent) {
@@ -202,6 +202,6 @@ fn without_a_bitmap_to_be_had_a_small_range_is_lent_all_the_same() {
             ))
             .build_with(sizes, 11);
         fill(&lab, 2000, count);
-        assert_eq!(lab.dropped(2, &udp(&pod(count), SERVER).frame()), Reason::PortsExhausted);
+        assert_eq!(lab.refused(2, &udp(&pod(count), SERVER).frame()), Reason::PortsExhausted);
     }
 }

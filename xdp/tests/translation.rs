@@ -71,7 +71,7 @@ fn without_translation_only_ttl_and_link_change() {
     let (egress, back) = lab.forward(4, &answer_to(&frame, SYN | ACK).frame());
     assert_eq!((egress, see(&back).to), (2, POD.to_owned()));
     // The same source towards an attachment that does not carry it.
-    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::NoSnatPolicy);
+    assert_eq!(lab.refused(2, &tcp(POD, SERVER, SYN).frame()), Reason::NoSnatPolicy);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn the_way_out_chooses_the_snat_policy() {
         let (_, out) = lab.forward(2, &sent.frame());
         assert_eq!(see(&out).from, expected, "{sent:?}");
     }
-    assert_eq!(lab.dropped(3, &tcp(POD, SERVER, SYN).frame()), Reason::NoSnatPolicy, "blue");
+    assert_eq!(lab.refused(3, &tcp(POD, SERVER, SYN).frame()), Reason::NoSnatPolicy, "blue");
 }
 
 #[test]

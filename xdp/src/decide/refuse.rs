@@ -101,9 +101,14 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if refused.is_drop(Reason::NoSession) {
             return self.unexpected();
         }
-        for worth_a_record in [Reason::PortsExhausted, Reason::TableFull, Reason::NoSnatPolicy] {
-            if refused.is_drop(worth_a_record) {
-                return self.denied(worth_a_record, &plan.judgement, plan.egress.domain);
+        for worth_saying in [Reason::PortsExhausted, Reason::TableFull, Reason::NoSnatPolicy] {
+            if refused.is_drop(worth_saying) {
+                self.denied(worth_saying, &plan.judgement, plan.egress.domain);
+                // Whoever is inside is told (RFC 5508 REQ-8); outside learns nothing.
+                if self.attachment.kind == KIND_SPOKE {
+                    return Code::icmp(worth_saying, 3, 13, 0);
+                }
+                return refused;
             }
         }
         refused

@@ -490,6 +490,14 @@ impl Lab {
         }
     }
 
+    /// The same where it must be dropped, whether its sender is told or not.
+    pub fn refused(&self, ifindex: u32, frame: &[u8]) -> Reason {
+        match self.send(ifindex, frame).fate {
+            Fate::Drop(reason) | Fate::Answered(reason) => reason,
+            other => panic!("{other:?} for {}", tell(frame)),
+        }
+    }
+
     /// The same where it must be answered.
     pub fn answered(&self, ifindex: u32, frame: &[u8]) -> (Reason, Vec<u8>) {
         let output = self.send(ifindex, frame);
