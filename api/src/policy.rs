@@ -109,7 +109,8 @@ pub struct Snat {
     pub policies: Vec<SnatPolicyStatus>,
     /// Every outside address of every policy.
     pub pools: Vec<PoolAddress>,
-    /// The fullest pairs of outside address and destination, the fullest first.
+    /// The fullest pairs of outside address and destination, the fullest first; once for each
+    /// range of ports that policies lend of the address.
     pub fill: Vec<PairFill>,
 }
 
@@ -156,17 +157,20 @@ pub struct PoolAddress {
     pub sessions: u64,
 }
 
-/// How many ports of one outside address are lent towards one destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// How many ports of one outside address are lent towards one destination, of those that some
+/// policies may lend.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PairFill {
+    /// The policies that take from these ports: they state the same range of the address.
+    pub policies: Vec<String>,
     /// The outside address.
     pub outside: Ipv4Addr,
     /// The IP protocol.
     pub protocol: Protocol,
     /// The destination.
     pub destination: SocketAddr,
-    /// Ports lent or resting.
+    /// Ports of theirs that are lent or rest, whoever lent them.
     pub used: u32,
-    /// Ports that may be lent.
+    /// Ports that they may lend: the effective range.
     pub lendable: u32,
 }

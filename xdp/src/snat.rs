@@ -416,8 +416,9 @@ fn next_port(ports: &Ports, port: u16) -> Option<u16> {
     Some((word << 6) as u16 | (bits.trailing_zeros() & 63) as u16)
 }
 
+/// Whether a port may be lent.
 #[inline(always)]
-fn may_lend(ports: &Ports, port: u16) -> bool {
+pub fn may_lend(ports: &Ports, port: u16) -> bool {
     match ports.words.get(port as usize >> 6) {
         Some(word) => word.load() >> (port & 63) & 1 != 0,
         None => false,

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use xdp::address::{Address, Entry, V4};
-use xdp::session::{LEASED, describe, fill_from_record, halves, idle, pair, timeout};
+use xdp::session::{LEASED, describe, fill_from_record, halves, idle, outside_port, pair, timeout};
 use xdp::tables::Tables;
 use xdp_abi::event::Event4;
 use xdp_abi::port::PairKey4;
@@ -26,8 +26,17 @@ pub struct SessionView {
     pub log: u8,
     /// Ticks until it ends if no packet comes.
     pub expires_in: u32,
-    /// Whose ports it holds, if its outside port is lent.
-    pub lease: Option<PairKey4>,
+    /// What was lent to it.
+    pub lease: Option<Lease>,
+}
+
+/// A port of an outside address, lent towards one destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Outside address and destination.
+    pub pair: PairKey4,
+    /// The port.
+    pub port: u16,
 }
 
 impl SessionView {
@@ -80,7 +89,8 @@ impl SessionView {
             class,
             log: facts.log(),
             expires_in: timeout(tables.config(), class).saturating_sub(since),
-            lease: (identity & LEASED != 0).then(|| pair(&reply_key)),
+            lease: (identity & LEASED != 0)
+                .then(|| Lease { pair: pair(&reply_key), port: outside_port(&reply_key) }),
         })
     }
 
@@ -186,7 +196,7 @@ mod tests {
         assert_eq!(session.idle(), 3 * SECOND);
         assert_eq!(session.expires_in, 7_437 * SECOND);
         assert!(session.lives());
-        assert_eq!(session.lease.unwrap().outside, [203, 0, 113, 1]);
+        assert_eq!(session.lease.unwrap().pair.outside, [203, 0, 113, 1]);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use prometheus::{
 use xdp_abi::count::{Amount, Counters, RuleCount};
 use xdp_abi::reason::Reason;
 
-use crate::flows::census::lendings;
 use crate::flows::{Census, Directory, Live};
 use crate::http::Tallied;
 use crate::serve::policy::{FULLEST, fill, hits};
@@ -88,7 +87,7 @@ impl Facts {
             rules: named(hits, &state.directories.current()),
             default_action,
             tables: tables(state, census),
-            fill: fill(tables_now, &lendings(tables_now), census, FULLEST),
+            fill: fill(&state.directories.current(), census, FULLEST),
             port_steps_max: tables_now.shared().port_steps_max.load(),
             guard_dropped: state.guard_dropped(),
             attached_again: state.attached_again(),
@@ -361,14 +360,18 @@ fn ports(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     let fill = GaugeVec::new(
         Opts::new(
             "sluice_snat_port_fill_ratio",
-            "Ports lent or resting, of those that may be lent: the fullest pairs of outside \
-             address and destination.",
+            "Ports lent or resting, of those that the policy may lend of the outside address towards \
+             the destination: the fullest.",
         ),
-        &["outside", "destination", "protocol"],
+        &["policy", "outside", "destination", "protocol"],
     )?;
     for pair in &facts.fill {
-        let labels =
-            [pair.outside.to_string(), pair.destination.to_string(), pair.protocol.to_string()];
+        let labels = [
+            pair.policies.join(","),
+            pair.outside.to_string(),
+            pair.destination.to_string(),
+            pair.protocol.to_string(),
+        ];
         let ratio = share(pair.used.into(), pair.lendable.into());
         // Two domains may show the same addresses: the fuller one counts.
         let gauge = fill.get_metric_with_label_values(&labels)?;

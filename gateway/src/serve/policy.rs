@@ -18,12 +18,11 @@ use policy_compiler::{RuleId, SnatId};
 use smartgroups::DomainId;
 use xdp_abi::config::PolicyWord;
 use xdp_abi::count::RuleCount;
-use xdp_abi::port::PairKey4;
 
 use super::problem::{Refusal, blocking};
 use super::state::{InForce, State};
 use crate::config::Config;
-use crate::flows::census::{Lending, lendings, ports};
+use crate::flows::census::{Fill, Lending, Stock};
 use crate::flows::session::socket;
 use crate::flows::{Census, Directory, Live};
 
@@ -174,11 +173,14 @@ pub(super) async fn snat<L: Live>(
         let tables = &*state.live;
         let census = state.census.no_older_than(FRESH, tables, tables.now());
         let names = state.directories.current();
-        let lendings = lendings(tables);
         Json(Snat {
             policies: policy_rows(&state.in_force(), &census),
-            pools: lendings.iter().map(|one| pool_row(tables, one, &names, &census)).collect(),
-            fill: fill(tables, &lendings, &census, FULLEST),
+            pools: census
+                .lendings
+                .iter()
+                .map(|one| pool_row(tables, one, &names, &census))
+                .collect(),
+            fill: fill(&names, &census, FULLEST),
         })
     })
     .await
@@ -228,34 +230,36 @@ fn pool_row<L: Live>(
     names: &Directory,
     census: &Census,
 ) -> PoolAddress {
-    let name = names.snat(lending.policy);
     PoolAddress {
-        policy: name.map_or_else(|| format!("#{:08x}", lending.policy), |name| name.to_string()),
+        policy: policy_name(names, lending.policy),
         address: lending.address,
-        lendable: ports(tables, std::iter::once(lending.lendable)),
+        lendable: lending.ports,
         shared_with_host: tables.is_local(xdp::address::V4(lending.address.octets())),
         sessions: census.by_address.get(&lending.address).copied().unwrap_or(0),
     }
 }
 
-/// The fullest pairs of outside address and destination. A pair is shared by all policies that
-/// lend the address, so what they lend together is its size.
-pub(crate) fn fill<L: Live>(
-    tables: &L,
-    lendings: &[Lending],
-    census: &Census,
-    most: usize,
-) -> Vec<PairFill> {
-    let row = |(pair, used): (PairKey4, u32)| {
+fn policy_name(names: &Directory, id: u32) -> String {
+    names.snat(id).map_or_else(|| format!("#{id:08x}"), |name| name.to_string())
+}
+
+/// The fullest pairs of outside address and destination, once for each range that policies lend of
+/// the address: a policy can be out of ports while another has many.
+pub(crate) fn fill(names: &Directory, census: &Census, most: usize) -> Vec<PairFill> {
+    let row = |Fill { stock: Stock { pair, lendable }, used, size }: Fill| {
         let outside = Ipv4Addr::from(pair.outside);
-        let sets = lendings.iter().filter(|one| one.address == outside).map(|one| one.lendable);
-        let destination = socket(pair.destination, pair.destination_port);
+        let lend = census
+            .lendings
+            .iter()
+            .filter(|one| one.address == outside && one.lendable == lendable)
+            .map(|one| policy_name(names, one.policy));
         PairFill {
+            policies: lend.collect(),
             outside,
             protocol: Protocol(u8::try_from(pair.protocol).unwrap_or(u8::MAX)),
-            destination,
+            destination: socket(pair.destination, pair.destination_port),
             used,
-            lendable: ports(tables, sets),
+            lendable: size,
         }
     };
     census.fullest(most).into_iter().map(row).collect()

@@ -236,12 +236,17 @@ async fn rules_identities_and_snat_show_what_they_did() {
     let fill: Vec<_> = snat
         .fill
         .iter()
-        .map(|pair| (pair.destination.to_string(), pair.used, pair.lendable))
+        .map(|pair| {
+            (pair.destination.to_string(), pair.policies.join(" "), pair.used, pair.lendable)
+        })
         .collect();
+    let row = |destination: &str, policy: &str, used, lendable| {
+        (destination.to_owned(), policy.to_owned(), used, lendable)
+    };
     let expected = [
-        ("198.51.100.9:443".to_owned(), 2, 64_512),
-        ("10.20.0.1:53".to_owned(), 1, 100),
-        ("198.51.100.10:443".to_owned(), 1, 64_512),
+        row("10.20.0.1:53", "pods-to-transit", 1, 100), // the smaller range is fuller
+        row("198.51.100.9:443", "pods-out", 2, 64_512),
+        row("198.51.100.10:443", "pods-out", 1, 64_512),
     ];
     assert_eq!(fill, expected);
     running.stop().await;

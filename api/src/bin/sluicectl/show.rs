@@ -275,13 +275,16 @@ impl Show for Snat {
                 pool.sessions.to_string(),
             ]);
         }
-        let mut fill = Table::new(["OUTSIDE", "DESTINATION", "PROTO", "USED", "PORTS", "FILL"])
-            .spare(&["PROTO", "PORTS", "USED"]);
+        let mut fill =
+            Table::new(["OUTSIDE", "DESTINATION", "PROTO", "POLICY", "USED", "PORTS", "FILL"])
+                .fit(Fit::Items, &["POLICY"])
+                .spare(&["PROTO", "PORTS", "USED"]);
         for pair in &self.fill {
             fill.row([
                 pair.outside.to_string(),
                 pair.destination.to_string(),
                 pair.protocol.to_string(),
+                list(&pair.policies),
                 pair.used.to_string(),
                 pair.lendable.to_string(),
                 percent(pair.used.into(), pair.lendable.into()),

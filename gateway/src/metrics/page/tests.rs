@@ -37,7 +37,7 @@ fn the_page_says_what_the_tables_say() {
         "sluice_rule_hits_total{rule=\"no-ssh\"} 1",
         "sluice_rules_left_out 0",
         "sluice_snat_port_fill_ratio{destination=\"198.51.100.9:443\",outside=\"203.0.113.1\",\
-         protocol=\"tcp\"} 0.000031001984126984125",
+         policy=\"pods-out\",protocol=\"tcp\"} 0.000031001984126984125",
         "sluice_snat_allocation_failures_total 0",
         "sluice_policy_generation 1",
         "sluice_leaks_stopped_total 0",

@@ -29,13 +29,13 @@ use xdp::policy::{judge, parties};
 use xdp::tables::{Tables, is_non_routable};
 use xdp_abi::config::PolicyWord;
 use xdp_abi::forward::{ATTACHED, Attachment, port};
-use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
 
 use self::exit::NoWay;
 use self::rules::Refused;
 use super::problem::{Refusal, blocking, domain_number};
 use super::state::State;
+use crate::flows::census::Stock;
 use crate::flows::{Directory, Live};
 
 /// How old the count of lent ports may be.
@@ -52,14 +52,13 @@ pub(super) async fn route<L: Live>(
     blocking(move || {
         let tables = &*state.live;
         let census = state.census.no_older_than(FRESH, tables, tables.now());
-        let used = |pair: &PairKey4| census.pairs.get(pair).copied().unwrap_or(0);
+        let used = |stock: &Stock| census.lent.get(stock).copied().unwrap_or(0);
         explain(tables, &state.directories.current(), tables.now(), &used, &request).map(Json)
     })
     .await?
 }
 
-/// Explains what the tables would do at tick `now`. `used` says how many ports are lent of a pair
-/// of outside address and destination.
+/// Explains what the tables would do at tick `now`. `used` says how many ports of a stock are lent.
 ///
 /// # Errors
 /// The request names a domain that does not exist, or mixes address families.
@@ -67,7 +66,7 @@ pub fn explain<T: Tables<A = V4>>(
     tables: &T,
     names: &Directory,
     now: u32,
-    used: &dyn Fn(&PairKey4) -> u32,
+    used: &dyn Fn(&Stock) -> u32,
     request: &ExplainRequest,
 ) -> Result<Explanation, Refusal> {
     let domain = domain_number(names, &request.domain)?;
@@ -147,7 +146,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         key: &Key<V4>,
         port_is_known: bool,
         now: u32,
-        used: &dyn Fn(&PairKey4) -> u32,
+        used: &dyn Fn(&Stock) -> u32,
     ) -> End {
         let Some((number, ingress)) = self.arrives(key) else {
             if is_own(self.tables, key.destination) {

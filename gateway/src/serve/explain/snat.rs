@@ -12,12 +12,11 @@ use xdp::snat::{FlowFacts, matching, paired};
 use xdp::tables::Tables;
 use xdp_abi::config::PolicyWord;
 use xdp_abi::policy::Snat;
-use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
 
 use super::exit::Ahead;
 use super::{End, Told};
-use crate::flows::census::ports;
+use crate::flows::census::{Stock, ports};
 
 impl<T: Tables<A = V4>> Told<'_, T> {
     /// Says what else the translation could be, where it depends on the port that nobody stated.
@@ -53,7 +52,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         port_is_known: bool,
         ahead: &Ahead,
         judgement: &Judgement,
-        used: &dyn Fn(&PairKey4) -> u32,
+        used: &dyn Fn(&Stock) -> u32,
     ) -> End {
         let flow = FlowFacts {
             source: judgement.source.index,
@@ -80,9 +79,9 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                     return self.drop("snat", Reason::HelperFailed, text);
                 };
                 source = V4(outside.address);
-                let lendable = ports(self.tables, std::iter::once(outside.lendable));
+                let lendable = ports(self.tables, outside.lendable);
                 let reply = Key { destination: source, ..key.reversed(ahead.attachment.domain) };
-                let lent = used(&pair(&reply));
+                let lent = used(&Stock { pair: pair(&reply), lendable: outside.lendable });
                 let text = format!(
                     "{} gives it {}; {lent} of {lendable} ports towards this destination are lent",
                     name.as_deref().unwrap_or("its policy"),
