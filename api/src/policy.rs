@@ -83,9 +83,12 @@ pub struct RuleStatus {
     pub log: Log,
     /// The mark that it sets.
     pub mark: Option<u16>,
-    /// Flows that it permitted or would have, or packets that it refused or would have.
+    /// Flows that it permitted, each once however often it is judged again, or packets that it
+    /// refused; of a monitor rule, flows and refused packets that it would have decided. A first
+    /// packet that is permitted and dropped for another reason counts each time it is sent.
     pub hits: u64,
-    /// Bytes of the packets that were judged.
+    /// Bytes of the packets counted in `hits`: of a permitted flow its first alone, the others are
+    /// in its session.
     pub bytes: u64,
 }
 
@@ -96,9 +99,9 @@ pub struct DefaultStatus {
     pub action: Action,
     /// What of it is recorded.
     pub log: Log,
-    /// Flows that it permitted, or packets that it refused.
+    /// Flows that it permitted, or packets that it refused, as those of a rule.
     pub hits: u64,
-    /// Bytes of the packets that were judged.
+    /// Bytes of the packets counted in `hits`.
     pub bytes: u64,
 }
 

@@ -14,8 +14,8 @@ use crate::{
 use xdp_abi::{
     config::PolicyWord,
     policy::{
-        ACTION_DENY, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RULE_WORDS, RuleSet,
-        SUMMARY_WORDS,
+        ACTION_DENY, ACTION_PERMIT, CLASS_OTHER, CLASS_TCP, CLASS_UDP, IdentityRef, RULE_WORDS,
+        RuleSet, SUMMARY_WORDS,
     },
 };
 
@@ -52,7 +52,18 @@ impl Judgement {
         source: IdentityRef { index: 0, id: 0 },
         destination: IdentityRef { index: 0, id: 0 },
     };
+
+    /// Says that no rule has counted the flow yet.
+    #[inline(always)]
+    pub const fn of_new_flow(&mut self) {
+        self.rule = UNCOUNTED;
+        self.would_match = UNCOUNTED;
+    }
 }
+
+/// In place of a rule: none has counted this flow. No rule is known to have this id; one that had
+/// would only miss first packets.
+const UNCOUNTED: u32 = u32::MAX;
 
 /// Where a protocol and port stand in the class table.
 #[inline(always)]
@@ -82,6 +93,10 @@ pub fn parties<T: Tables>(
 }
 
 /// Judges a flow between the parties of `judgement`, by its first packet's key.
+///
+/// `judgement` comes with the rules that judged the flow last ([`Judgement::of_new_flow`]: none). A
+/// rule that goes on to permit it, or to be watched, does not count it once more: it counts flows.
+/// What is refused is counted packet by packet.
 #[inline(never)]
 pub fn judge<T: Tables>(
     tables: &T,
@@ -91,6 +106,7 @@ pub fn judge<T: Tables>(
     judgement: &mut Judgement,
 ) {
     let bank = policy.bank();
+    let (ruled, watched) = (judgement.rule, judgement.would_match);
     judgement.action = policy.default_action();
     judgement.log = policy.default_log();
     judgement.mark = 0;
@@ -112,7 +128,9 @@ pub fn judge<T: Tables>(
     if let Some(bit) = matches.monitor()
         && let Some(rule) = tables.rule(bank, bit)
     {
-        tables.count_rule(rule.counter, bytes);
+        if rule.id != watched {
+            tables.count_rule(rule.counter, bytes);
+        }
         judgement.would_match = rule.id;
     }
     if let Some(bit) = matches.decides() {
@@ -120,12 +138,14 @@ pub fn judge<T: Tables>(
             judgement.action = ACTION_DENY;
             return;
         };
-        tables.count_rule(rule.counter, bytes);
+        if rule.action != ACTION_PERMIT || rule.id != ruled {
+            tables.count_rule(rule.counter, bytes);
+        }
         judgement.action = rule.action;
         judgement.log = rule.log;
         judgement.mark = rule.mark;
         judgement.rule = rule.id;
-    } else {
+    } else if judgement.action != ACTION_PERMIT || ruled != 0 {
         tables.count_rule(DEFAULT_COUNTER, bytes);
     }
 }

@@ -266,6 +266,36 @@ fn a_live_flow_keeps_its_port_through_a_new_policy_that_permits_it() {
 }
 
 #[test]
+fn a_rule_counts_a_flow_once_however_often_it_is_judged() {
+    let watched = "deny red -> any tcp/443 monitor\n";
+    let permitted = scene(&format!("{watched}permit red -> any tcp/443"));
+    let mut lab = permitted.build();
+    let hits = |lab: &Lab| [0, 1, 2].map(|counter| lab.tables().rule_count(counter).hits);
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    assert_eq!(hits(&lab), [0, 1, 1]);
+    for _ in 0..2 {
+        lab.publish(&permitted);
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+    }
+    assert_eq!((hits(&lab), lab.tables().counters().judged_again), ([0, 1, 1], 2));
+    // The default action permits it now, once.
+    for _ in 0..2 {
+        lab.publish(&permitted.clone().rules("").and("default permit"));
+        lab.forward(2, &tcp(POD, SERVER, ACK).frame());
+    }
+    assert_eq!(hits(&lab), [1, 1, 1]);
+    // What is refused is counted by packets, those of a flow that had been permitted too.
+    lab.publish(&permitted.clone().rules("deny red -> any tcp/443"));
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, ACK).frame()), Reason::RuleDenied);
+    assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::RuleDenied);
+    assert_eq!(hits(&lab), [1, 3, 1]);
+    // And a new flow is counted anew.
+    lab.publish(&permitted);
+    lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    assert_eq!(hits(&lab), [1, 4, 2]);
+}
+
+#[test]
 fn an_identity_change_touches_only_the_flows_of_that_address() {
     let mut lab = scene("permit red -> any tcp/443").build();
     let other = "100.64.0.8:40000";

@@ -334,13 +334,14 @@ fn rules(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     hit.truncate(RULES);
     page.counters(
         "sluice_rule_hits_total",
-        "Flows that a rule permitted, or packets that it refused; only rules that were hit.",
+        "Flows that a rule permitted, each once, or packets that it refused; only rules that were \
+         hit.",
         ["rule"],
         hit.iter().map(|(name, count)| ([name.clone()], count.hits)),
     )?;
     page.counters(
         "sluice_rule_bytes_total",
-        "Bytes of the packets that a rule judged; only rules that were hit.",
+        "Bytes of the packets counted as hits: of a permitted flow only the first packet.",
         ["rule"],
         hit.iter().map(|(name, count)| ([name.clone()], count.bytes)),
     )?;
@@ -351,7 +352,7 @@ fn rules(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     )?;
     page.counter(
         "sluice_default_action_hits_total",
-        "Flows or packets that no rule decided.",
+        "Flows that were permitted because no rule matched, each once, or packets refused so.",
         facts.default_action.hits,
     )
 }

@@ -73,6 +73,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let towards = plan.egress.domain;
         plan.stamp = stamp::of(self.tables, policy, key, towards);
         self.identify(plan);
+        plan.judgement.of_new_flow();
         judge(self.tables, policy, key, self.packet.length as u64, &mut plan.judgement);
         if plan.judgement.action != ACTION_PERMIT {
             return self.refuse(&plan.judgement, towards);

@@ -182,11 +182,20 @@ fn member(Member { domain, address, endpoint, claimants }: &Member) -> String {
 impl Show for Rules {
     fn show(&self, width: usize) -> String {
         let mut table = Table::new([
-            "PRIORITY", "RULE", "ACTION", "FROM", "TO", "PROTO", "PORTS", "MODE", "HITS", "BYTES",
+            "PRIORITY",
+            "RULE",
+            "ACTION",
+            "FROM",
+            "TO",
+            "PROTO",
+            "PORTS",
+            "MODE",
+            "HITS",
+            "HIT BYTES",
         ])
         .fit(Fit::Words, &["RULE"])
         .fit(Fit::Items, &["FROM", "TO", "PORTS"])
-        .spare(&["BYTES", "MODE", "PRIORITY"]);
+        .spare(&["HIT BYTES", "MODE", "PRIORITY"]);
         for rule in &self.rules {
             table.row([
                 rule.priority.to_string(),
