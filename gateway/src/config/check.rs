@@ -110,6 +110,18 @@ impl Checks<'_> {
         self.findings.warnings.push(self.tree.fault(path, message));
     }
 
+    /// A field without which all are meant may not be stated as none: whoever has a list written by
+    /// a program, and it comes out empty, did not ask for all.
+    pub(super) fn no_empty(&mut self, path: &Path, some: &str, all: &str) {
+        if self.tree.locate(path).2.is_some() {
+            let message = format!(
+                "`{}` is empty; expected {some}, or leave the field out for {all}",
+                path.field()
+            );
+            self.error(path, message);
+        }
+    }
+
     fn absolute(&mut self, path: &Path, file: &std::path::Path) {
         if !file.is_absolute() {
             let (field, found) = (path.field(), file.display().to_string());

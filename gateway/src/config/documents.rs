@@ -297,6 +297,8 @@ impl DocumentChecks<'_> {
                 let message =
                     format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());
                 self.checks.error(&at, message);
+            } else if selector.labels.is_empty() && !self.checks.tree.is_damaged(&at) {
+                self.checks.no_empty(&at.child("labels"), "labels", "whatever they are");
             }
             if let Some(domain) = &selector.domain {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
@@ -320,6 +322,9 @@ impl DocumentChecks<'_> {
             for (n, group) in groups.iter().enumerate() {
                 self.checks.exists(&at.child(n), "group", group, &self.groups);
             }
+        }
+        if rule.ports.is_empty() && !damaged {
+            self.checks.no_empty(&at.child("ports"), "ports", "all of them");
         }
         let has_ports = match rule.protocol {
             ProtocolMatch::Only(protocol) => protocol.has_ports(),

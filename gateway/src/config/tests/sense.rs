@@ -294,6 +294,24 @@ fn documents_have_to_fit_together() {
             )],
         ),
         (
+            "ports: [443, \"8000-8100\"]",
+            "ports: []",
+            &[(
+                "ports",
+                "documents[2].spec.ports",
+                "`ports` is empty; expected ports, or leave the field out for all of them",
+            )],
+        ),
+        (
+            "type: k8s, labels: { team: payments }",
+            "type: k8s, labels: {}",
+            &[(
+                "labels",
+                "documents[1].spec.selectors[0].labels",
+                "`labels` is empty; expected labels, or leave the field out for whatever they are",
+            )],
+        ),
+        (
             "destinations: [payments]",
             "destinations: []",
             &[(
