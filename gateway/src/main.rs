@@ -1,5 +1,7 @@
 //! The daemon on the gateway VM.
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,11 +58,26 @@ fn main() -> ExitCode {
         Command::Check { config } => check(&config),
         Command::Run { config } => run(config),
         Command::Detach { config, remove_guard } => detach(&config, remove_guard),
-        Command::Version => {
-            println!("sluice-gateway {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+        Command::Version => print(concat!("sluice-gateway ", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+/// Prints what a command has to say after it was done.
+fn print(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough, as `head` does.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format_args!("sluice-gateway: done, but it cannot be printed: {error}"));
+            ExitCode::from(FAILED)
         }
     }
+}
+
+/// Says what is wrong; where nobody listens the exit code says it alone.
+fn complain(what: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// Exit code for a daemon that could not start or go on.
@@ -70,7 +87,7 @@ fn run(path: PathBuf) -> ExitCode {
     let output = match std::io::stderr().as_fd().try_clone_to_owned() {
         Ok(output) => Unblocked::new(output.into()),
         Err(error) => {
-            eprintln!("sluice-gateway: standard error cannot be used: {error}");
+            complain(format_args!("sluice-gateway: standard error cannot be used: {error}"));
             return ExitCode::from(FAILED);
         }
     };
@@ -89,7 +106,7 @@ fn run(path: PathBuf) -> ExitCode {
         match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                eprintln!("sluice-gateway: the runtime cannot start: {error}");
+                complain(format_args!("sluice-gateway: the runtime cannot start: {error}"));
                 return ExitCode::from(FAILED);
             }
         };
@@ -98,11 +115,11 @@ fn run(path: PathBuf) -> ExitCode {
         Err(
             refused @ (StartError::Config(_) | StartError::Read { .. } | StartError::Long { .. }),
         ) => {
-            eprintln!("{refused}");
+            complain(refused);
             ExitCode::from(UNUSABLE)
         }
         Err(failed) => {
-            eprintln!("sluice-gateway: {}", daemon::with_causes(&failed));
+            complain(format_args!("sluice-gateway: {}", daemon::with_causes(&failed)));
             ExitCode::from(if failed.is_for_good() { UNUSABLE } else { FAILED })
         }
     }
@@ -112,26 +129,23 @@ fn detach(path: &Path, remove_guard: bool) -> ExitCode {
     let config = match daemon::read_config(path) {
         Ok(config) => config,
         Err(refused) => {
-            eprintln!("{refused}");
+            complain(refused);
             return ExitCode::from(UNUSABLE);
         }
     };
     match engine::detach(&config, remove_guard) {
         Ok(gone) => {
-            println!("detached: {} links, {} tables", gone.links, gone.maps);
-            println!(
-                "{}",
-                match (remove_guard, gone.guard) {
-                    (true, true) => "the last guard is removed",
-                    (true, false) => "there was no last guard",
-                    (false, _) =>
-                        "the last guard stays: no non-routable source leaves (--remove-guard removes it)",
+            let guard = match (remove_guard, gone.guard) {
+                (true, true) => "the last guard is removed",
+                (true, false) => "there was no last guard",
+                (false, _) => {
+                    "the last guard stays: no non-routable source leaves (--remove-guard removes it)"
                 }
-            );
-            ExitCode::SUCCESS
+            };
+            print(&format!("detached: {} links, {} tables\n{guard}", gone.links, gone.maps))
         }
         Err(failed) => {
-            eprintln!("sluice-gateway: {}", daemon::with_causes(&failed));
+            complain(format_args!("sluice-gateway: {}", daemon::with_causes(&failed)));
             ExitCode::from(FAILED)
         }
     }
@@ -141,13 +155,12 @@ fn check(path: &Path) -> ExitCode {
     match daemon::read_config(path) {
         Ok(config) => {
             for warning in &config.warnings {
-                eprintln!("warning: {warning}");
+                complain(format_args!("warning: {warning}"));
             }
-            println!("{}", config.summary());
-            ExitCode::SUCCESS
+            print(&config.summary())
         }
         Err(refused) => {
-            eprintln!("{refused}");
+            complain(refused);
             ExitCode::from(UNUSABLE)
         }
     }
