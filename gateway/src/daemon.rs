@@ -338,7 +338,7 @@ impl Loop {
                 let refused = with_causes(&refused);
                 error!("{refused}");
                 error!("the configuration in force stays");
-                self.state.refuse(refused);
+                self.state.refuse(refused.lines().next().unwrap_or_default().to_owned());
             }
         }
         keep(&self.engine);

@@ -4,7 +4,7 @@
 //! No sockets, no tasks: the daemon drives it, benches and tests use it as it is.
 
 use crate::{
-    config::{Config, convert},
+    config::{Config, ConfigError, convert},
     datapath::{
         attach::{self, AttachError, Attached, HookOf},
         claim::{Claim, ClaimError},
@@ -19,7 +19,7 @@ use crate::{
         settings,
         tables::{self, Datapath, TablesError},
     },
-    interfaces::{self, MissingError},
+    fixed, interfaces,
     kept::Kept,
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
@@ -52,27 +52,12 @@ pub enum EngineError {
     /// A table refused an entry.
     #[error("a table of places refuses an entry: {0}")]
     Places(#[from] MapError),
-    /// Interfaces of the configuration are missing.
-    #[error(transparent)]
-    Missing(#[from] MissingError),
+    /// Settings that are right in themselves, and not on this machine or beside what is in force.
+    #[error("{}", lines(.0))]
+    Config(Vec<ConfigError>),
     /// The last guard could not be put up.
     #[error("the last guard cannot be put up: {0}")]
     Guard(#[from] guard::GuardError),
-    /// Sizes of tables are fixed while they exist.
-    #[error(
-        "`tables.{0}` was changed; sizes are fixed while the tables exist: set it back, or run \
-         `sluice-gateway detach` and start again"
-    )]
-    Resize(&'static str),
-    /// Something was changed that is looked at once, at the start.
-    #[error("`{0}` was changed; it takes effect with a restart")]
-    Restart(&'static str),
-    /// The pins' place was changed: a restart would leave what is pinned there.
-    #[error(
-        "`pin_path` was changed from {0}; set it back, or stop the gateway, run `sluice-gateway \
-         detach` with the old path and start again"
-    )]
-    Moved(PathBuf),
     /// The tables are somebody else's, or their place cannot be had.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -107,6 +92,10 @@ pub enum EngineError {
          /sys/fs/bpf"
     )]
     NotBpffs(PathBuf),
+}
+
+fn lines(faults: &[ConfigError]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// The gateway.
@@ -193,8 +182,9 @@ impl Engine {
         let served = interfaces::served(&config, network);
         let numbers = kept.numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
-        interfaces::refuse_new(&places.missing, &kept.interfaces)?;
-        interfaces::refuse_none(&places)?;
+        interfaces::refuse_new(&config, &places.missing, &kept.interfaces)
+            .and_then(|()| interfaces::refuse_none(&config, &places))
+            .map_err(EngineError::Config)?;
         let pins = config.gateway.pin_path.clone();
         if !is_on_bpffs(&pins) {
             return Err(EngineError::NotBpffs(pins));
@@ -289,17 +279,14 @@ impl Engine {
         network: &NetworkState,
         announce: impl FnOnce(&Arc<Config>, &Numbers),
     ) -> Result<u32, EngineError> {
-        refuse_fixed(&self.config, &config)?;
+        fixed::refuse(&self.config, &config).map_err(EngineError::Config)?;
         let numbers = self.numbers.with(&config.gateway);
         announce(&config, &numbers);
         let served = interfaces::served(&config, network);
         let places = Places::of(&config, network, &served, &numbers);
-        interfaces::refuse_new(&places.missing, &interfaces::devices(&self.config))?;
-        let wanted = interfaces::in_use(&places);
-        let loaded = self.datapath.hooks;
-        if wanted.xdp && !loaded.xdp || wanted.tc && !loaded.tc {
-            return Err(EngineError::Restart("hook"));
-        }
+        interfaces::refuse_new(&config, &places.missing, &interfaces::devices(&self.config))
+            .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
+            .map_err(EngineError::Config)?;
         let pools = self.publisher.plan(&self.datapath, &config.image)?;
         let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
         let outcome = self.put_into_force(config, pools, numbers, places);
@@ -483,39 +470,6 @@ impl Engine {
     }
 }
 
-/// Refuses changes of what a running gateway cannot change.
-fn refuse_fixed(in_force: &Config, next: &Config) -> Result<(), EngineError> {
-    let (old, new) = (&in_force.gateway.tables, &next.gateway.tables);
-    for (name, old, new) in [
-        ("sessions", old.sessions, new.sessions),
-        ("endpoints", old.endpoints, new.endpoints),
-        ("prefixes", old.prefixes, new.prefixes),
-        ("identities", old.identities, new.identities),
-        ("rules", old.rules, new.rules),
-        ("port_classes", old.port_classes, new.port_classes),
-        ("next_hops", old.next_hops, new.next_hops),
-    ] {
-        if old != new {
-            return Err(EngineError::Resize(name));
-        }
-    }
-    let (old, new) = (&in_force.gateway, &next.gateway);
-    if old.pin_path != new.pin_path {
-        return Err(EngineError::Moved(old.pin_path.clone()));
-    }
-    for (name, same) in [
-        ("socket", old.socket == new.socket),
-        ("state_dir", old.state_dir == new.state_dir),
-        ("flow_log", old.flow_log == new.flow_log),
-        ("metrics", old.metrics == new.metrics),
-    ] {
-        if !same {
-            return Err(EngineError::Restart(name));
-        }
-    }
-    Ok(())
-}
-
 /// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
@@ -629,34 +583,5 @@ mod tests {
         let refused = Engine::start(Arc::new(config), &network, Kept::default());
         assert!(matches!(refused, Err(EngineError::NotBpffs(at)) if at == pins));
         assert!(!pins.parent().unwrap().exists());
-    }
-
-    #[test]
-    fn what_is_looked_at_once_is_not_changed_by_a_reload() {
-        let config = testing::scene(TWO_CLUSTERS).config.clone();
-        assert!(refuse_fixed(&config, &config).is_ok());
-        type Change = fn(&mut crate::config::Gateway);
-        let changes: [(Change, &str); 6] = [
-            (|g| g.tables.rules += 1, "`tables.rules` was changed; sizes are fixed while"),
-            (|g| g.socket = "/other".into(), "`socket` was changed; it takes effect with a"),
-            (|g| g.state_dir = "/other".into(), "`state_dir` was changed; it takes effect with a"),
-            (
-                |g| {
-                    let path = "/other".into();
-                    g.flow_log =
-                        Some(crate::config::FlowLog { path, rotate_bytes: 1 << 20, keep: 1 });
-                },
-                "`flow_log` was changed; it takes effect with a restart",
-            ),
-            (|g| g.metrics.listen.set_port(1), "`metrics` was changed; it takes effect with a"),
-            (|g| g.pin_path = "/other".into(), "`pin_path` was changed from /"),
-        ];
-        for (change, said) in changes {
-            let mut next = config.clone();
-            change(&mut next.gateway);
-            let refused = refuse_fixed(&config, &next).unwrap_err().to_string();
-            assert!(refused.starts_with(said), "{refused}");
-            assert_eq!(refused.contains("detach"), !said.contains("effect"), "{refused}");
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! that was never there is taken for a mistake (docs/adr/0014-missing-interfaces.md).
 
 use crate::{
-    config::{Config, Hook},
+    config::{Attachment, Config, ConfigError, Hook},
     datapath::{
         object::Hooks,
         places::{Missing, Places, Served},
@@ -12,11 +12,6 @@ use crate::{
     net::{self, HardwareFacts, NetworkState},
 };
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Interfaces are missing without which nothing is begun.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub struct MissingError(Vec<String>);
 
 /// Which hook serves each interface.
 pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
@@ -84,23 +79,74 @@ pub fn to_load(config: &Config, places: &Places) -> Hooks {
 
 /// The devices of a configuration.
 pub fn devices(config: &Config) -> BTreeSet<String> {
-    config.gateway.attachments.iter().map(crate::config::Attachment::device).collect()
+    config.gateway.attachments.iter().map(Attachment::device).collect()
 }
 
 /// Refuses what is missing and is none of the devices that are known.
-pub fn refuse_new(missing: &[Missing], known: &BTreeSet<String>) -> Result<(), MissingError> {
+///
+/// # Errors
+/// Each of them.
+pub fn refuse_new(
+    config: &Config,
+    missing: &[Missing],
+    known: &BTreeSet<String>,
+) -> Result<(), Vec<ConfigError>> {
     let new = missing.iter().filter(|missing| !known.contains(&missing.device));
-    refuse(new)
+    refuse(config, "interface", new.map(|one| (one.attachment.as_str(), one.fault.clone())))
 }
 
 /// Refuses a gateway that has no interface at all.
-pub fn refuse_none(places: &Places) -> Result<(), MissingError> {
-    if places.interfaces.is_empty() { refuse(places.missing.iter()) } else { Ok(()) }
+///
+/// # Errors
+/// What is missing.
+pub fn refuse_none(config: &Config, places: &Places) -> Result<(), Vec<ConfigError>> {
+    let missing = if places.interfaces.is_empty() { &places.missing[..] } else { &[] };
+    let faults = missing.iter().map(|one| (one.attachment.as_str(), one.fault.clone()));
+    refuse(config, "interface", faults)
 }
 
-fn refuse<'a>(missing: impl Iterator<Item = &'a Missing>) -> Result<(), MissingError> {
-    let faults: Vec<String> = missing.map(|missing| missing.fault.clone()).collect();
-    if faults.is_empty() { Ok(()) } else { Err(MissingError(faults)) }
+/// Refuses an interface that is to be served by programs which are not loaded.
+///
+/// # Errors
+/// The attachments there.
+pub fn refuse_not_loaded(
+    config: &Config,
+    places: &Places,
+    loaded: Hooks,
+) -> Result<(), Vec<ConfigError>> {
+    let lacking = |interface: &str| {
+        let (_, hook) = places.interfaces.values().find(|(name, _)| name == interface)?;
+        match hook {
+            Served::Xdp => (!loaded.xdp).then_some("XDP"),
+            Served::Tc => (!loaded.tc).then_some("TC"),
+        }
+    };
+    let faults =
+        config.gateway.attachments.iter().filter_map(|Attachment { name, interface, .. }| {
+            let hook = lacking(interface)?;
+            let message = format!(
+                "`{interface}` would be served by {hook}, and so far no interface is; that takes a \
+             restart"
+            );
+            Some((name.as_str(), message))
+        });
+    refuse(config, "hook", faults)
+}
+
+/// Refuses a field of some attachments, each with a message.
+fn refuse<'a>(
+    config: &Config,
+    field: &str,
+    faults: impl Iterator<Item = (&'a str, String)>,
+) -> Result<(), Vec<ConfigError>> {
+    let attachments = &config.gateway.attachments;
+    let faults: Vec<ConfigError> = faults
+        .filter_map(|(name, message)| {
+            let place = attachments.iter().position(|attachment| attachment.name == name)?;
+            Some(config.fault(&format!("gateway.attachments[{place}].{field}"), message))
+        })
+        .collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
 #[cfg(test)]
@@ -127,14 +173,30 @@ mod tests {
     #[test]
     fn what_was_there_may_be_missing_and_a_new_name_may_not() {
         let (config, places) = without(&[2, 4], Hook::Tc);
-        assert!(refuse_none(&places).is_ok());
-        assert!(refuse_new(&places.missing, &devices(&config)).is_ok());
+        assert!(refuse_none(&config, &places).is_ok());
+        assert!(refuse_new(&config, &places.missing, &devices(&config)).is_ok());
         let known = ["eth1", "eth2", "eth3"].map(str::to_owned).into();
-        let refused = refuse_new(&places.missing, &known).unwrap_err().to_string();
-        assert_eq!(refused, "attachment `internet`: there is no interface `eth4`");
-        let (_, none) = without(&[1, 2, 3, 4], Hook::Tc);
-        let refused = refuse_none(&none).unwrap_err().to_string();
-        assert_eq!(refused.matches("there is no interface").count(), 4, "{refused}");
+        let refused = refuse_new(&config, &places.missing, &known).unwrap_err();
+        let said = "test.yaml:9:25: gateway.attachments[3].interface: attachment `internet`: there is \
+                    no interface `eth4`";
+        assert_eq!(refused.iter().map(ToString::to_string).collect::<Vec<_>>(), [said]);
+        let (config, none) = without(&[1, 2, 3, 4], Hook::Tc);
+        assert_eq!(refuse_none(&config, &none).unwrap_err().len(), 4);
+    }
+
+    #[test]
+    fn a_hook_whose_programs_are_not_loaded_is_refused_where_it_is_asked_for() {
+        let (config, places) = without(&[], Hook::Xdp);
+        assert_eq!(refuse_not_loaded(&config, &places, in_use(&places)), Ok(()));
+        let loaded = Hooks { xdp: false, tc: true };
+        let [refused] = &refuse_not_loaded(&config, &places, loaded).unwrap_err()[..] else {
+            panic!("one")
+        };
+        assert_eq!(
+            refused.to_string(),
+            "test.yaml:9:7: gateway.attachments[3].hook: `eth4` would be served by XDP, and so far \
+             no interface is; that takes a restart"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod engine;
+mod fixed;
 pub mod flows;
 pub mod http;
 pub mod interfaces;

@@ -94,7 +94,11 @@ fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
     stated.last_mut().context("the spare one")?["interface"] = json!("spaer0");
     stand.daemon.reload(&wrong)?;
     eventually("the reload is refused", || {
-        Ok(stand.ctl(&["status"])?.contains(&format!("the last reload was refused: {said}")))
+        let status = stand.ctl(&["status"])?;
+        let refused = status.lines().find(|line| line.contains("the last reload was refused: "));
+        Ok(refused.is_some_and(|line| {
+            line.contains(".yaml:") && line.contains("].interface: ") && line.contains(said)
+        }))
     })?;
     let Err(refused) = stand.daemon.restart() else { bail!("it has started") };
     let refused = format!("{refused:#}");

@@ -12,6 +12,7 @@ mod compile;
 pub mod convert;
 mod decode;
 mod documents;
+mod positions;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use settings::{
 };
 
 use convert::Compiled;
+use positions::Positions;
 use tree::{Fault, Tree, at};
 
 /// A file that says what it should.
@@ -46,6 +48,7 @@ pub struct Config {
     pub inventory: Arc<Inventory>,
     /// What is accepted and still worth a look.
     pub warnings: Vec<ConfigError>,
+    positions: Positions,
 }
 
 /// Something wrong in the file, and what would be right.
@@ -86,13 +89,14 @@ impl Config {
     /// Everything that is wrong, in the order of the file.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, Vec<ConfigError>> {
         let mut findings = Findings::default();
-        match read(text, &mut findings) {
-            Some((gateway, documents, Compiled { image, inventory, .. })) => Ok(Self {
+        match read(text, file_name, &mut findings) {
+            Some((gateway, documents, Compiled { image, inventory, .. }, positions)) => Ok(Self {
                 gateway,
                 documents,
                 image: Arc::new(image),
                 inventory: Arc::new(inventory),
                 warnings: in_order(findings.warnings, file_name),
+                positions,
             }),
             None => Err(in_order(findings.errors, file_name)),
         }
@@ -116,6 +120,13 @@ impl Config {
             path: String::new(),
             message: format!("the byte 0x{:02x} is not UTF-8; expected text in UTF-8", bad[0]),
         }])
+    }
+
+    /// A message about a setting of this machine, such as `gateway.tables.rules`, that its file
+    /// alone does not call for.
+    #[must_use]
+    pub fn fault(&self, path: &str, message: String) -> ConfigError {
+        self.positions.fault(path, on_one_line(&message))
     }
 
     /// What the file says, in one line.
@@ -163,7 +174,11 @@ fn on_one_line(text: &str) -> String {
 }
 
 /// `None` if there are errors among the findings.
-fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>, Compiled)> {
+fn read(
+    text: &str,
+    file_name: &str,
+    findings: &mut Findings,
+) -> Option<(Gateway, Vec<Document>, Compiled, Positions)> {
     let mut tree = match Tree::read(text, &mut findings.errors) {
         Ok(tree) => tree,
         Err(fault) => {
@@ -189,7 +204,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<(Gateway, Vec<Document>, 
         return None;
     }
     let compiled = compile::compile(&tree, &gateway, &documents, findings)?;
-    Some((gateway, documents, compiled))
+    Some((gateway, documents, compiled, Positions::of(&tree, file_name)))
 }
 
 fn gateway_node(tree: &Tree) -> &tree::Node {

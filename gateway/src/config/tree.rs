@@ -5,7 +5,7 @@
 //! remembers which of its parts could not be read, so that one mistake is reported once and what
 //! is left can still be read and checked.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use super::decode::short;
@@ -300,6 +300,25 @@ impl Tree {
             wrong.contains(&node.id) || node.children().any(|(_, child)| any(child, wrong))
         }
         !self.wrong.is_empty() && self.locate(path).2.is_some_and(|node| any(node, &self.wrong))
+    }
+
+    /// Where everything below a part of the file stands, by its path.
+    pub(crate) fn below(&self, part: &str) -> BTreeMap<String, Position> {
+        fn add(at: &Path, position: Position, node: &Node, all: &mut BTreeMap<String, Position>) {
+            all.insert(at.to_string(), position);
+            for (step, child) in node.children() {
+                let position = match &step {
+                    Step::Key(key) => node.entry(key).map(|entry| entry.key_position),
+                    Step::Index(_) => None,
+                };
+                add(&at.child(step), position.unwrap_or(child.position), child, all);
+            }
+        }
+        let mut all = BTreeMap::new();
+        if let Some(entry) = self.root.entry(part) {
+            add(&at![part], entry.key_position, &entry.value, &mut all);
+        }
+        all
     }
 
     /// A message about what is at the path.

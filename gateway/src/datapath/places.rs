@@ -39,6 +39,8 @@ pub enum Served {
 /// An attachment without its interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
+    /// The attachment's name.
+    pub attachment: String,
     /// What there should be.
     pub device: String,
     /// That it is missing, in a sentence.
@@ -135,6 +137,7 @@ impl Places {
                     }
                 }
                 Err(fault) => places.missing.push(Missing {
+                    attachment: stated.name.clone(),
                     device: stated.device(),
                     fault: format!("attachment `{}`: {fault}", stated.name),
                 }),
