@@ -267,7 +267,7 @@ mod tests {
         scene.open_tcp("100.64.1.11:40000", "198.51.100.10:443"); // out of the large one
         assert!(matches!(
             scene.syn(1, "100.64.1.10:40005", "198.51.100.9:443"),
-            xdp::pipeline::Fate::Drop(xdp_abi::reason::Reason::PortsExhausted)
+            xdp::pipeline::Fate::Answered(xdp_abi::reason::Reason::PortsExhausted)
         ));
         let census = Census::take(&*scene.memory, scene.now);
         let fills: Vec<_> = census
