@@ -381,7 +381,7 @@ impl Loop {
             .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
         self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
         if let Ok(Some(guard)) = guard::read() {
-            self.state.set_guard_dropped(guard.dropped().packets);
+            self.state.set_guard_dropped(guard.dropped().packets, guard.unjudged().packets);
         }
     }
 

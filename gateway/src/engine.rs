@@ -4,7 +4,7 @@
 //! No sockets, no tasks: the daemon drives it, benches and tests use it as it is.
 
 use crate::{
-    config::{Config, ConfigError, convert},
+    config::{Config, ConfigError},
     datapath::{
         attach::{self, AttachError, Attached, HookOf},
         claim::{Claim, ClaimError},
@@ -19,23 +19,20 @@ use crate::{
         settings,
         tables::{self, Datapath, TablesError},
     },
-    fixed, interfaces,
+    fixed, guarded, interfaces,
     kept::Kept,
     net::{self, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
 use xdp::{address::V4, stamp::epoch_slot};
-use xdp_abi::{
-    config::PolicyWord,
-    control::{MARK, MARK_MASK},
-};
+use xdp_abi::config::PolicyWord;
 
 /// Why the gateway could not be brought to a configuration. What was in force stays.
 #[derive(Debug, thiserror::Error)]
@@ -77,14 +74,11 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
-    /// The last guard stays.
-    #[error("the last guard cannot be removed: {0}")]
+    /// The last guard stays as it is.
+    #[error("the last guard cannot be changed: {0}")]
     GuardStays(guard::GuardError),
-    /// The last guard stays for want of a privilege.
-    #[error(
-        "removing the last guard needs CAP_NET_ADMIN; run `sluice-gateway detach --remove-guard` \
-         as root"
-    )]
+    /// The last guard stays as it is for want of a privilege.
+    #[error("changing the last guard needs CAP_NET_ADMIN; run `sluice-gateway detach` as root")]
     GuardPrivilege,
     /// Nothing can be pinned there.
     #[error(
@@ -193,7 +187,7 @@ impl Engine {
         let sizes = sizes(&config);
         tables::refuse(&sizes, &pins)?;
         // From here on the machine changes: whatever can be refused by looking was.
-        guard::install(&guard_spec(&config))?;
+        guard::install(&guarded::spec(&config))?;
         let hooks = interfaces::to_load(&config, &places);
         let datapath = Datapath::open(sizes, hooks, Some(&pins))?;
         settings::write(&datapath, &config);
@@ -307,7 +301,7 @@ impl Engine {
         numbers: Numbers,
         places: Places,
     ) -> Result<u32, EngineError> {
-        guard::install(&guard_spec(&config))?;
+        guard::install(&guarded::spec(&config))?;
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
         self.numbers = numbers;
@@ -456,7 +450,7 @@ impl Engine {
 
     /// Puts the last guard back if somebody took it away; says whether it stood.
     pub fn check_guard(&self) -> Result<bool, EngineError> {
-        let spec = guard_spec(&self.config);
+        let spec = guarded::spec(&self.config);
         let stood = guard::read()?.is_some_and(|state| state.holds(&spec));
         if !stood {
             guard::install(&spec)?;
@@ -470,14 +464,24 @@ impl Engine {
     }
 }
 
-/// Takes everything out but the last guard; with `guard_too`, that as well. Says what was there.
+/// Takes everything out but the guard against leaks; with `guard_too`, that as well. Says what was
+/// there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
     let _claim = Claim::of(pins)?;
+    // Asked first: without the privilege everything stays as it is.
+    guard::read().map_err(guard_stays)?;
+    let mut detached = take_out(pins)?;
     if guard_too {
-        // Asked first: without the privilege everything stays as it is.
-        guard::read().map_err(guard_stays)?;
+        detached.guard = guard::remove().map_err(guard_stays)?;
+    } else {
+        guard::open_transit().map_err(guard_stays)?;
     }
+    Ok(detached)
+}
+
+/// Takes out programs and tables.
+fn take_out(pins: &Path) -> Result<Detached, EngineError> {
     let stays = |(path, source)| EngineError::Stays { path, source };
     let links = attach::detach(pins).map_err(stays)?;
     let mut detached = Detached { links, ..Detached::default() };
@@ -490,9 +494,6 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
         let _ = std::fs::remove_file(path);
     }
     let _ = std::fs::remove_dir(pins);
-    if guard_too {
-        detached.guard = guard::remove().map_err(guard_stays)?;
-    }
     Ok(detached)
 }
 
@@ -516,34 +517,6 @@ pub struct Detached {
     pub guard: bool,
 }
 
-/// The last guard for a configuration.
-fn guard_spec(config: &Config) -> guard::GuardSpec {
-    let domains = convert::domains(&config.gateway);
-    let mut interfaces: BTreeMap<String, Vec<ipnet::Ipv4Net>> = BTreeMap::new();
-    let is_routable = |attachment: &crate::config::Attachment| {
-        domains.get(attachment.domain.as_str()).is_none_or(|domain| domain.0 == 0)
-    };
-    for attachment in config.gateway.attachments.iter().filter(|a| is_routable(a)) {
-        let carried = attachment.carries.iter().map(|prefix| prefix.net());
-        interfaces.entry(attachment.device()).or_default().extend(carried);
-    }
-    // An interface that also leads to pods: among them their addresses are what they are.
-    let mut towards: BTreeMap<String, Vec<ipnet::Ipv4Net>> = BTreeMap::new();
-    for attachment in config.gateway.attachments.iter().filter(|a| !is_routable(a)) {
-        let device = attachment.device();
-        if interfaces.contains_key(&device) {
-            let routes = attachment.routes().iter().map(|prefix| prefix.net());
-            towards.entry(device).or_default().extend(routes);
-        }
-    }
-    guard::GuardSpec {
-        non_routable: config.gateway.non_routable.iter().map(|prefix| prefix.net()).collect(),
-        interfaces,
-        towards,
-        exempt: Some(guard::ExemptMark { value: MARK, mask: MARK_MASK }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -553,21 +526,19 @@ mod tests {
 
     #[test]
     fn detaching_counts_what_it_removed_and_names_what_it_could_not() {
-        let mut config = testing::scene(TWO_CLUSTERS).config.clone();
         let pins = std::env::temp_dir().join(format!("sluice-detach-{}", std::process::id()));
-        config.gateway.pin_path = pins.clone();
-        assert_eq!(detach(&config, false).unwrap(), Detached::default(), "nothing is there");
+        assert_eq!(take_out(&pins).unwrap(), Detached::default(), "nothing is there");
         fs::create_dir(&pins).unwrap();
         for name in ["link-xdp-3", "link-tc-egress-3", names::SLOTS4] {
             fs::write(pins.join(name), "").unwrap();
         }
         let taken = Detached { links: 2, maps: 1, guard: false };
-        assert_eq!(detach(&config, false).unwrap(), taken);
+        assert_eq!(take_out(&pins).unwrap(), taken);
         assert!(!pins.exists());
         // What cannot be removed, whatever the reason.
         for name in ["link-xdp-3", names::SLOTS4] {
             fs::create_dir_all(pins.join(name)).unwrap();
-            let refused = detach(&config, false).unwrap_err().to_string();
+            let refused = take_out(&pins).unwrap_err().to_string();
             let said = format!("{} cannot be removed: ", pins.join(name).display());
             assert!(refused.starts_with(&said) && refused.contains("as root"), "{refused}");
             fs::remove_dir_all(&pins).unwrap();

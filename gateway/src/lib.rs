@@ -7,6 +7,7 @@ pub mod datapath;
 pub mod engine;
 mod fixed;
 pub mod flows;
+mod guarded;
 pub mod http;
 pub mod interfaces;
 pub mod kept;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use gateway::net::guard::TABLE;
 use lab::Stop;
 use lab::client::{self, Attempt, UdpLoad};
 use lab::plan::{INTERNET_SERVERS, NON_ROUTABLE, TRANSIT_SERVERS};
@@ -408,9 +409,16 @@ fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {
     ensure!(tries(&stand)? > 0);
     show!(stand: a_daemon_that_is_asked_to_stop_leaves_everything_at_work)?;
     stand.daemon.stop()?;
+    let is_closed = |stand: &Stand| -> Result<bool> {
+        let shown =
+            stand.lab.gateway.output("nft", &["list", "chain", "inet", TABLE, "forward"])?;
+        Ok(shown.status.success())
+    };
+    ensure!(is_closed(&stand)?, "what no program has judged is not forwarded");
     let detached = stand.daemon.detach(&[])?;
     ensure!(detached.status.success(), "{detached:?}");
     ensure!(!stand.lab.site().pins().exists(), "pins are left");
+    ensure!(!is_closed(&stand)?, "the kernel forwards again what no program is there to judge");
     let leaks = |stand: &mut Stand| -> Result<bool> {
         let next = stand.lab.watch_outside()?;
         drop(std::mem::replace(&mut stand.outside, next));

@@ -203,7 +203,7 @@ fn detaching_needs_the_daemon_stopped_and_the_privileges() -> Result<()> {
         // As this gateway makes its directory, and as one before it did.
         lab.gateway.run("chmod", &[mode, &path])?;
         let refused = beside(&lab, &nobody, "detach", &config)?;
-        assert_refused("somebody who is not root", &refused, &[&path, "denied", "root"])?;
+        assert_refused("somebody who is not root", &refused, &["root"])?;
         ensure!(refused.stdout.is_empty(), "{refused:?}");
     }
     let none = ["setpriv", "--bounding-set=-all"];

@@ -53,6 +53,8 @@ pub struct Facts {
     pub port_steps_max: u64,
     /// Packets that the last guard, outside the datapath, dropped.
     pub guard_dropped: u64,
+    /// Transit that it dropped because no program had judged it.
+    pub guard_unjudged: u64,
     /// Programs that somebody took off and that were put back.
     pub attached_again: u64,
     /// Addresses that more endpoints claim than can have them.
@@ -90,6 +92,7 @@ impl Facts {
             fill: fill(&state.directories.current(), census, FULLEST),
             port_steps_max: tables_now.shared().port_steps_max.load(),
             guard_dropped: state.guard_dropped(),
+            guard_unjudged: state.guard_unjudged(),
             attached_again: state.attached_again(),
             contested: in_force.config.inventory.contested(),
             records: state.records().map(flow_export::Counts::read),
@@ -318,6 +321,11 @@ fn sessions(page: &Page, facts: &Facts) -> prometheus::Result<()> {
         "sluice_guard_dropped_packets_total",
         "Packets that the last guard, outside the datapath, stopped; must stay 0.",
         facts.guard_dropped,
+    )?;
+    page.counter(
+        "sluice_guard_unjudged_packets_total",
+        "Packets from or to an attached interface that the kernel would have forwarded unjudged.",
+        facts.guard_unjudged,
     )?;
     page.counter(
         "sluice_programs_attached_again_total",

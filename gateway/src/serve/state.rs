@@ -49,6 +49,7 @@ pub struct State<L> {
     attached_again: AtomicU64,
     records: OnceLock<Arc<Counts>>,
     guard_dropped: AtomicU64,
+    guard_unjudged: AtomicU64,
     reload: RwLock<Reload>,
     started: Instant,
 }
@@ -93,6 +94,7 @@ impl<L: Live> State<L> {
             attached_again: AtomicU64::new(0),
             records: OnceLock::new(),
             guard_dropped: AtomicU64::new(0),
+            guard_unjudged: AtomicU64::new(0),
             reload: RwLock::new(Reload::success()),
             started: Instant::now(),
         }
@@ -173,14 +175,21 @@ impl<L: Live> State<L> {
         self.records.get().map(Arc::as_ref)
     }
 
-    /// How many packets the last guard, outside the datapath, has dropped.
-    pub fn set_guard_dropped(&self, packets: u64) {
-        self.guard_dropped.store(packets, Ordering::Relaxed);
+    /// How many packets the last guard, outside the datapath, has dropped: for their source, and
+    /// because no program had judged them.
+    pub fn set_guard_dropped(&self, leaks: u64, unjudged: u64) {
+        self.guard_dropped.store(leaks, Ordering::Relaxed);
+        self.guard_unjudged.store(unjudged, Ordering::Relaxed);
     }
 
-    /// How many packets the last guard has dropped.
+    /// How many packets the last guard has dropped for their source.
     pub fn guard_dropped(&self) -> u64 {
         self.guard_dropped.load(Ordering::Relaxed)
+    }
+
+    /// How much transit it has dropped that no program had judged.
+    pub fn guard_unjudged(&self) -> u64 {
+        self.guard_unjudged.load(Ordering::Relaxed)
     }
 
     /// Seconds since the daemon started.

@@ -20,7 +20,7 @@ fn the_page_says_what_the_tables_say() {
     scene.open_tcp("100.64.1.10:40001", "198.51.100.9:443");
     scene.syn(1, "100.64.1.10:40003", "198.51.100.9:22");
     let state = state(&scene);
-    state.set_guard_dropped(3);
+    state.set_guard_dropped(3, 4);
     let text = written(&Facts::of(&state).unwrap());
     for line in [
         "sluice_build_info{gateway=\"gw-test\",version=\"0.1.0\"} 1",
@@ -42,6 +42,7 @@ fn the_page_says_what_the_tables_say() {
         "sluice_policy_generation 1",
         "sluice_leaks_stopped_total 0",
         "sluice_guard_dropped_packets_total 3",
+        "sluice_guard_unjudged_packets_total 4",
         "sluice_flow_events_lost_total 0",
         "sluice_ready 0",
     ] {

@@ -63,12 +63,15 @@ impl Side {
 
 const NETWORK_HEADER: u32 = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
 const EQUAL: u32 = libc::NFT_CMP_EQ as u32;
+const NOT_EQUAL: u32 = libc::NFT_CMP_NEQ as u32;
 
 /// What is known of a packet beside its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meta {
     /// The family that hooked it.
     Family,
+    /// The name of the interface it came in by, 16 bytes; all zeros: the machine's own.
+    InputName,
     /// The name of the interface it leaves by, 16 bytes.
     OutputName,
     /// Its mark, in the byte order of the machine.
@@ -76,11 +79,12 @@ pub(super) enum Meta {
 }
 
 impl Meta {
-    const ALL: [Self; 3] = [Self::Family, Self::OutputName, Self::Mark];
+    const ALL: [Self; 4] = [Self::Family, Self::InputName, Self::OutputName, Self::Mark];
 
     fn key(self) -> u32 {
         let key = match self {
             Self::Family => libc::NFT_META_NFPROTO,
+            Self::InputName => libc::NFT_META_IIFNAME,
             Self::OutputName => libc::NFT_META_OIFNAME,
             Self::Mark => libc::NFT_META_MARK,
         };
@@ -140,6 +144,8 @@ pub(super) enum Expression {
     Mask([u8; 4]),
     /// Ends the rule unless the register begins with these bytes.
     Equals(Vec<u8>),
+    /// Ends the rule if it does.
+    Differs(Vec<u8>),
     /// Counts the packet in the rule itself.
     Count(Traffic),
     /// Counts the packet in the counter of this name, which outlives the rule.
@@ -156,7 +162,7 @@ impl Expression {
             Self::Load(_) => "meta",
             Self::LoadAddress(_) => "payload",
             Self::Mask(_) => "bitwise",
-            Self::Equals(_) => "cmp",
+            Self::Equals(_) | Self::Differs(_) => "cmp",
             Self::Count(_) => "counter",
             Self::CountIn(_) => "objref",
             Self::Decide(_) => "immediate",
@@ -193,9 +199,10 @@ impl Expression {
                     .nested(NFTA_BITWISE_MASK, |data| data.attribute(NFTA_DATA_VALUE, mask))
                     .nested(NFTA_BITWISE_XOR, |data| data.attribute(NFTA_DATA_VALUE, &[0; 4]))
             }
-            Self::Equals(bytes) => {
+            Self::Equals(bytes) | Self::Differs(bytes) => {
                 let data = number(data, NFTA_CMP_SREG, REGISTER);
-                number(data, NFTA_CMP_OP, EQUAL)
+                let equal = matches!(self, Self::Equals(_));
+                number(data, NFTA_CMP_OP, if equal { EQUAL } else { NOT_EQUAL })
                     .nested(NFTA_CMP_DATA, |data| data.attribute(NFTA_DATA_VALUE, bytes))
             }
             Self::Count(traffic) => traffic.write(data),
@@ -260,8 +267,12 @@ impl Expression {
             }
             "cmp" => {
                 is(NFTA_CMP_SREG, REGISTER)?;
-                is(NFTA_CMP_OP, EQUAL)?;
-                Some(Self::Equals(value(NFTA_CMP_DATA)?.to_vec()))
+                let bytes = value(NFTA_CMP_DATA)?.to_vec();
+                match number(NFTA_CMP_OP)? {
+                    EQUAL => Some(Self::Equals(bytes)),
+                    NOT_EQUAL => Some(Self::Differs(bytes)),
+                    _ => None,
+                }
             }
             "counter" => Traffic::read(data).map(Self::Count),
             "objref" => {
@@ -310,6 +321,7 @@ mod tests {
             Just(Expression::LoadAddress(Side::Destination)),
             any::<[u8; 4]>().prop_map(Expression::Mask),
             proptest::collection::vec(any::<u8>(), 0..17).prop_map(Expression::Equals),
+            proptest::collection::vec(any::<u8>(), 0..17).prop_map(Expression::Differs),
             (any::<u64>(), any::<u64>())
                 .prop_map(|(packets, bytes)| Expression::Count(Traffic { packets, bytes })),
             "[a-z]{1,8}".prop_map(Expression::CountIn),
@@ -361,7 +373,7 @@ mod tests {
             ("meta", |data| data.attribute(1, &[0, 0, 0, 2]).attribute(2, &[0, 0, 0, 3])),
             ("cmp", |data| {
                 data.attribute(1, &[0, 0, 0, 1])
-                    .attribute(2, &[0, 0, 0, 1]) // not equal
+                    .attribute(2, &[0, 0, 0, 2]) // less
                     .nested(3, |data| data.attribute(1, &[2]))
             }),
             ("immediate", |data| {

@@ -1,7 +1,8 @@
-//! The last guard: no packet with a non-routable source leaves on a routable interface.
+//! The last guard: no packet with a non-routable source leaves but where its network is, and none
+//! is forwarded that no program has judged.
 //!
-//! The fast path checks this itself, right before it sends. This guard is for when there is no
-//! fast path: the program is detached, an interface was replaced, the daemon is dead and the
+//! **Leaks.** The fast path checks this itself, right before it sends. This guard is for when there
+//! is no fast path: the program is detached, an interface was replaced, the daemon is dead and the
 //! kernel forwards on its own. So it is a table of the kernel's packet filter, which stays
 //! until somebody takes it away, and names interfaces by name, so that one that is made anew
 //! is guarded from its first packet.
@@ -13,38 +14,51 @@
 //! the old one after it. It is hooked last (priority 300), when the kernel's own translation
 //! (100) has put in the source that really leaves.
 //!
+//! By interfaces that the configuration does not name the machine's own traffic leaves as it
+//! likes: a tunnel of the machine itself may have such addresses. What is forwarded does not.
+//!
+//! **Unjudged transit.** Programs see what comes in by their interfaces. What comes in by another
+//! the kernel would forward, to pods as well, and also what passes while a program is missing. So
+//! a second chain, in forward, drops what comes from or goes to an interface that has programs and
+//! lacks the mark of a punted packet; what programs send themselves never passes there. It stands
+//! as long as the programs do ([`GuardSpec::attached`]).
+//!
 //! And it is written by netlink, because the guard must not depend on whether `nft` is
 //! installed, nor on how it prints. What was written is read back and compared, so a guard that
 //! is said to be in force is.
 
 mod expression;
+mod rules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 
 use super::dialogue::{Dialogue, Family, NetlinkError};
 use super::wire::{self, Request, network_u32};
 pub use expression::Traffic;
-use expression::{COUNTER_OBJECT, Expression, Meta, Side, Verdict, find};
+use expression::{COUNTER_OBJECT, Expression, Verdict, find};
+use rules::{Rule, without_counts};
 
 /// The name of the table, in the family `inet`.
 pub const TABLE: &str = "sluice_guard";
-const CHAIN: &str = "postrouting";
-/// The counter of all drops; unlike those in the rules it outlives a change of them.
+/// The chain against leaks, and where it is hooked.
+const LEAVING: (&str, u32) = ("postrouting", libc::NF_INET_POST_ROUTING as u32);
+/// The chain against unjudged transit.
+const FORWARDING: (&str, u32) = ("forward", libc::NF_INET_FORWARD as u32);
+/// The counter of all leaks stopped; unlike those in the rules it outlives a change of them.
 const DROPPED: &str = "dropped";
+/// That of all unjudged transit.
+const UNJUDGED: &str = "unjudged";
 
 const CHAIN_KIND: &str = "filter";
 const PRIORITY: u32 = 300;
-const HOOK: u32 = libc::NF_INET_POST_ROUTING as u32;
 const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 const INET: u8 = libc::NFPROTO_INET as u8;
 /// `NFT_TABLE_F_DORMANT`: a table that is there and does nothing.
 const DORMANT: u32 = 1;
 /// Length of `struct nfgenmsg`.
 const GENERIC: usize = 4;
-/// How long a name of an interface is in the kernel, with zeros to the end.
-const NAME_LENGTH: usize = 16;
 
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -79,9 +93,12 @@ pub struct GuardSpec {
     pub non_routable: Vec<Ipv4Net>,
     /// The routable interfaces by name, each with the non-routable prefixes that it carries.
     pub interfaces: BTreeMap<String, Vec<Ipv4Net>>,
-    /// Interfaces that lead to pods as well: destinations behind them that see pod addresses as
-    /// they are, because they are pods of the same network.
+    /// Interfaces that lead to pods, perhaps among others: destinations behind them that see pod
+    /// addresses as they are, because they are pods of the same network.
     pub towards: BTreeMap<String, Vec<Ipv4Net>>,
+    /// Interfaces with programs: nothing is forwarded from or to them without the exempt mark.
+    /// Empty: whatever the kernel forwards is let through.
+    pub attached: BTreeSet<String>,
     /// Packets with this mark pass: the program at the interface is about to translate them.
     pub exempt: Option<ExemptMark>,
 }
@@ -125,8 +142,6 @@ pub enum Installed {
     Written,
 }
 
-type Rule = Vec<Expression>;
-
 /// The chain as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Chain {
@@ -137,10 +152,10 @@ struct Chain {
 }
 
 impl Chain {
-    /// The one that guards.
-    fn guarding() -> Self {
+    /// One that guards at this hook.
+    fn guarding(hook: u32) -> Self {
         Self {
-            hook: Some(HOOK),
+            hook: Some(hook),
             priority: Some(PRIORITY),
             policy: Some(Verdict::Accept.code()),
             kind: CHAIN_KIND.into(),
@@ -179,35 +194,48 @@ pub struct GuardState {
     dormant: bool,
     chain: Option<Chain>,
     rules: Vec<Rule>,
+    forward: Option<Chain>,
+    forward_rules: Vec<Rule>,
     dropped: Option<Traffic>,
+    unjudged: Option<Traffic>,
 }
 
 impl GuardState {
     /// Whether exactly this guard is in force.
     pub fn holds(&self, spec: &GuardSpec) -> bool {
-        self.is_hooked() && self.rules.iter().map(without_counts).eq(rules(spec))
+        let transit = if spec.attached.is_empty() {
+            self.forward.is_none()
+        } else {
+            self.forward.is_some()
+                && self.forward_rules.iter().map(without_counts).eq(rules::forwarding(spec))
+        };
+        transit
+            && self.is_hooked()
+            && self.rules.iter().map(without_counts).eq(rules::leaving(spec))
     }
 
-    /// What was dropped since the table was made. It must stay 0.
+    /// What was dropped for its source since the table was made. It must stay 0.
     pub fn dropped(&self) -> Traffic {
         self.dropped.unwrap_or_default()
     }
 
-    /// What was dropped on each interface since the guard last changed.
-    pub fn dropped_by_interface(&self) -> BTreeMap<String, Traffic> {
-        let mut all: BTreeMap<String, Traffic> = BTreeMap::new();
-        for rule in &self.rules {
-            let Some((name, counted)) = drop_rule(rule) else { continue };
-            let sum = all.entry(name).or_default();
-            sum.packets = sum.packets.saturating_add(counted.packets);
-            sum.bytes = sum.bytes.saturating_add(counted.bytes);
-        }
-        all
+    /// The transit that was dropped because no program had judged it, since the table was made.
+    pub fn unjudged(&self) -> Traffic {
+        self.unjudged.unwrap_or_default()
     }
 
-    /// Whether packets pass the chain at all.
+    /// What was dropped for its source on each interface that the guard names, since it last
+    /// changed.
+    pub fn dropped_by_interface(&self) -> BTreeMap<String, Traffic> {
+        rules::dropped_by_interface(&self.rules)
+    }
+
+    /// Whether packets pass the chains at all.
     fn is_hooked(&self) -> bool {
-        !self.dormant && self.chain == Some(Chain::guarding())
+        let guards = |chain: &Chain, (_, hook)| *chain == Chain::guarding(hook);
+        !self.dormant
+            && self.chain.as_ref().is_some_and(|chain| guards(chain, LEAVING))
+            && self.forward.as_ref().is_none_or(|chain| guards(chain, FORWARDING))
     }
 }
 
@@ -226,6 +254,19 @@ pub fn install(spec: &GuardSpec) -> Result<Installed, GuardError> {
     }
 }
 
+/// Lets transit pass again that no program has judged, because there are none any more. The guard
+/// against leaks stays as it is; false if there was nothing to open.
+pub fn open_transit() -> Result<bool, GuardError> {
+    let mut dialogue = Dialogue::open(Family::Netfilter)?;
+    let found = read_with(&mut dialogue)?;
+    if found.is_none_or(|state| state.forward.is_none()) {
+        return Ok(false);
+    }
+    let changes = vec![emptied(FORWARDING.0), deleted(FORWARDING.0)];
+    dialogue.batch("open the nftables guard for transit", batch(changes))?;
+    Ok(true)
+}
+
 /// Takes the guard away; false if there was none.
 pub fn remove() -> Result<bool, GuardError> {
     let mut dialogue = Dialogue::open(Family::Netfilter)?;
@@ -242,10 +283,11 @@ pub fn read() -> Result<Option<GuardState>, GuardError> {
 }
 
 fn check(spec: &GuardSpec) -> Result<(), GuardError> {
+    let names = spec.interfaces.keys().chain(spec.towards.keys()).chain(&spec.attached);
+    if let Some(name) = names.into_iter().find(|name| !super::is_interface_name(name)) {
+        return Err(GuardError::Interface(name.clone()));
+    }
     for (interface, carries) in &spec.interfaces {
-        if !super::is_interface_name(interface) {
-            return Err(GuardError::Interface(interface.clone()));
-        }
         let outside =
             |prefix: &&Ipv4Net| !spec.non_routable.iter().any(|whole| whole.contains(*prefix));
         if let Some(prefix) = carries.iter().find(outside) {
@@ -260,112 +302,67 @@ fn check(spec: &GuardSpec) -> Result<(), GuardError> {
     }
 }
 
-/// The rules of a guard, in order: exceptions come before what they except from.
-fn rules(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
-    let exempt = spec.exempt.map(|ExemptMark { value, mask }| {
-        vec![
-            Expression::Load(Meta::Mark),
-            Expression::Mask(mask.to_ne_bytes()),
-            Expression::Equals(value.to_ne_bytes().to_vec()),
-            Expression::Decide(Verdict::Accept),
-        ]
-    });
-    let guarded = spec.interfaces.iter().flat_map(|(name, carries)| {
-        let towards = spec.towards.get(name).into_iter().flatten().map(|prefix| {
-            let mut rule = with_prefix(name, Side::Destination, *prefix);
-            rule.push(Expression::Decide(Verdict::Accept));
-            rule
-        });
-        let carried = carries.iter().map(|prefix| {
-            let mut rule = with_prefix(name, Side::Source, *prefix);
-            rule.push(Expression::Decide(Verdict::Accept));
-            rule
-        });
-        let kept_back = spec.non_routable.iter().map(|prefix| {
-            let mut rule = with_prefix(name, Side::Source, *prefix);
-            rule.extend([
-                Expression::Count(Traffic::default()),
-                Expression::CountIn(DROPPED.into()),
-                Expression::Decide(Verdict::Drop),
-            ]);
-            rule
-        });
-        towards.chain(carried).chain(kept_back)
-    });
-    exempt.into_iter().chain(guarded)
-}
-
-/// Matches IPv4 packets from or to a prefix that leave by this interface.
-fn with_prefix(interface: &str, side: Side, prefix: Ipv4Net) -> Rule {
-    let mut name = interface.as_bytes().to_vec();
-    name.resize(NAME_LENGTH, 0);
-    vec![
-        Expression::Load(Meta::OutputName),
-        Expression::Equals(name),
-        Expression::Load(Meta::Family),
-        Expression::Equals(vec![libc::NFPROTO_IPV4 as u8]),
-        Expression::LoadAddress(side),
-        Expression::Mask(prefix.netmask().octets()),
-        Expression::Equals(prefix.network().octets().to_vec()),
-    ]
-}
-
-/// The interface of a rule that drops, and what it counted.
-fn drop_rule(rule: &Rule) -> Option<(String, Traffic)> {
-    match rule.as_slice() {
-        [
-            Expression::Load(Meta::OutputName),
-            Expression::Equals(name),
-            ..,
-            Expression::Count(traffic),
-            Expression::CountIn(_),
-            Expression::Decide(Verdict::Drop),
-        ] => Some((wire::text(name), *traffic)),
-        _ => None,
-    }
-}
-
-fn without_counts(rule: &Rule) -> Rule {
-    let forget = |expression: &Expression| {
-        let counts = matches!(expression, Expression::Count(_));
-        if counts { Expression::Count(Traffic::default()) } else { expression.clone() }
-    };
-    rule.iter().map(forget).collect()
-}
-
 /// The changes from what was found to what should be. A chain that does not guard cannot be
 /// turned into one that does, so then the table is made anew: there is no guard to interrupt.
 fn changes(spec: &GuardSpec, found: Option<&GuardState>) -> Vec<Request> {
     let table = request(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE)
         .string(NFTA_TABLE_NAME, TABLE)
         .attribute(NFTA_TABLE_FLAGS, &[0; 4]);
-    let chain = request(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE)
+    let useless = found.filter(|state| !state.is_hooked());
+    let mut changes: Vec<_> = useless.map(|_| delete_table()).into_iter().collect();
+    changes.extend([table, counter(DROPPED), counter(UNJUDGED)]);
+    changes.extend(filled(LEAVING, rules::leaving(spec)));
+    let stands = found.is_some_and(|state| state.is_hooked() && state.forward.is_some());
+    if !spec.attached.is_empty() {
+        changes.extend(filled(FORWARDING, rules::forwarding(spec)));
+    } else if stands {
+        changes.extend([emptied(FORWARDING.0), deleted(FORWARDING.0)]);
+    }
+    changes
+}
+
+/// A counter with a name, if there is none yet.
+fn counter(name: &str) -> Request {
+    request(libc::NFT_MSG_NEWOBJ, libc::NLM_F_CREATE)
+        .string(NFTA_OBJ_TABLE, TABLE)
+        .string(NFTA_OBJ_NAME, name)
+        .attribute(NFTA_OBJ_TYPE, &COUNTER_OBJECT.to_be_bytes())
+        .nested(NFTA_OBJ_DATA, |data| Traffic::default().write(data))
+}
+
+/// A chain with these rules and no others.
+fn filled(
+    (chain, hook): (&'static str, u32),
+    rules: impl Iterator<Item = Rule>,
+) -> impl Iterator<Item = Request> {
+    let made = request(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE)
         .string(NFTA_CHAIN_TABLE, TABLE)
-        .string(NFTA_CHAIN_NAME, CHAIN)
-        .nested(NFTA_CHAIN_HOOK, |hook| {
-            hook.attribute(NFTA_HOOK_HOOKNUM, &HOOK.to_be_bytes())
+        .string(NFTA_CHAIN_NAME, chain)
+        .nested(NFTA_CHAIN_HOOK, |at| {
+            at.attribute(NFTA_HOOK_HOOKNUM, &hook.to_be_bytes())
                 .attribute(NFTA_HOOK_PRIORITY, &PRIORITY.to_be_bytes())
         })
         .attribute(NFTA_CHAIN_POLICY, &Verdict::Accept.code().to_be_bytes())
         .string(NFTA_CHAIN_TYPE, CHAIN_KIND);
-    let counter = request(libc::NFT_MSG_NEWOBJ, libc::NLM_F_CREATE)
-        .string(NFTA_OBJ_TABLE, TABLE)
-        .string(NFTA_OBJ_NAME, DROPPED)
-        .attribute(NFTA_OBJ_TYPE, &COUNTER_OBJECT.to_be_bytes())
-        .nested(NFTA_OBJ_DATA, |data| Traffic::default().write(data));
-    let emptied = request(libc::NFT_MSG_DELRULE, 0)
-        .string(NFTA_RULE_TABLE, TABLE)
-        .string(NFTA_RULE_CHAIN, CHAIN);
-    let filled = rules(spec).map(|rule| {
+    let rules = rules.map(move |rule| {
         request(libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND)
             .string(NFTA_RULE_TABLE, TABLE)
-            .string(NFTA_RULE_CHAIN, CHAIN)
+            .string(NFTA_RULE_CHAIN, chain)
             .nested(NFTA_RULE_EXPRESSIONS, |list| {
                 rule.iter().fold(list, |list, expression| expression.write(list))
             })
     });
-    let useless = found.filter(|state| !state.is_hooked()).map(|_| delete_table());
-    useless.into_iter().chain([table, chain, counter, emptied]).chain(filled).collect()
+    [made, emptied(chain)].into_iter().chain(rules)
+}
+
+fn emptied(chain: &str) -> Request {
+    request(libc::NFT_MSG_DELRULE, 0).string(NFTA_RULE_TABLE, TABLE).string(NFTA_RULE_CHAIN, chain)
+}
+
+fn deleted(chain: &str) -> Request {
+    request(libc::NFT_MSG_DELCHAIN, 0)
+        .string(NFTA_CHAIN_TABLE, TABLE)
+        .string(NFTA_CHAIN_NAME, chain)
 }
 
 fn delete_table() -> Request {
@@ -392,20 +389,28 @@ fn read_with(dialogue: &mut Dialogue) -> Result<Option<GuardState>, NetlinkError
         find(table, NFTA_TABLE_FLAGS).and_then(network_u32).unwrap_or(0) & DORMANT != 0
     })?;
     let Some(dormant) = dormant else { return Ok(None) };
+    let (chain, rules) = read_chain(dialogue, LEAVING.0)?;
+    let (forward, forward_rules) = read_chain(dialogue, FORWARDING.0)?;
+    let dropped = read_counter(dialogue, DROPPED)?;
+    let unjudged = read_counter(dialogue, UNJUDGED)?;
+    Ok(Some(GuardState { dormant, chain, rules, forward, forward_rules, dropped, unjudged }))
+}
+
+/// A chain, if it is there, and its rules.
+fn read_chain(
+    dialogue: &mut Dialogue,
+    name: &str,
+) -> Result<(Option<Chain>, Vec<Rule>), NetlinkError> {
     let chain = request(libc::NFT_MSG_GETCHAIN, libc::NLM_F_ACK)
         .string(NFTA_CHAIN_TABLE, TABLE)
-        .string(NFTA_CHAIN_NAME, CHAIN);
-    let chain = get(dialogue, "read the chain of the nftables guard", chain, Chain::read)?;
-    let counter = request(libc::NFT_MSG_GETOBJ, libc::NLM_F_ACK)
-        .string(NFTA_OBJ_TABLE, TABLE)
-        .string(NFTA_OBJ_NAME, DROPPED)
-        .attribute(NFTA_OBJ_TYPE, &COUNTER_OBJECT.to_be_bytes());
-    let dropped = get(dialogue, "read the counter of the nftables guard", counter, |object| {
-        find(object, NFTA_OBJ_DATA).and_then(Traffic::read)
-    })?;
+        .string(NFTA_CHAIN_NAME, name);
+    let chain = get(dialogue, "read a chain of the nftables guard", chain, Chain::read)?;
+    if chain.is_none() {
+        return Ok((None, Vec::new()));
+    }
     let listing = request(libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP)
         .string(NFTA_RULE_TABLE, TABLE)
-        .string(NFTA_RULE_CHAIN, CHAIN);
+        .string(NFTA_RULE_CHAIN, name);
     let rules = dialogue.dump(
         "list the rules of the nftables guard",
         &listing,
@@ -414,7 +419,18 @@ fn read_with(dialogue: &mut Dialogue) -> Result<Option<GuardState>, NetlinkError
             rules.extend(find(payload, NFTA_RULE_EXPRESSIONS).map(Expression::read_list));
         },
     )?;
-    Ok(Some(GuardState { dormant, chain, rules, dropped: dropped.flatten() }))
+    Ok((chain, rules))
+}
+
+fn read_counter(dialogue: &mut Dialogue, name: &str) -> Result<Option<Traffic>, NetlinkError> {
+    let counter = request(libc::NFT_MSG_GETOBJ, libc::NLM_F_ACK)
+        .string(NFTA_OBJ_TABLE, TABLE)
+        .string(NFTA_OBJ_NAME, name)
+        .attribute(NFTA_OBJ_TYPE, &COUNTER_OBJECT.to_be_bytes());
+    let read = get(dialogue, "read a counter of the nftables guard", counter, |object| {
+        find(object, NFTA_OBJ_DATA).and_then(Traffic::read)
+    })?;
+    Ok(read.flatten())
 }
 
 /// Reads one object, `None` if it does not exist.
@@ -437,3 +453,5 @@ fn get<T>(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transit_tests;

@@ -8,14 +8,14 @@ use super::*;
 use crate::net::testing::{FarHost, as_root_in_namespace, ip, run};
 use crate::net::{ReversePath, Sysctl};
 
-const MARK: u32 = 0x5c00_0000;
+pub(super) const MARK: u32 = 0x5c00_0000;
 const EXEMPT: ExemptMark = ExemptMark { value: MARK, mask: 0xff00_0000 };
 
-fn net(text: &str) -> Ipv4Net {
+pub(super) fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
-fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
+pub(super) fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
     GuardSpec {
         non_routable: vec![net("100.64.0.0/10"), net("192.168.0.0/16")],
         interfaces: interfaces
@@ -25,6 +25,7 @@ fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
             })
             .collect(),
         towards: BTreeMap::new(),
+        attached: BTreeSet::new(),
         exempt: Some(EXEMPT),
     }
 }
@@ -65,8 +66,9 @@ fn there_is_one_rule_for_each_exception_and_for_each_prefix_kept_back() {
         other => panic!("{other:?}"),
     };
     use Verdict::{Accept, Drop};
-    let verdicts: Vec<_> = rules(&spec).map(last).collect();
-    assert_eq!(verdicts, [Accept, Accept, Drop, Drop, Drop, Drop]);
+    let verdicts: Vec<_> = rules::leaving(&spec).map(last).collect();
+    // Of two interfaces, and of all others.
+    assert_eq!(verdicts, [Accept, Accept, Drop, Drop, Drop, Drop, Drop, Drop]);
 }
 
 #[test]
@@ -74,9 +76,12 @@ fn only_the_counts_may_differ_from_what_was_written() {
     let spec = guard(&[("eth0", &["100.64.0.0/16"])]);
     let state = GuardState {
         dormant: false,
-        chain: Some(Chain::guarding()),
-        rules: rules(&spec).collect(),
+        chain: Some(Chain::guarding(LEAVING.1)),
+        rules: rules::leaving(&spec).collect(),
+        forward: None,
+        forward_rules: vec![],
         dropped: None,
+        unjudged: None,
     };
     let mut counted = state.clone();
     let place = counted.rules[2].iter().position(|step| matches!(step, Expression::Count(_)));
@@ -87,7 +92,7 @@ fn only_the_counts_may_differ_from_what_was_written() {
     fewer.rules.pop();
     let mut opened = state.clone();
     opened.rules.insert(0, vec![Expression::Decide(Verdict::Accept)]);
-    let foreign = Chain { priority: Some(0), ..Chain::guarding() };
+    let foreign = Chain { priority: Some(0), ..Chain::guarding(LEAVING.1) };
     for broken in [
         fewer,
         opened,
@@ -205,7 +210,7 @@ fn pods_behind_a_shared_interface_see_pods_as_they_are_and_nobody_else_does() {
 }
 
 #[test]
-fn another_interface_is_not_guarded() {
+fn what_the_machine_itself_sends_by_another_interface_is_not_guarded() {
     as_root_in_namespace("guard elsewhere", || {
         let far = Receiver::behind_near();
         install(&guard(&[("near0", &[]), ("nea", &[])])).unwrap();
@@ -326,6 +331,7 @@ fn a_large_guard_fits_into_one_step() {
             non_routable: (0..8).map(|number| net(&format!("10.{number}.0.0/16"))).collect(),
             interfaces: (0..64).map(|number| (format!("eth{number}"), vec![])).collect(),
             towards: BTreeMap::new(),
+            attached: (0..64).map(|number| format!("eth{number}")).collect(),
             exempt: None,
         };
         assert_eq!(install(&spec).unwrap(), Installed::Written);
