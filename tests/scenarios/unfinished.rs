@@ -15,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
 use crate::refuse;
-use crate::stand::{Place, Stand, eventually};
+use crate::stand::{Place, Stand, within};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -93,7 +93,7 @@ fn the_size_that_fits_is_found_outwards(stand: &Stand) -> Result<()> {
     let route = format!("route replace default via {router}");
     stand.lab.gateway.ip(&format!("{route} mtu lock 1300\n"))?;
     let pod = &stand.lab.pod("prod-eu", "api").netns;
-    eventually("the route has its MTU", || {
+    within(PATIENCE * 6, "the route has its MTU", || {
         let said = pod.output("ping", &["-nc1", "-W1", "-Mdo", "-s1400", "198.51.100.99"])?;
         Ok(String::from_utf8_lossy(&said.stdout).contains("mtu = 1300"))
     })?;
@@ -105,7 +105,7 @@ fn the_size_that_fits_is_found_outwards(stand: &Stand) -> Result<()> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         Ok(socket.send_to(&[1; 1_400], (second, ECHO))?)
     })?;
-    eventually("UDP is told the MTU", || Ok(way_to(pod, second)?.contains("mtu 1300")))?;
+    within(PATIENCE * 6, "UDP is told the MTU", || Ok(way_to(pod, second)?.contains("mtu 1300")))?;
     stand.lab.gateway.ip(&format!("{route}\n"))
 }
 
@@ -117,7 +117,7 @@ fn the_size_that_fits_is_found_inwards(stand: &Stand) -> Result<()> {
     let route = format!("route replace {} via {router}", cluster.plan.nodes);
     lab.gateway.ip(&format!("{route} mtu lock 1200\n"))?;
     let _server = servers::tcp(&cluster.node, ECHO, servers::echo)?;
-    eventually("a server finds the MTU of the way in", || {
+    within(PATIENCE * 6, "a server finds the MTU of the way in", || {
         let to = SocketAddrV4::new(node, ECHO);
         client::echo(client::connect_to(&lab.transit, to, PATIENCE)?.open()?, 300_000)?;
         Ok(way_to(&lab.transit, node)?.contains("mtu 1200"))
