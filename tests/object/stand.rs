@@ -297,7 +297,7 @@ fn documents(rules: Rules) -> Vec<Value> {
         json!({ "mark": 7, "interface": "internet0", "snat_ips": ["203.0.113.9"] }),
         // Few enough to run out.
         json!({ "src_cidr": "100.64.0.0/15", "protocol": "udp", "interface": "internet0",
-                "snat_ips": ["203.0.113.7"], "snat_ports": "2000-2003" }),
+                "snat_ips": ["203.0.113.7"], "snat_ports": "2000-2001" }),
         json!({ "src_cidr": "100.64.0.0/10", "interface": "internet0",
                 "snat_ips": ["203.0.113.7", "203.0.113.8"] }),
         json!({ "src_cidr": "100.64.0.0/10", "connection": "transit",
