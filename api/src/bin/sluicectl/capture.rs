@@ -9,6 +9,7 @@ use api::path;
 use clap::Args;
 
 use crate::pcapng::Writer;
+use crate::tuple::Tuple;
 use crate::{Failure, Gateway, Output, parsed};
 
 #[derive(Args)]
@@ -73,8 +74,9 @@ impl Sink {
 
 fn line(frame: &Frame) -> String {
     const NANOSECONDS: u64 = 1_000_000_000;
+    let tuple = Tuple::of(&frame.bytes.0).map_or_else(String::new, |tuple| format!(" {tuple}"));
     format!(
-        "{}.{:09} {} {} bytes {}",
+        "{}.{:09} {}{tuple} {} bytes {}",
         frame.time / NANOSECONDS,
         frame.time % NANOSECONDS,
         frame.interface,
@@ -199,6 +201,14 @@ mod tests {
         assert_eq!(
             line(&frame),
             "1700000000.000000007 eth0 60 bytes before verdict=dropped reason=no_route"
+        );
+        let mut ipv4 = vec![0; 12];
+        ipv4.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 100, 64, 0, 7, 8, 8, 8, 8]);
+        ipv4.extend([0x9c, 0x40, 1, 0xbb]);
+        let line = line(&Frame { bytes: Bytes(ipv4), ..frame });
+        assert!(
+            line.contains(" eth0 tcp 100.64.0.7:40000 > 8.8.8.8:443 60 bytes before "),
+            "{line}"
         );
     }
 }

@@ -7,6 +7,7 @@ mod capture;
 mod pcapng;
 mod show;
 mod table;
+mod tuple;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
