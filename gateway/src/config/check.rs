@@ -403,5 +403,12 @@ impl Checks<'_> {
 /// The names of all domains that the file means to have, also of those with a mistake in them.
 pub(super) fn domain_names(tree: &Tree) -> Vec<&str> {
     let stated = tree.locate(&at!["gateway"]).2.map_or(&[][..], |node| node.list("domains"));
-    std::iter::once(FABRIC).chain(stated.iter().filter_map(|node| node.text("name"))).collect()
+    let mut names = vec![FABRIC];
+    for name in stated.iter().filter_map(|node| node.text("name")) {
+        // One that stands twice is a mistake of its own.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }

@@ -294,6 +294,24 @@ fn documents_have_to_fit_together() {
             )],
         ),
         (
+            "{ name: prod-us, number: 2 }\n  attachments:\n    - name: pods\n      interface: eth1\n      \
+             vlan: 100\n      kind: spoke\n      domain: prod-eu",
+            "{ name: fabric, number: 2 }\n  attachments:\n    - name: pods\n      interface: eth1\n      \
+             vlan: 100\n      kind: spoke\n      domain: zzz",
+            &[
+                (
+                    "name: fabric",
+                    "gateway.domains[1].name",
+                    "`name` is fabric, which is built in; expected another one",
+                ),
+                (
+                    "domain: zzz",
+                    "gateway.attachments[0].domain",
+                    "`domain` names domain `zzz`, which does not exist; expected `fabric` or `prod-eu`",
+                ),
+            ],
+        ),
+        (
             "ports: [443, \"8000-8100\"]",
             "ports: []",
             &[(
