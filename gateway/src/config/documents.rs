@@ -2,10 +2,10 @@
 //! attachments.
 
 use api::document::{
-    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, FABRIC, Named,
-    PUBLIC_INTERNET, Rule, SmartGroup, SnatPolicy, SnatProtocol,
+    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, Named, PUBLIC_INTERNET, Rule,
+    SmartGroup, SnatPolicy, SnatProtocol,
 };
-use api::value::{AddressRange, Prefix, Prefix4, ProtocolMatch};
+use api::value::{AddressRange, Prefix, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
 use smartgroups::DomainId;
@@ -15,7 +15,7 @@ use super::check::{Checks, domain_names, intersection, is_covered, join};
 use super::decode::{choice, decode, meant, suggestion};
 use super::settings::{Attachment, AttachmentKind, Gateway};
 use super::tree::{Fault, Node, Path, Tree, Value, at};
-use super::{Findings, convert};
+use super::{Findings, convert, reach};
 
 /// How many outside addresses one policy may name.
 const POLICY_ADDRESSES: u64 = 256;
@@ -226,57 +226,24 @@ impl DocumentChecks<'_> {
                            IPv4 address, without which no packet is from or to the endpoint";
             self.checks.warning(&at.child("addresses"), message.to_owned());
         }
+        let Some(gateway) = self.gateway else { return };
+        let is_stated = self.states_domain(at);
         let addresses = endpoint.addresses.iter().enumerate();
-        let mut lost = addresses.map(|(n, address)| (at.child("addresses").child(n), *address));
-        let lost = lost.find_map(|(path, address)| {
-            self.lost(at, &path.field(), address).map(|message| (path, message))
-        });
-        if let Some((path, message)) = lost {
+        let doubt = addresses.map(|(n, one)| (at.child("addresses").child(n), *one)).find_map(
+            |(path, address)| {
+                let field = path.field();
+                let doubt = reach::lost(gateway, is_stated, &field, address)
+                    .or_else(|| reach::beyond(gateway, &endpoint.domain, &field, address));
+                doubt.map(|message| (path, message))
+            },
+        );
+        if let Some((path, message)) = doubt {
             self.checks.warning(&path, message);
         }
     }
 
-    /// Whoever leaves `domain` out of something non-routable means a pod network, and gets the
-    /// fabric, where no packet has such an address. What to say, unless an attachment of the
-    /// fabric states that it has.
-    fn lost(&self, at: &Path, field: &str, prefix: Prefix) -> Option<String> {
-        let gateway = self.gateway?;
-        let IpNet::V4(net) = prefix.net() else { return None };
-        let is_stated = self.checks.tree.locate(&at.child("domain")).2.is_some();
-        if is_stated || !is_covered(net, &gateway.non_routable) {
-            return None;
-        }
-        let meets = |prefixes: &[Prefix4]| {
-            let narrow = prefixes.iter().filter(|prefix| **prefix != Prefix4::ALL);
-            narrow.map(|prefix| prefix.net()).any(|other| intersection(other, net).is_some())
-        };
-        let has = |attachment: &&Attachment| {
-            let Attachment { sources, carries, .. } = attachment;
-            // Wider sources of the fabric do not mean what is non-routable in them.
-            let fabric = attachment.domain == FABRIC;
-            let means =
-                |source: &&Prefix4| !fabric || is_covered(source.net(), &gateway.non_routable);
-            let sources: Vec<_> = sources.iter().filter(means).copied().collect();
-            meets(&sources) || meets(carries) || meets(attachment.routes())
-        };
-        let (fabric, others): (Vec<_>, Vec<_>) =
-            gateway.attachments.iter().partition(|attachment| attachment.domain == FABRIC);
-        if fabric.iter().any(has) {
-            return None;
-        }
-        let mut domains: Vec<&str> =
-            others.iter().filter(|one| has(one)).map(|one| one.domain.as_str()).collect();
-        domains.sort_unstable();
-        domains.dedup();
-        let right: Vec<String> = domains.iter().map(|name| format!("domain: {name}")).collect();
-        let right = match right.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            [] => "the `domain` of a pod network".to_owned(),
-            right => choice(right),
-        };
-        Some(format!(
-            "`{field}` is {prefix}, non-routable, and without a `domain` it is of the fabric, \
-             where no packet has it; expected {right} beside it"
-        ))
+    fn states_domain(&self, at: &Path) -> bool {
+        self.checks.tree.locate(&at.child("domain")).2.is_some()
     }
 
     fn group(&mut self, at: &Path, group: &Named<SmartGroup>) {
@@ -303,8 +270,8 @@ impl DocumentChecks<'_> {
             if let Some(domain) = &selector.domain {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
             }
-            if let Some(cidr) = selector.cidr
-                && let Some(message) = self.lost(&at, "cidr", cidr)
+            if let (Some(cidr), Some(gateway)) = (selector.cidr, self.gateway)
+                && let Some(message) = reach::group(gateway, self.states_domain(&at), cidr)
             {
                 self.checks.warning(&at.child("cidr"), message);
             }

@@ -13,6 +13,7 @@ pub mod convert;
 mod decode;
 mod documents;
 mod positions;
+mod reach;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Every mistake that a file can have, with its place and its message.
 
 mod form;
+mod reach;
 mod sense;
 
 use super::*;
@@ -432,8 +433,8 @@ fn what_can_hardly_be_meant_is_a_warning_with_its_place() {
         ),
         (
             POD,
-            pod("checkout/b", "type: pod, domain: prod-eu, addresses: [10.0.0.1, 100.64.1.10]"),
-            "38:99: documents[1].spec.addresses[1]: `addresses[1]` is 100.64.1.10 in domain \
+            pod("checkout/b", "type: pod, domain: prod-eu, addresses: [100.64.0.1, 100.64.1.10]"),
+            "38:101: documents[1].spec.addresses[1]: `addresses[1]` is 100.64.1.10 in domain \
              prod-eu, as that of pod `checkout/api` in line 35; only one can have it, and \
              meanwhile what one of them may not is refused",
         ),
@@ -444,56 +445,6 @@ fn what_can_hardly_be_meant_is_a_warning_with_its_place() {
         let expected: Vec<String> =
             (!expected.is_empty()).then(|| format!("f.yaml:{expected}")).into_iter().collect();
         assert_eq!(warnings, expected, "{new}");
-    }
-}
-
-#[test]
-fn what_is_non_routable_and_of_no_pod_network_is_a_warning() {
-    const DOMAIN: &str = "      domain: prod-eu\n      addresses: [100.64.1.10]";
-    const CIDR: &str = "{ cidr: 10.20.0.0/16, domain: fabric }";
-    let says = |field: &str, what: &str, right: &str| {
-        Some(format!(
-            "`{field}` is {what}, non-routable, and without a `domain` it is of the fabric, where no \
-             packet has it; expected {right} beside it"
-        ))
-    };
-    let (eu, any) = ("`domain: prod-eu`", "the `domain` of a pod network");
-    for (old, new, expected) in [
-        (
-            DOMAIN,
-            "      addresses: [10.0.0.1, 100.64.1.10]",
-            says("addresses[1]", "100.64.1.10", eu),
-        ),
-        (DOMAIN, "      addresses: [100.65.1.10]", says("addresses[0]", "100.65.1.10", any)),
-        (DOMAIN, "      addresses: [100.128.0.0]", None), // one past non_routable
-        (DOMAIN, "      domain: fabric\n      addresses: [100.64.1.10]", None), // said so
-        (CIDR, "{ cidr: 100.64.0.0/16 }", says("cidr", "100.64.0.0/16", eu)),
-        (CIDR, "{ cidr: 100.64.0.0/10, type: pod }", says("cidr", "100.64.0.0/10", eu)),
-        (CIDR, "{ cidr: 100.0.0.0/8 }", None), // part of it is routable
-        (CIDR, "{ cidr: 100.64.0.0/16, domain: prod-us }", None),
-    ] {
-        let text = edited(old, new);
-        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
-        let said: Vec<&str> = warnings.iter().map(|one| one.message.as_str()).collect();
-        assert_eq!(said, Vec::from_iter(expected.as_deref()), "{new}");
-        // Where the fabric has such addresses, nothing is lost.
-        let carried = text.replace("routes: [10.0.0.0/8]", "carries: [100.64.0.0/10]");
-        assert_eq!(Config::parse(&carried, "f.yaml").unwrap().warnings, [], "{new}");
-    }
-}
-
-#[test]
-fn an_endpoint_of_ipv6_alone_is_a_warning() {
-    for (addresses, expected) in [
-        ("[\"fd00::1\"]", true),
-        ("[\"fd00::1\", \"fd00:1::/64\"]", true),
-        ("[\"fd00::1\", 100.64.1.10]", false),
-    ] {
-        let text = edited("addresses: [100.64.1.10]", &format!("addresses: {addresses}"));
-        let warnings = Config::parse(&text, "f.yaml").unwrap().warnings;
-        let paths: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
-        let expected = expected.then_some("documents[0].spec.addresses");
-        assert_eq!(paths, Vec::from_iter(expected), "{addresses}");
     }
 }
 
