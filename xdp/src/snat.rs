@@ -35,8 +35,9 @@ use xdp_abi::{
 
 /// Random ports that are tried before a pair turns hot.
 pub const PROBES: u32 = 16;
-/// Clear bits that are tried in a bitmap.
-pub const HOT_TRIES: u32 = 64;
+/// Clear bits that are tried in a bitmap, with the groups that are gone through for them and the
+/// words in which there are none that may be lent.
+pub const HOT_TRIES: u32 = 128;
 /// Ports that are examined for an expired session when a bitmap is full.
 pub const RECLAIMS: u32 = 16;
 
@@ -272,17 +273,17 @@ impl<T: Tables> Search<'_, T> {
         let (tables, ports) = (self.tables, self.ports);
         let Some(bitmap) = tables.make_hot(&pair(self.reply)) else { return SOMEBODY };
         // From a random group on, around the end, each word as long as it has a port for us.
-        let mut group = tables.random() & (PORT_SUMMARY as u32 - 1);
+        let first = tables.random() & (PORT_SUMMARY as u32 - 1);
+        let mut group = first;
         let mut words = open_words(bitmap, ports, group);
-        let (mut groups, mut tries) = (1, 0);
-        // By value, because the stack of a BPF program is short.
-        self.until_free(HOT_TRIES + (PORT_WORDS + PORT_SUMMARY) as u32, move || {
+        // By value, because the stack of a BPF program is short; and nothing is counted here,
+        // because a verifier follows every count of its own.
+        self.until_free(HOT_TRIES, move || {
             if words == 0 {
-                if groups == PORT_SUMMARY as u32 {
+                group = (group + 1) & (PORT_SUMMARY as u32 - 1);
+                if group == first {
                     return Next::Nothing;
                 }
-                groups += 1;
-                group = (group + 1) & (PORT_SUMMARY as u32 - 1);
                 words = open_words(bitmap, ports, group);
                 return Next::Again;
             }
@@ -294,10 +295,6 @@ impl<T: Tables> Search<'_, T> {
                 words &= !(1 << (within & 63));
                 return Next::Again;
             }
-            if tries == HOT_TRIES {
-                return Next::Nothing;
-            }
-            tries += 1;
             let port = (word << 6) as u16 | pick(free, random >> 10) as u16;
             // Marked first, looked at second: whoever gives it back frees it first and clears
             // the bit second, so a mark that is too late is seen to be wrong by looking.

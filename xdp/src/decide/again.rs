@@ -6,7 +6,7 @@ use crate::{
     arrival::attached,
     packet::{Kind, Packet},
     policy::{Judgement, judge, parties},
-    session::{Ending, LEASED, halves},
+    session::{Ending, Halves, LEASED, halves},
     stamp,
     table::Found,
     tables::{Tables, Tally},
@@ -18,7 +18,7 @@ use xdp_abi::{
     forward::{KIND_SPOKE, LINK_UP},
     policy::ACTION_PERMIT,
     reason::Reason,
-    session::{Facts, Record},
+    session::Facts,
 };
 
 /// The session that [`Code::END`] is about. It is ended by the caller, when the stack of whoever
@@ -74,11 +74,12 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return contended;
         }
         let halves = halves(record);
-        if found.index != halves.forward && found.index != halves.reply {
+        let is_reply = found.index == halves.reply;
+        if !is_reply && found.index != halves.forward {
             // Of an older layout, and not carried over yet: its record tells of another.
             return contended;
         }
-        let Some((forward, reply)) = self.entries(record) else { return contended };
+        let Some((forward, reply)) = self.entries(&halves) else { return contended };
         let key = V4::unpack(&forward.key());
         let towards = V4::unpack(&reply.key()).domain;
         plan.policy = policy;
@@ -97,7 +98,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if doom.from == 0 {
             // The way that it came by is gone. It goes on by the one that its next packet takes;
             // till then answers lead nowhere.
-            if found.index == halves.reply {
+            if is_reply {
                 return Code::drop(Reason::NoRoute);
             }
             doom.ingress = self.number;
@@ -148,7 +149,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         else {
             return contended;
         };
-        let Some((forward, reply)) = self.entries(record) else { return contended };
+        let halves = halves(record);
+        let Some((forward, reply)) = self.entries(&halves) else { return contended };
         // Still the session that was recalled, so the record is still its own.
         if !entry.load_meta().same_owner(found.meta) {
             return contended;
@@ -163,7 +165,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             // Its attachment may have moved to another interface, with other neighbours. A packet
             // that comes by another attachment moves nothing while the first can be used: answers
             // return where the session came from.
-            if !entry.load_link().is_reply()
+            if found.index == halves.forward
                 && doom.ingress == self.number
                 && let Some(back) = self.way_back()
             {
@@ -204,27 +206,18 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     /// The interface of an attachment that packets of a domain can be sent to; zero: of none.
     #[inline(always)]
     fn ifindex_of(&self, number: u16, domain: u16) -> u32 {
-        match attached(self.tables, number) {
-            Some(attachment)
-                if attachment.domain == domain
-                    && self
-                        .tables
-                        .link(attachment.ifindex)
-                        .is_some_and(|link| link.flags & LINK_UP != 0) =>
-            {
-                attachment.ifindex
-            }
-            Some(_) | None => 0,
-        }
+        let Some(attachment) = attached(self.tables, number) else { return 0 };
+        let Some(link) = self.tables.link(attachment.ifindex) else { return 0 };
+        let serves = attachment.domain == domain && link.flags & LINK_UP != 0;
+        if serves { attachment.ifindex } else { 0 }
     }
 
-    /// Both entries that a record names, the forward one first.
+    /// Both entries of a session, the forward one first.
     #[inline(always)]
     fn entries(
         &self,
-        record: &Record,
+        halves: &Halves,
     ) -> Option<(&<V4 as Address>::Entry, &<V4 as Address>::Entry)> {
-        let halves = halves(record);
         Some((self.tables.slot(halves.forward)?, self.tables.slot(halves.reply)?))
     }
 }

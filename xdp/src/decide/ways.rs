@@ -40,17 +40,17 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return no_egress;
         };
         let Some(attachment) = attached(self.tables, number) else { return no_egress };
-        let mtu = if mtu < link.mtu { mtu } else { link.mtu };
+        // A route may take less than its link.
+        let link = LinkInfo { mtu: mtu.min(link.mtu), ..link };
         let hop_key = NextHopKey {
             ifindex: link.parent,
             vlan: link.vlan,
             attachment: number,
             kind: BY_ADDRESS4,
-            bytes: NextHopKey::address_bytes(gateway, mtu),
+            bytes: NextHopKey::address_bytes(gateway, link.mtu),
         };
         let mut hop =
             hop_towards(&link, number, &attachment, destination_mac.unwrap_or([0; 6]), source_mac);
-        hop.source = Hop::mac_word(source_mac, mtu);
         hop.place |= HOP_REFRESH as u64;
         if destination_mac.is_none() {
             hop.place &= !(HOP_RESOLVED as u64);

@@ -1,6 +1,6 @@
 //! The maps, and the core's view of them.
 
-use super::words::opaque;
+use super::words::{opaque, zeroed};
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibParams},
     helpers::generated::{
@@ -174,17 +174,8 @@ impl Kernel {
         destination: V4,
         length: u16,
     ) -> (i64, &'a FibParams) {
-        // SAFETY: all zeros is a valid request. Word by word, because the compiler would call a
-        // function that does it by bytes.
-        let params = unsafe {
-            let words = room.as_mut_ptr().cast::<u32>();
-            let mut i = 0;
-            while i < size_of::<FibParams>() / 4 {
-                words.add(i).write_volatile(0);
-                i += 1;
-            }
-            room.assume_init_mut()
-        };
+        // SAFETY: all zeros is a valid request.
+        let params = unsafe { zeroed(room) };
         params.family = AF_INET;
         params.__bindgen_anon_1.tot_len = length;
         params.ifindex = ifindex;
@@ -538,17 +529,7 @@ impl Tables for Kernel {
         match EVENTS.reserve::<Event4>(0) {
             Some(mut entry) => {
                 // SAFETY: the kernel reserved room for an event; all zeros is one.
-                let event = unsafe {
-                    // Word by word: the compiler would make a loop over bytes of it.
-                    let words = entry.as_mut_ptr().cast::<u64>();
-                    let mut i = 0;
-                    while i < size_of::<Event4>() / 8 {
-                        words.add(i).write_volatile(0);
-                        i += 1;
-                    }
-                    entry.assume_init_mut()
-                };
-                fill(event);
+                fill(unsafe { zeroed(&mut entry) });
                 entry.submit(0);
             }
             None => self.counters().events_lost += 1,

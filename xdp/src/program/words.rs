@@ -118,3 +118,30 @@ pub(super) unsafe fn store<const N: usize>(to: usize, bytes: [u8; N]) {
         }
     }
 }
+
+/// Fills room for a value with zeros. Word by word, because the compiler would make a loop over
+/// bytes of it, or call a function that does.
+///
+/// # Safety
+/// All zeros is a value of `T`.
+#[inline(always)]
+pub(super) unsafe fn zeroed<T>(room: &mut MaybeUninit<T>) -> &mut T {
+    const { assert!(size_of::<T>() % 4 == 0 && align_of::<T>() % 4 == 0) };
+    let start = room.as_mut_ptr();
+    let mut i = 0;
+    // SAFETY: the words are those of the room, and aligned as it is.
+    unsafe {
+        if const { size_of::<T>() % 8 == 0 && align_of::<T>() % 8 == 0 } {
+            while i < size_of::<T>() / 8 {
+                start.cast::<u64>().add(i).write_volatile(0);
+                i += 1;
+            }
+        } else {
+            while i < size_of::<T>() / 4 {
+                start.cast::<u32>().add(i).write_volatile(0);
+                i += 1;
+            }
+        }
+        room.assume_init_mut()
+    }
+}
