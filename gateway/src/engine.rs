@@ -397,11 +397,13 @@ impl Engine {
         let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
+            let leads_elsewhere = !places.leads_as(&self.places);
             self.take_places(places)?;
-            // A session whose way in is gone goes on by another, if its cluster has two.
-            self.publisher.judge_again(&self.datapath);
+            if leads_elsewhere {
+                // A session whose way in is gone goes on by another, if its cluster has two.
+                self.publisher.judge_again(&self.datapath);
+            }
         }
-        hops::relink(&self.datapath, &self.places);
         hops::forget(&self.datapath, network);
         self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
         Ok(())

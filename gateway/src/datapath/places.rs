@@ -275,6 +275,11 @@ impl Places {
         Self { attachments: BTreeMap::from([(1, attachment)]), links, ..Self::default() }
     }
 
+    /// Whether sessions come and go by the same ways as there.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        (&self.attachments, &self.links) == (&other.attachments, &other.links)
+    }
+
     /// The L3 interface of an attachment.
     pub fn routed_by(&self, number: u16) -> Option<u32> {
         let attachment = self.attachments.get(&number)?;
