@@ -18,7 +18,7 @@ use crate::{
     flows::{Collector, CollectorError, Log, live::Tables4},
     kept::Kept,
     metrics::{self, MetricsError},
-    net::{Follower, NetworkEvent, guard},
+    net::{Follower, NetworkEvent, guard::Installed},
     serve::{self, Condition, InForce, SocketError, State},
     watched::Watched,
 };
@@ -362,10 +362,11 @@ impl Loop {
             info!("ports of the machine itself changed; what may be lent follows");
         }
         match self.engine.check_guard() {
-            Ok(stood) => {
-                if !stood {
+            Ok((installed, guard)) => {
+                if installed == Installed::Written {
                     warn!("the last guard was gone; it stands again");
                 }
+                self.state.set_guard_dropped(guard.dropped().packets, guard.unjudged().packets);
                 self.state.readiness.set(Condition::Guards, vec![]);
             }
             Err(failed) => {
@@ -380,9 +381,6 @@ impl Loop {
             .lost_pin()
             .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
         self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
-        if let Ok(Some(guard)) = guard::read() {
-            self.state.set_guard_dropped(guard.dropped().packets, guard.unjudged().packets);
-        }
     }
 
     fn sweep(&self) {

@@ -151,19 +151,6 @@ fn is_on_bpffs(pins: &Path) -> bool {
     found.is_some_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
-fn sizes(config: &Config) -> Sizes {
-    let tables = &config.gateway.tables;
-    Sizes {
-        sessions: tables.sessions,
-        hosts: tables.endpoints,
-        prefixes: tables.prefixes,
-        identities: tables.identities,
-        rules: tables.rules,
-        port_classes: tables.port_classes,
-        next_hops: tables.next_hops,
-    }
-}
-
 impl Engine {
     /// Brings up the datapath for a configuration. Guards first, programs last: packets are
     /// served from the first moment under a whole policy. An interface that was known before may
@@ -184,7 +171,7 @@ impl Engine {
             return Err(EngineError::NotBpffs(pins));
         }
         let claim = Claim::of_new(&pins)?;
-        let sizes = sizes(&config);
+        let sizes = Sizes::of(&config.gateway.tables);
         tables::refuse(&sizes, &pins)?;
         // From here on the machine changes: whatever can be refused by looking was.
         guard::install(&guarded::spec(&config))?;
@@ -206,6 +193,7 @@ impl Engine {
         }
         let mut attached = Attached::default();
         attached.bring(&datapath, &places.interfaces, &pins)?;
+        attached.leave_others(&places.interfaces, &pins);
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
         Ok(Self {
@@ -254,11 +242,6 @@ impl Engine {
         &self.places
     }
 
-    /// The publisher, for what it knows of counters and lendable ports.
-    pub fn publisher(&self) -> &Publisher {
-        &self.publisher
-    }
-
     /// How many hooks are served.
     pub fn hooks(&self) -> usize {
         self.attached.count()
@@ -305,9 +288,15 @@ impl Engine {
         settings::write(&self.datapath, &config);
         let moved = places != self.places;
         self.numbers = numbers;
+        let lacked = self.missing();
         self.take_places(places)?;
         // Before the policy: an interface that takes no program has changed nothing for a flow.
-        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
+        // A hook that had none before, because somebody else holds it, keeps no policy away.
+        let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        if self.missing().iter().any(|hook| !lacked.contains(hook)) {
+            brought?;
+        }
+        self.attached.leave_others(&self.places.interfaces, &self.pins);
         let amended = if moved {
             None
         } else {
@@ -360,11 +349,6 @@ impl Engine {
         changed
     }
 
-    /// The ports of an outside address that NAT leaves to the machine.
-    pub fn reserved(&self, address: Ipv4Addr) -> Vec<RangeInclusive<u16>> {
-        self.reserved.of(address)
-    }
-
     /// The network changed: places, next hops and programs follow.
     pub fn follow(
         &mut self,
@@ -405,8 +389,9 @@ impl Engine {
             }
         }
         hops::forget(&self.datapath, network);
-        self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins)?;
-        Ok(())
+        let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        self.attached.leave_others(&self.places.interfaces, &self.pins);
+        Ok(brought?)
     }
 
     /// Takes port bitmaps back from pairs that need them no more, and numbers from next hops.
@@ -450,14 +435,10 @@ impl Engine {
         self.attached.missing(&self.places.interfaces, &self.pins)
     }
 
-    /// Puts the last guard back if somebody took it away; says whether it stood.
-    pub fn check_guard(&self) -> Result<bool, EngineError> {
-        let spec = guarded::spec(&self.config);
-        let stood = guard::read()?.is_some_and(|state| state.holds(&spec));
-        if !stood {
-            guard::install(&spec)?;
-        }
-        Ok(stood)
+    /// Puts the last guard back if somebody took it away; says whether it stood, and what it has
+    /// counted.
+    pub fn check_guard(&self) -> Result<(guard::Installed, guard::GuardState), EngineError> {
+        Ok(guard::keep(&guarded::spec(&self.config))?)
     }
 
     /// One address has another identity: only its flows are judged again.

@@ -1,6 +1,9 @@
 //! What a running gateway cannot change: said of a file that would, with the lines.
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    datapath::object::Sizes,
+};
 
 /// Refuses changes of what is looked at once, at the start.
 ///
@@ -8,16 +11,11 @@ use crate::config::{Config, ConfigError};
 /// Each of them, where it stands in the next file.
 pub(crate) fn refuse(in_force: &Config, next: &Config) -> Result<(), Vec<ConfigError>> {
     let (old, new) = (&in_force.gateway, &next.gateway);
-    let sizes = [
-        ("sessions", old.tables.sessions, new.tables.sessions),
-        ("endpoints", old.tables.endpoints, new.tables.endpoints),
-        ("prefixes", old.tables.prefixes, new.tables.prefixes),
-        ("identities", old.tables.identities, new.tables.identities),
-        ("rules", old.tables.rules, new.tables.rules),
-        ("port_classes", old.tables.port_classes, new.tables.port_classes),
-        ("next_hops", old.tables.next_hops, new.tables.next_hops),
-    ];
-    let resized = sizes.into_iter().filter(|(_, old, new)| old != new).map(|(name, old, _)| {
+    let sizes = [in_force, next].map(|config| Sizes::of(&config.gateway.tables).shown_by());
+    let [old_sizes, new_sizes] = sizes;
+    let resized = old_sizes.iter().zip(&new_sizes).filter(|(old, new)| old.wanted != new.wanted);
+    let resized = resized.map(|(old, _)| {
+        let (name, old) = (old.setting, old.wanted);
         let message = format!(
             "`tables.{name}` was changed; sizes are fixed while the tables exist: set it back to \
              {old}, or run `sluice-gateway detach` and start again"

@@ -1,7 +1,7 @@
 //! What the last guard keeps back, by the configuration.
 
 use crate::{
-    config::{Attachment, Config, convert},
+    config::Config,
     net::guard::{ExemptMark, GuardSpec},
 };
 use ipnet::Ipv4Net;
@@ -10,10 +10,6 @@ use xdp_abi::control::{MARK, MARK_MASK};
 
 /// The last guard for a configuration whose programs are, or are about to be, attached.
 pub(crate) fn spec(config: &Config) -> GuardSpec {
-    let domains = convert::domains(&config.gateway);
-    let is_routable = |attachment: &Attachment| {
-        domains.get(attachment.domain.as_str()).is_none_or(|domain| domain.0 == 0)
-    };
     let mut interfaces: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
     // Among pods of one network their addresses are what they are.
     let mut towards: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
@@ -22,7 +18,7 @@ pub(crate) fn spec(config: &Config) -> GuardSpec {
         let device = attachment.device();
         // Programs are on the interface itself, also those of its VLANs.
         attached.extend([device.clone(), attachment.interface.clone()]);
-        if is_routable(attachment) {
+        if attachment.is_fabric() {
             let carried = attachment.carries.iter().map(|prefix| prefix.net());
             interfaces.entry(device).or_default().extend(carried);
         } else {

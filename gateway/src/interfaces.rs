@@ -9,7 +9,7 @@ use crate::{
         object::Hooks,
         places::{Missing, Places, Served},
     },
-    net::{self, HardwareFacts, NetworkState},
+    net::{self, NetworkState, XdpFeatures},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,13 +17,19 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
     let mut served = BTreeMap::new();
     for attachment in &config.gateway.attachments {
+        // Attachments that share an interface share its hook.
+        if served.contains_key(&attachment.interface) {
+            continue;
+        }
         let hook = match attachment.hook {
             Hook::Xdp => Served::Xdp,
             Hook::Tc => Served::Tc,
             Hook::Auto => {
                 let link = network.links.values().find(|link| link.name == attachment.interface);
-                link.and_then(|link| net::hardware_facts(link).ok())
-                    .map_or(Served::Tc, |facts| suitable(&facts))
+                link.map_or(Served::Tc, |link| {
+                    let ask = || net::xdp_features(link.ifindex).ok().flatten();
+                    suitable(link.kind.as_deref(), ask)
+                })
             }
         };
         served.insert(attachment.interface.clone(), hook);
@@ -34,9 +40,12 @@ pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Serve
 /// Which hook suits an interface. A veth hands XDP what its other end has sent, with checksums
 /// that it left to a device; the kernel forgets that when it makes a frame for XDP, and all
 /// receivers drop them.
-fn suitable(facts: &HardwareFacts) -> Served {
-    match facts.xdp {
-        Some(xdp) if xdp.native && xdp.redirect && !is_veth(facts.kind.as_deref()) => Served::Xdp,
+fn suitable(kind: Option<&str>, ask: impl FnOnce() -> Option<XdpFeatures>) -> Served {
+    if is_veth(kind) {
+        return Served::Tc;
+    }
+    match ask() {
+        Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
         Some(_) | None => Served::Tc,
     }
 }
@@ -202,7 +211,7 @@ mod tests {
     #[test]
     fn a_driver_that_can_redirect_gets_xdp_and_a_veth_does_not() {
         let can = |native, redirect| {
-            Some(net::XdpFeatures { native, redirect, receives_redirected: true, fragments: true })
+            Some(XdpFeatures { native, redirect, receives_redirected: true, fragments: true })
         };
         for (kind, xdp, hook) in [
             (None, can(true, true), Served::Xdp),
@@ -212,8 +221,7 @@ mod tests {
             (Some("bond"), can(true, true), Served::Xdp),
             (Some("veth"), can(true, true), Served::Tc),
         ] {
-            let facts = HardwareFacts { kind: kind.map(str::to_owned), driver: None, xdp };
-            assert_eq!(suitable(&facts), hook, "{facts:?}");
+            assert_eq!(suitable(kind, || xdp), hook, "{kind:?} {xdp:?}");
         }
     }
 

@@ -5,53 +5,13 @@ mod namespace;
 
 use namespace::{can_run, run};
 
-/// A pod behind eth1 that can open many flows to a server behind eth0, and a pipe for records that is
-/// read by nobody. The third argument is `flow_log.path`.
+/// A pod that can open many flows, and a pipe for records that is read by nobody. The third argument
+/// is `flow_log.path`.
 const SITE: &str = r#"
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/bpf"
-mount -t bpf bpf "$1/bpf"
-mount -t tmpfs tmpfs /run
-ip link set lo up
-for place in pod net; do ip netns add $place; done
-ip link add eth1 type veth peer name p1 netns pod
-ip link add eth0 type veth peer name s0 netns net
-for interface in eth0 eth1; do ip link set $interface up; done
-ip -n pod link set p1 up
-ip -n net link set s0 up
-ip address add 203.0.113.1/24 dev eth0
-ip -n net address add 203.0.113.9/24 dev s0
-ip address add 100.64.0.1/16 dev eth1
-ip -n pod address add 100.64.1.10/16 dev p1
-ip -n pod route add default via 100.64.0.1
-echo 1 >/proc/sys/net/ipv4/ip_forward
+site 1
 mkfifo "$1/pipe"
 exec 3<>"$1/pipe"
-cat >"$1/sluice.yaml" <<END
-gateway:
-  name: gw-test
-  domains: [{ name: red, number: 1 }]
-  attachments:
-    - { name: pods, interface: eth1, kind: spoke, domain: red, sources: [100.64.0.0/16], hook: tc }
-    - { name: internet, interface: eth0, kind: internet, hook: tc }
-  tables:
-    sessions: 4096
-    endpoints: 64
-    prefixes: 64
-    identities: 16
-    rules: 16
-    port_classes: 16
-    next_hops: 64
-  flow_log: { path: "$3" }
-  socket: $1/sluice.sock
-  pin_path: $1/bpf/sluice
-  state_dir: $1/state
-documents:
-  - { kind: DefaultAction, name: default, spec: { action: permit } }
-  - kind: SnatPolicy
-    name: out
-    spec: { order: 1, src_cidr: 100.64.0.0/16, interface: eth0, snat_ips: [203.0.113.1] }
-END
+configure "$POD" "flow_log: { path: \"$3\" }"
 flows() {
     ip netns exec pod bash -c "for port in {$1..$2}; do echo >/dev/udp/203.0.113.9/\$port; done"
 }

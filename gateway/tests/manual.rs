@@ -284,41 +284,9 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
-/// Two interfaces, BPF file system and configuration.
 const SITE: &str = r#"
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/bpf"
-mount -t bpf bpf "$1/bpf"
-ip link set lo up
-for interface in eth0 eth1; do
-    ip link add $interface type veth peer name far-$interface
-    ip link set $interface up
-    ip link set far-$interface up
-done
-ip address add 203.0.113.1/24 dev eth0
-ip address add 100.64.0.1/16 dev eth1
-cat >"$1/sluice.yaml" <<END
-gateway:
-  name: gw-test
-  domains: [{ name: prod-eu, number: 1 }]
-  attachments:
-    - { name: pods, interface: eth1, kind: spoke, domain: prod-eu, sources: [100.64.0.0/16] }
-    - { name: internet, interface: eth0, kind: internet }
-  tables:
-    sessions: 1024
-    endpoints: 64
-    prefixes: 64
-    identities: 16
-    rules: 16
-    port_classes: 16
-    next_hops: 64
-  flow_log: { path: $1/flows.jsonl }
-  socket: $1/sluice.sock
-  pin_path: $1/bpf/sluice
-  state_dir: $1/state
-documents:
-  - { kind: DefaultAction, name: default, spec: { action: deny } }
-END
+site 1
+configure "$POD" "flow_log: { path: $1/flows.jsonl }"
 "#;
 
 /// A daemon with the capabilities of the third argument, as `setpriv` takes them.
@@ -336,7 +304,7 @@ kill $daemon
 wait $daemon
 nft delete table inet sluice_guard
 before=$(ls "$1/bpf/sluice")
-sed -i 's/sessions: 1024/sessions: 2048/' "$1/sluice.yaml"
+sed -i 's/sessions: 4096/sessions: 8192/' "$1/sluice.yaml"
 code=0
 timeout 60 "$2" run --config "$1/sluice.yaml" 2>"$1/said" || code=$?
 cat "$1/said"
@@ -363,7 +331,7 @@ fn a_start_that_is_refused_for_its_sizes_touches_nothing() {
     let output = run(&format!("{SITE}{LARGER}"), "larger", &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
-    assert!(said.contains("`tables.sessions` is 2048, but the pinned table has 1024"), "{said}");
+    assert!(said.contains("`tables.sessions` is 8192, but the pinned table has 4096"), "{said}");
 }
 
 #[test]

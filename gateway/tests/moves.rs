@@ -5,57 +5,11 @@ mod namespace;
 
 use namespace::{can_run, run};
 
-/// A pod with a link to eth1 and one to eth2 of the gateway, and a server behind eth0. Arguments: a
-/// directory, the program, the attachments of the pods. The pod asks the server ten times a second
-/// by eth1, and after two seconds something else happens ([`MOVE`], [`FAIL_OVER`]).
+/// The third argument are the attachments of the pod. It asks the server ten times a second by eth1,
+/// and after two seconds something else happens ([`MOVE`], [`FAIL_OVER`]).
 const BEFORE: &str = r#"
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/bpf"
-mount -t bpf bpf "$1/bpf"
-mount -t tmpfs tmpfs /run
-# Its routes come and go with a link.
-echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
-ip link set lo up
-ip netns add pod
-ip netns add net
-for n in 1 2; do
-    ip link add eth$n type veth peer name p$n netns pod
-    ip link set eth$n up address 02:aa:00:00:00:0$n
-    ip -n pod link set p$n up
-done
-ip link add eth0 type veth peer name s0 netns net
-ip link set eth0 up
-ip -n net link set s0 up
-ip address add 203.0.113.1/24 dev eth0
-ip -n net address add 203.0.113.9/24 dev s0
-ip address add 100.64.0.1/16 dev eth1
-ip -n pod address add 100.64.1.10/16 dev p1
-ip -n pod route add default via 100.64.0.1
-echo 1 >/proc/sys/net/ipv4/ip_forward
-cat >"$1/sluice.yaml" <<END
-gateway:
-  name: gw-test
-  domains: [{ name: red, number: 1 }]
-  attachments:
-$3
-    - { name: internet, interface: eth0, kind: internet, hook: tc }
-  tables:
-    sessions: 1024
-    endpoints: 64
-    prefixes: 64
-    identities: 16
-    rules: 16
-    port_classes: 16
-    next_hops: 64
-  socket: $1/sluice.sock
-  pin_path: $1/bpf/sluice
-  state_dir: $1/state
-documents:
-  - { kind: DefaultAction, name: default, spec: { action: permit } }
-  - kind: SnatPolicy
-    name: out
-    spec: { order: 1, src_cidr: 100.64.0.0/16, interface: eth0, snat_ips: [203.0.113.1] }
-END
+site 1 2
+configure "$3"
 start env
 ip netns exec pod ping -n -i 0.1 -c 80 203.0.113.9 >"$1/ping" 2>&1 &
 ping=$!
@@ -114,7 +68,7 @@ fn answers_come_through(change: &str, name: &str, pods: &str) {
 /// An attachment of the pods.
 fn pods(name: &str, interface: &str) -> String {
     format!(
-        "    - {{ name: {name}, interface: {interface}, kind: spoke, domain: red, sources: \
+        "- {{ name: {name}, interface: {interface}, kind: spoke, domain: red, sources: \
          [100.64.0.0/16], hook: tc }}"
     )
 }
@@ -126,6 +80,6 @@ fn answers_find_a_pod_whose_attachment_moves_to_another_interface() {
 
 #[test]
 fn answers_find_a_pod_that_comes_by_its_second_way_when_the_first_is_down() {
-    let both = [pods("first", "eth1"), pods("second", "eth2")].join("\n");
+    let both = [pods("first", "eth1"), pods("second", "eth2")].join("\n    ");
     answers_come_through(FAIL_OVER, "fails-over", &both);
 }

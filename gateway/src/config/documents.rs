@@ -409,7 +409,7 @@ impl DocumentChecks<'_> {
         };
         let sources = self.sources(policy);
         for attachment in gateway.attachments.iter().filter(leaves_by) {
-            if attachment.domain != api::document::FABRIC {
+            if !attachment.is_fabric() {
                 continue; // Non-routable addresses are at home there.
             }
             let leak = sources

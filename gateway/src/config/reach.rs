@@ -28,13 +28,13 @@ pub(super) fn lost(
     let has = |attachment: &&Attachment| {
         let Attachment { sources, carries, .. } = attachment;
         // Wider sources of the fabric do not mean what is non-routable in them.
-        let fabric = attachment.domain == FABRIC;
+        let fabric = attachment.is_fabric();
         let means = |source: &&Prefix4| !fabric || is_covered(source.net(), &gateway.non_routable);
         let sources: Vec<_> = sources.iter().filter(means).copied().collect();
         meets(&sources) || meets(carries) || meets(attachment.routes())
     };
     let (fabric, others): (Vec<_>, Vec<_>) =
-        gateway.attachments.iter().partition(|attachment| attachment.domain == FABRIC);
+        gateway.attachments.iter().partition(|attachment| attachment.is_fabric());
     if fabric.iter().any(has) {
         return None;
     }
@@ -64,7 +64,7 @@ pub(super) fn group(gateway: &Gateway, domain_is_stated: bool, cidr: Prefix) -> 
             ));
         }
     };
-    let has_pods = gateway.attachments.iter().any(|attachment| attachment.domain != FABRIC);
+    let has_pods = gateway.attachments.iter().any(|attachment| !attachment.is_fabric());
     if net.prefix_len() == 0 && !domain_is_stated && has_pods {
         return Some(format!(
             "`cidr` is {cidr}, and without a `domain` it is of the fabric: no pod of another domain \

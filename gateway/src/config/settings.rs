@@ -198,6 +198,12 @@ impl Attachment {
         }
     }
 
+    /// Whether it leads into the routable fabric, and not into a pod network of its own.
+    #[must_use]
+    pub fn is_fabric(&self) -> bool {
+        self.domain == FABRIC
+    }
+
     /// Destinations ahead of it: what is stated, else for a spoke its sources, else everything.
     #[must_use]
     pub fn routes(&self) -> &[Prefix4] {

@@ -6,7 +6,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-/// All that the daemon's servers may hold at once (`crate::http`), and as much again for its own work.
+/// All that the daemon's servers may hold at once (`crate::http`: 256), and enough for its own work.
 const ENOUGH: u64 = 1024;
 
 /// Takes as many descriptors as the system lets this process have; the usual limit is far lower, for

@@ -1,8 +1,8 @@
 //! Programs on their interfaces: put back there if somebody takes one off, and shown to whoever asks.
 //!
-//! Without its program an interface is the kernel's, which routes whatever comes in and asks no rule;
-//! the last guard keeps pod addresses from leaving, and nothing else. So a program that is gone is
-//! put back at once, whoever took it off: who wants it gone stops the gateway and has `detach` do it.
+//! Without its program an interface is the kernel's, and the last guard drops what that would forward:
+//! nothing passes there. So a program that is gone is put back at once, whoever took it off: who wants
+//! it gone stops the gateway and has `detach` do it.
 
 use super::{Loop, with_causes};
 use crate::{interfaces, serve::Condition};

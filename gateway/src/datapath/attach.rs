@@ -111,7 +111,7 @@ pub struct HookOf {
 
 /// One hook of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Xdp,
     TcIngress,
     TcEgress,
@@ -132,7 +132,8 @@ impl Place {
             Self::TcEgress => Some(TcAttachType::Egress),
         }
     }
-    const fn word(self) -> &'static str {
+    /// The word of the API.
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
             Self::TcIngress => "tc_ingress",
@@ -195,28 +196,31 @@ pub fn gone(pin: &Path, removed: io::Result<()>) -> Result<bool, (PathBuf, io::E
     }
 }
 
-/// What belongs on these interfaces. The guard at TC egress comes first.
+/// Which program stands at which hook of an interface. The guard at TC egress comes first.
+pub(crate) const fn hooks(served: Served) -> &'static [(Place, &'static str)] {
+    match served {
+        Served::Xdp => &[
+            (Place::TcEgress, names::TC_EGRESS),
+            (Place::TcIngress, names::TC_MARK),
+            (Place::Xdp, names::XDP_INGRESS),
+        ],
+        Served::Tc => &[(Place::TcEgress, names::TC_EGRESS), (Place::TcIngress, names::TC_INGRESS)],
+    }
+}
+
+/// What belongs on these interfaces.
 fn wanted(
     interfaces: &BTreeMap<u32, (String, Served)>,
 ) -> impl Iterator<Item = (u32, &str, Place, &'static str)> {
     interfaces.iter().flat_map(|(ifindex, (name, served))| {
-        let places: &[_] = match served {
-            Served::Xdp => &[
-                (Place::TcEgress, names::TC_EGRESS),
-                (Place::TcIngress, names::TC_MARK),
-                (Place::Xdp, names::XDP_INGRESS),
-            ],
-            Served::Tc => {
-                &[(Place::TcEgress, names::TC_EGRESS), (Place::TcIngress, names::TC_INGRESS)]
-            }
-        };
-        places.iter().map(|(place, program)| (*ifindex, name.as_str(), *place, *program))
+        let hooks = hooks(*served).iter();
+        hooks.map(|(place, program)| (*ifindex, name.as_str(), *place, *program))
     })
 }
 
 impl Attached {
-    /// Brings the programs onto these interfaces and off all others. The guard at TC egress
-    /// comes first and goes last. One that is refused keeps no other away.
+    /// Brings the programs onto these interfaces. The guard at TC egress comes first. One that is
+    /// refused keeps no other away.
     pub fn bring(
         &mut self,
         datapath: &Datapath,
@@ -234,9 +238,11 @@ impl Attached {
                 Err(error) => drop(refused.get_or_insert(error)),
             }
         }
-        if let Some(refused) = refused {
-            return Err(refused);
-        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Takes the programs off all other interfaces. The guard at TC egress goes last.
+    pub fn leave_others(&mut self, interfaces: &BTreeMap<u32, (String, Served)>, pins: &Path) {
         let keep: Vec<PathBuf> =
             wanted(interfaces).map(|(at, _, place, _)| pin(pins, at, place)).collect();
         for path in pinned(pins).into_iter().filter(|path| !keep.contains(path)) {
@@ -244,7 +250,6 @@ impl Attached {
             // A pin that cannot be removed is met again with the next change.
             let _ = take_off(&path);
         }
-        Ok(())
     }
 
     /// Forgets every program that somebody else took off its interface, or put another one in the

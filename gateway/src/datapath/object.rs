@@ -1,5 +1,6 @@
 //! The eBPF object: its maps with the sizes of the configuration, its programs.
 
+use crate::config;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, MapError, ProgramArray, Queue},
@@ -28,6 +29,8 @@ const EVENT_BYTES: u32 = 4 << 20;
 
 /// The policy in force and the one that is written next have a half each.
 const BANKS: u32 = 2;
+/// Beside the rules the default action is counted.
+const DEFAULT_ACTION: u32 = 1;
 
 /// How much the tables hold. Fixed while they exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +69,29 @@ impl Sizes {
         (self.sessions / 512).max(64)
     }
 
-    /// What the rules count in, and the default action beside them.
-    fn rule_counts(&self) -> u32 {
-        self.rules + 1
+    /// The sizes that a configuration states.
+    pub(crate) fn of(tables: &config::Tables) -> Self {
+        Self {
+            sessions: tables.sessions,
+            hosts: tables.endpoints,
+            prefixes: tables.prefixes,
+            identities: tables.identities,
+            rules: tables.rules,
+            port_classes: tables.port_classes,
+            next_hops: tables.next_hops,
+        }
     }
 
     /// Every setting with its value, and a map that shows how large it was made, with how many
     /// elements.
-    pub(super) fn shown_by(&self) -> [Shown; 7] {
+    pub(crate) fn shown_by(&self) -> [Shown; 7] {
         let shown = |setting, wanted, map, each| Shown { setting, wanted, map, each, beside: 0 };
         [
             shown("sessions", self.sessions, names::RECORDS4, 1),
             shown("endpoints", self.hosts, names::HOSTS4, BANKS),
             shown("prefixes", self.prefixes, names::PREFIXES4, BANKS),
             shown("identities", self.identities, names::SOURCE_RULES, BANKS),
-            Shown { beside: 1, ..shown("rules", self.rules, names::RULE_COUNTS, 1) },
+            Shown { beside: DEFAULT_ACTION, ..shown("rules", self.rules, names::RULE_COUNTS, 1) },
             shown("port_classes", self.port_classes, names::CLASS_RULES, BANKS),
             shown("next_hops", self.next_hops, names::NEXT_HOPS, 1),
         ]
@@ -95,7 +106,7 @@ impl Sizes {
             (names::FREE_RECORDS4, self.sessions),
             (names::OVERFLOW4, self.overflow_slots()),
             (names::FREE_OVERFLOW4, self.overflow_slots()),
-            (names::RULE_COUNTS, self.rule_counts()),
+            (names::RULE_COUNTS, self.rules + DEFAULT_ACTION),
             (names::HOSTS4, banks * self.hosts),
             (names::PREFIXES4, banks * self.prefixes),
             (names::SOURCE_RULES, banks * self.identities),
@@ -120,7 +131,7 @@ impl Sizes {
 
 /// A setting, and a map that shows what it was when the map was made.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     pub setting: &'static str,
     pub wanted: u32,
     pub map: &'static str,

@@ -165,6 +165,8 @@ impl Places {
         // What is nobody's leads to no session, and needs no glance.
         places.glances();
         let non_routable: Vec<_> = config.gateway.non_routable.iter().map(|p| p.net()).collect();
+        // What several of them cover together is non-routable, as `check` says.
+        let non_routable = Ipv4Net::aggregate(&non_routable);
         behind::confine(&mut places.sources, &non_routable, &routable);
         places
     }

@@ -1,13 +1,8 @@
-//! What an interface is made of, for choosing where the program hooks in.
-//!
-//! The kernel says itself what XDP may do on an interface (generic netlink family `netdev`,
-//! Linux 6.3); the driver's name and the kind explain the choice to the operator, and stand in
-//! for it on an older kernel.
-
-use std::path::Path;
+//! What XDP may do on an interface, for choosing where the program hooks in. The kernel says so
+//! itself (generic netlink family `netdev`, Linux 6.3).
 
 use super::dialogue::{Dialogue, Family, NetlinkError};
-use super::picture::{IfIndex, Link};
+use super::picture::IfIndex;
 use super::wire::{Message, Request, attributes, native_u16, native_u32};
 
 /// Length of `struct genlmsghdr`.
@@ -39,33 +34,8 @@ impl XdpFeatures {
     }
 }
 
-/// The facts about one interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HardwareFacts {
-    /// The kind of a virtual interface (`veth`, `vlan`, `wireguard`); absent for hardware.
-    pub kind: Option<String>,
-    /// The driver of hardware (`ena`, `virtio_net`); absent for what has none.
-    pub driver: Option<String>,
-    /// What XDP may do; absent when the kernel is too old to say.
-    pub xdp: Option<XdpFeatures>,
-}
-
-/// Gathers what is known of an interface.
-pub fn hardware_facts(link: &Link) -> Result<HardwareFacts, NetlinkError> {
-    Ok(HardwareFacts {
-        kind: link.kind.clone(),
-        driver: driver("/sys/class/net".as_ref(), &link.name),
-        xdp: xdp_features(link.ifindex)?,
-    })
-}
-
-/// The name of the driver; virtual interfaces have no device and so no driver.
-fn driver(classes: &Path, interface: &str) -> Option<String> {
-    let link = std::fs::read_link(classes.join(interface).join("device/driver")).ok()?;
-    Some(link.file_name()?.to_str()?.to_owned())
-}
-
-fn xdp_features(ifindex: IfIndex) -> Result<Option<XdpFeatures>, NetlinkError> {
+/// What XDP may do on an interface; absent when the kernel is too old to say.
+pub fn xdp_features(ifindex: IfIndex) -> Result<Option<XdpFeatures>, NetlinkError> {
     let mut dialogue = Dialogue::open(Family::Generic)?;
     let request = Request::new(libc::GENL_ID_CTRL as u16, libc::NLM_F_ACK)
         .fixed(&[libc::CTRL_CMD_GETFAMILY as u8, 1, 0, 0])
@@ -106,20 +76,7 @@ fn number(value: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::testing::{as_root_in_namespace, ip, link_named, scratch_directory};
-
-    #[test]
-    fn the_driver_is_where_the_device_points() {
-        let directory = scratch_directory();
-        let device = directory.path().join("eth0/device");
-        std::fs::create_dir_all(&device).unwrap();
-        std::os::unix::fs::symlink("../../../bus/virtio/drivers/virtio_net", device.join("driver"))
-            .unwrap();
-        std::fs::create_dir_all(directory.path().join("lo")).unwrap();
-        for (interface, expected) in [("eth0", Some("virtio_net")), ("lo", None), ("eth1", None)] {
-            assert_eq!(driver(directory.path(), interface).as_deref(), expected, "{interface}");
-        }
-    }
+    use crate::net::testing::{as_root_in_namespace, ip, link_named};
 
     #[test]
     fn a_number_has_four_or_eight_bytes() {
@@ -130,16 +87,13 @@ mod tests {
 
     #[test]
     fn a_veth_pair_can_run_xdp_and_the_loopback_cannot() {
-        as_root_in_namespace("hardware facts", || {
+        as_root_in_namespace("what XDP may do", || {
             ip("link add left type veth peer name right");
-            let veth = hardware_facts(&link_named("left")).unwrap();
-            assert_eq!((veth.kind.as_deref(), veth.driver), (Some("veth"), None));
-            let lo = hardware_facts(&link_named("lo")).unwrap();
-            assert_eq!(lo.kind, None);
+            let of = |name| xdp_features(link_named(name).ifindex).unwrap();
             // Absent before Linux 6.3, and then for both.
-            if let Some(features) = veth.xdp {
+            if let Some(features) = of("left") {
                 assert!(features.native && features.redirect);
-                assert!(!lo.xdp.unwrap().native);
+                assert!(!of("lo").unwrap().native);
             }
         });
     }

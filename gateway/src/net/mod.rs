@@ -11,7 +11,7 @@
 //! - [`Sysctl`]: forwarding and the reverse path check;
 //! - [`guard`]: the last guard against leaks, which holds with no program attached;
 //! - [`filter_program`]: whether a TC filter is still where it was put;
-//! - [`hardware_facts`]: what an interface can do, for choosing the hook.
+//! - [`xdp_features`]: what XDP may do on an interface, for choosing the hook.
 //!
 //! All of it is about the network namespace of the calling thread.
 
@@ -34,7 +34,7 @@ mod wire;
 pub use dialogue::{Family, NetlinkError};
 pub use filter::{CLSACT_EGRESS, CLSACT_INGRESS, FilterPlace, filter_program};
 pub use follow::Follower;
-pub use hardware::{HardwareFacts, XdpFeatures, hardware_facts};
+pub use hardware::{XdpFeatures, xdp_features};
 pub use neighbour::{KeptBy, manage_neighbour, release_neighbour};
 pub use picture::{
     Address, AddressKey, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,

@@ -18,8 +18,8 @@ use xdp_abi::names;
 use super::problem::{Refusal, blocking};
 use super::state::State;
 use super::status::FRESH;
+use crate::datapath::attach;
 use crate::datapath::object::Loaded;
-use crate::datapath::places::Served;
 use crate::flows::{Census, Live};
 
 /// A map that is pinned.
@@ -164,7 +164,8 @@ pub(super) async fn programs<L: Live>(
             let places: Vec<_> = served
                 .values()
                 .flat_map(|(interface, served)| {
-                    hooks(*served).iter().map(move |(program, hook)| (interface, *program, *hook))
+                    let hooks = attach::hooks(*served).iter();
+                    hooks.map(move |(place, program)| (interface, *program, place.word()))
                 })
                 .filter(|(_, program, _)| *program == loaded.name)
                 .collect();
@@ -181,18 +182,6 @@ pub(super) async fn programs<L: Live>(
         Json(Programs { programs })
     })
     .await
-}
-
-/// Which program stands at which hook of an interface.
-const fn hooks(served: Served) -> &'static [(&'static str, &'static str)] {
-    match served {
-        Served::Xdp => &[
-            (names::XDP_INGRESS, "xdp"),
-            (names::TC_MARK, "tc_ingress"),
-            (names::TC_EGRESS, "tc_egress"),
-        ],
-        Served::Tc => &[(names::TC_INGRESS, "tc_ingress"), (names::TC_EGRESS, "tc_egress")],
-    }
 }
 
 fn program(
@@ -255,13 +244,6 @@ mod tests {
             if count < 8 {
                 filled.insert(count * 7, 1, 0).unwrap();
             }
-        }
-    }
-
-    #[test]
-    fn the_guard_at_egress_stands_on_every_interface() {
-        for served in [Served::Xdp, Served::Tc] {
-            assert!(hooks(served).contains(&(names::TC_EGRESS, "tc_egress")));
         }
     }
 }

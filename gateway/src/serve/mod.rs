@@ -14,14 +14,12 @@ mod socket;
 mod state;
 pub(crate) mod status;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
 
 use crate::flows::Live;
-use crate::http::Tally;
 pub use explain::explain;
 pub use problem::Refusal;
 pub use route::ask_route;
@@ -43,22 +41,6 @@ pub fn router<L: Live>(state: Arc<State<L>>) -> Router {
         .route(api::path::EXPLAIN, post(explain::route::<L>))
         .fallback(problem::no_such_path)
         .with_state(state)
-}
-
-/// Serves the local API on a socket until `end` comes; the socket's file goes with it.
-///
-/// Further routes (`capture`) are merged in by the caller, who knows what they need.
-///
-/// # Errors
-/// The socket cannot be had.
-pub async fn serve(
-    path: &Path,
-    routes: Router,
-    tally: Arc<Tally>,
-    end: impl Future<Output = ()>,
-) -> Result<(), SocketError> {
-    Socket::open(path)?.serve(routes, tally, end).await;
-    Ok(())
 }
 
 /// Reads bytes as the kernel's answer to where a packet would be routed.

@@ -12,7 +12,7 @@ use api::status::{Direction, Maps, Stats, Status};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::{Condition, State, router, serve};
+use super::{Condition, Socket, State, router};
 use crate::datapath::places::Served;
 use crate::flows::testing::{self, RIVAL, Scene, TWO_CLUSTERS};
 use crate::flows::{Census, Live};
@@ -32,17 +32,15 @@ impl Running {
         let _ = std::fs::remove_dir_all(&directory);
         let state = Arc::new(State::new(Arc::clone(&scene.memory), scene.in_force()));
         let (end, ended) = oneshot::channel::<()>();
-        let (routes, socket) = (router(Arc::clone(&state)), directory.join("s"));
+        let routes = router(Arc::clone(&state));
+        let socket = Socket::open(&directory.join("s")).unwrap();
         let tally = Arc::clone(&state.connections.local);
         let served = tokio::spawn(async move {
             let end = async move {
                 let _ = ended.await;
             };
-            serve(&socket, routes, tally, end).await.unwrap();
+            socket.serve(routes, tally, end).await;
         });
-        while !directory.join("s").exists() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
         Self { directory, state, end: Some(end), served }
     }
 

@@ -6,12 +6,67 @@ use std::process::{Command, Output};
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_sluice-gateway");
 
-/// `start` runs a daemon by the words that it is given, with the file `sluice.yaml` of the
-/// directory, and returns when that is ready; its number is in `$daemon`.
+/// `site` makes a pod behind eth1 (and behind eth2, if it is given `1 2`), and a server behind eth0.
+/// `configure` writes the file `sluice.yaml` of the directory: attachments of the pod, and more
+/// lines for `gateway`. `start` runs a daemon by the words that it is given, and returns when that is
+/// ready; its number is in `$daemon`.
 const START: &str = r#"
 directory=$1
 program=$2
 daemon=
+site() {
+    mount -t tmpfs tmpfs "$directory"
+    mkdir "$directory/bpf"
+    mount -t bpf bpf "$directory/bpf"
+    mount -t tmpfs tmpfs /run
+    # Its routes come and go with a link.
+    echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    ip link set lo up
+    ip netns add pod
+    ip netns add net
+    for n in "$@"; do
+        ip link add eth$n type veth peer name p$n netns pod
+        ip link set eth$n up address 02:aa:00:00:00:0$n
+        ip -n pod link set p$n up
+    done
+    ip link add eth0 type veth peer name s0 netns net
+    ip link set eth0 up
+    ip -n net link set s0 up
+    ip address add 203.0.113.1/24 dev eth0
+    ip -n net address add 203.0.113.9/24 dev s0
+    ip address add 100.64.0.1/16 dev eth1
+    ip -n pod address add 100.64.1.10/16 dev p1
+    ip -n pod route add default via 100.64.0.1
+}
+POD='- { name: pods, interface: eth1, kind: spoke, domain: red, sources: [100.64.0.0/16], hook: tc }'
+configure() {
+    cat >"$directory/sluice.yaml" <<END
+gateway:
+  name: gw-test
+  domains: [{ name: red, number: 1 }]
+  attachments:
+    $1
+    - { name: internet, interface: eth0, kind: internet, hook: tc }
+  tables:
+    sessions: 4096
+    endpoints: 64
+    prefixes: 64
+    identities: 16
+    rules: 16
+    port_classes: 16
+    next_hops: 64
+  socket: $directory/sluice.sock
+  pin_path: $directory/bpf/sluice
+  state_dir: $directory/state
+  $2
+documents:
+  - { kind: DefaultAction, name: default, spec: { action: permit } }
+  - kind: SnatPolicy
+    name: out
+    spec: { order: 1, src_cidr: 100.64.0.0/16, interface: eth0, snat_ips: [203.0.113.1] }
+END
+}
 # Also of a script that fails: whoever runs it waits for everybody who can still write.
 trap '[ -z "$daemon" ] || kill -9 $daemon 2>/dev/null || true' EXIT
 start() {

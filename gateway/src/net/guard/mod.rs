@@ -224,12 +224,6 @@ impl GuardState {
         self.unjudged.unwrap_or_default()
     }
 
-    /// What was dropped for its source on each interface that the guard names, since it last
-    /// changed.
-    pub fn dropped_by_interface(&self) -> BTreeMap<String, Traffic> {
-        rules::dropped_by_interface(&self.rules)
-    }
-
     /// Whether packets pass the chains at all.
     fn is_hooked(&self) -> bool {
         let guards = |chain: &Chain, (_, hook)| *chain == Chain::guarding(hook);
@@ -241,15 +235,20 @@ impl GuardState {
 
 /// Puts the guard in force, in one step; safe to repeat.
 pub fn install(spec: &GuardSpec) -> Result<Installed, GuardError> {
+    keep(spec).map(|(installed, _)| installed)
+}
+
+/// The same; says what stands now, with what it has counted.
+pub fn keep(spec: &GuardSpec) -> Result<(Installed, GuardState), GuardError> {
     check(spec)?;
     let mut dialogue = Dialogue::open(Family::Netfilter)?;
-    let found = read_with(&mut dialogue)?;
-    if found.as_ref().is_some_and(|state| state.holds(spec)) {
-        return Ok(Installed::Unchanged);
-    }
+    let found = match read_with(&mut dialogue)? {
+        Some(state) if state.holds(spec) => return Ok((Installed::Unchanged, state)),
+        found => found,
+    };
     dialogue.batch("set the nftables guard", batch(changes(spec, found.as_ref())))?;
     match read_with(&mut dialogue)? {
-        Some(state) if state.holds(spec) => Ok(Installed::Written),
+        Some(state) if state.holds(spec) => Ok((Installed::Written, state)),
         Some(_) | None => Err(GuardError::NotInForce),
     }
 }
@@ -287,9 +286,9 @@ fn check(spec: &GuardSpec) -> Result<(), GuardError> {
     if let Some(name) = names.into_iter().find(|name| !super::is_interface_name(name)) {
         return Err(GuardError::Interface(name.clone()));
     }
+    let non_routable = Ipv4Net::aggregate(&spec.non_routable);
     for (interface, carries) in &spec.interfaces {
-        let outside =
-            |prefix: &&Ipv4Net| !spec.non_routable.iter().any(|whole| whole.contains(*prefix));
+        let outside = |prefix: &&Ipv4Net| !non_routable.iter().any(|whole| whole.contains(*prefix));
         if let Some(prefix) = carries.iter().find(outside) {
             return Err(GuardError::Carries { interface: interface.clone(), prefix: *prefix });
         }
@@ -312,11 +311,8 @@ fn changes(spec: &GuardSpec, found: Option<&GuardState>) -> Vec<Request> {
     let mut changes: Vec<_> = useless.map(|_| delete_table()).into_iter().collect();
     changes.extend([table, counter(DROPPED), counter(UNJUDGED)]);
     changes.extend(filled(LEAVING, rules::leaving(spec)));
-    let stands = found.is_some_and(|state| state.is_hooked() && state.forward.is_some());
     if !spec.attached.is_empty() {
         changes.extend(filled(FORWARDING, rules::forwarding(spec)));
-    } else if stands {
-        changes.extend([emptied(FORWARDING.0), deleted(FORWARDING.0)]);
     }
     changes
 }

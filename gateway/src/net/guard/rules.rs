@@ -1,12 +1,9 @@
 //! What the guard's two chains say: a pure function of what it is to keep back.
 
-use std::collections::BTreeMap;
-
 use ipnet::Ipv4Net;
 
 use super::expression::{Expression, Meta, Side, Traffic, Verdict};
 use super::{DROPPED, ExemptMark, GuardSpec, UNJUDGED};
-use crate::net::wire;
 
 /// How long a name of an interface is in the kernel, with zeros to the end.
 const NAME_LENGTH: usize = 16;
@@ -17,17 +14,14 @@ pub(super) type Rule = Vec<Expression>;
 /// The rules against leaks, in order: exceptions come before what they except from.
 pub(super) fn leaving(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
     let guarded = spec.interfaces.iter().flat_map(|(name, carries)| {
-        let towards = spec.towards.get(name).into_iter().flatten();
-        let towards = towards.map(|prefix| with_prefix(name, Side::Destination, *prefix, accept()));
         let carried =
             carries.iter().map(|prefix| with_prefix(name, Side::Source, *prefix, accept()));
         let kept_back = spec.non_routable.iter();
         let kept_back =
             kept_back.map(|prefix| with_prefix(name, Side::Source, *prefix, drop_in(DROPPED)));
-        towards.chain(carried).chain(kept_back)
+        carried.chain(kept_back)
     });
-    let inside = spec.towards.iter().filter(|(name, _)| !spec.interfaces.contains_key(*name));
-    let inside = inside.flat_map(|(name, prefixes)| {
+    let towards = spec.towards.iter().flat_map(|(name, prefixes)| {
         prefixes.iter().map(|prefix| with_prefix(name, Side::Destination, *prefix, accept()))
     });
     // By any other interface the machine's own may leave: it may have such addresses itself.
@@ -40,7 +34,7 @@ pub(super) fn leaving(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
             .chain(drop_in(DROPPED))
             .collect()
     });
-    marked(spec).into_iter().chain(guarded).chain(inside).chain(elsewhere)
+    marked(spec).into_iter().chain(towards).chain(guarded).chain(elsewhere)
 }
 
 /// The rules against transit that no program has judged.
@@ -101,28 +95,6 @@ fn of_prefix(side: Side, prefix: Ipv4Net) -> [Expression; 5] {
         Expression::Mask(prefix.netmask().octets()),
         Expression::Equals(prefix.network().octets().to_vec()),
     ]
-}
-
-/// What the rules that drop have counted, by the interface that they name.
-pub(super) fn dropped_by_interface(rules: &[Rule]) -> BTreeMap<String, Traffic> {
-    let mut all: BTreeMap<String, Traffic> = BTreeMap::new();
-    for rule in rules {
-        let [
-            Expression::Load(Meta::OutputName),
-            Expression::Equals(name),
-            ..,
-            Expression::Count(counted),
-            Expression::CountIn(_),
-            Expression::Decide(Verdict::Drop),
-        ] = rule.as_slice()
-        else {
-            continue;
-        };
-        let sum = all.entry(wire::text(name)).or_default();
-        sum.packets = sum.packets.saturating_add(counted.packets);
-        sum.bytes = sum.bytes.saturating_add(counted.bytes);
-    }
-    all
 }
 
 /// A rule as it was written, whatever it has counted since.

@@ -50,6 +50,18 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             );
             return Err(NoWay { reason: Reason::NoEgress, text });
         };
+        self.leaves(number, &attachment, gateway, destination);
+        Ok(Ahead { number, attachment })
+    }
+
+    /// A way out, as a step.
+    pub(super) fn leaves(
+        &mut self,
+        number: u16,
+        attachment: &Attachment,
+        gateway: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) {
         let by = if gateway == destination {
             "directly".to_owned()
         } else {
@@ -61,6 +73,5 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             self.names.domain(attachment.domain),
         );
         self.step("route", text);
-        Ok(Ahead { number, attachment })
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use api::explain::Outcome;
 use api::session::SessionId;
 use xdp::address::{Address, Entry, Key, V4};
-use xdp::decide::{Outlook, Sequel, outlook};
+use xdp::decide::{Exit, Outlook, Sequel, outlook};
 use xdp::guard;
 use xdp::session::{halves, seems_expired};
 use xdp::stamp::is_current;
@@ -118,7 +118,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             Sequel::Kept => {
                 let mut hop = hop;
                 if let Some(exit) = outlook.exit {
-                    self.tell_exit(&outlook);
+                    self.tell_exit(&exit, outlook.key.destination);
                     // Answers go where they went.
                     hop = if member.is_reply { hop } else { Some(exit.hop) };
                 }
@@ -136,11 +136,9 @@ impl<T: Tables<A = V4>> Told<'_, T> {
     }
 
     /// The way out that was looked up again, as a step.
-    fn tell_exit(&mut self, outlook: &Outlook) {
-        if let Err(no_way) = self.exit(outlook.from, &outlook.key) {
-            // It went away between the two questions.
-            self.step("route", no_way.text);
-        }
+    fn tell_exit(&mut self, exit: &Exit, destination: V4) {
+        let [gateway, destination] = [exit.hop.gateway(), destination.0].map(Ipv4Addr::from);
+        self.leaves(exit.number, &exit.attachment, gateway, destination);
     }
 
     /// How a session ends whose translation, or the way that it took, is no longer to be had.
@@ -148,7 +146,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         let id = member.id();
         let told = &member.view.told;
         let (stage, why) = if let Some(exit) = outlook.exit {
-            self.tell_exit(outlook);
+            self.tell_exit(&exit, outlook.key.destination);
             let domains = [exit.attachment.domain, outlook.towards];
             let [now, before] = domains.map(|domain| self.names.domain(domain));
             ("route", format!("its way leads into domain {now}, but it was opened to {before}"))
