@@ -1,14 +1,14 @@
-//! The programs of the object, to be looked at and not to be attached.
+//! The programs of the object, apart from any gateway.
 
 use anyhow::Result;
 use gateway::datapath::object::{Hooks, Loaded, Object, Sizes};
 
-/// What this kernel has made of every program. The sizes of tables make no difference to that.
+/// The object, loaded, with small tables of its own.
 ///
 /// # Errors
 ///
-/// When the object does not load.
-pub fn loaded() -> Result<Vec<Loaded>> {
+/// When it does not load.
+pub fn object(hooks: Hooks) -> Result<Object> {
     let sizes = Sizes {
         sessions: 1024,
         hosts: 1024,
@@ -18,5 +18,14 @@ pub fn loaded() -> Result<Vec<Loaded>> {
         port_classes: 64,
         next_hops: 64,
     };
-    Ok(Object::load(&sizes, Hooks { xdp: true, tc: true }, None, &[])?.loaded())
+    Ok(Object::load(&sizes, hooks, None, &[])?)
+}
+
+/// What this kernel has made of every program. The sizes of tables make no difference to that.
+///
+/// # Errors
+///
+/// When the object does not load.
+pub fn loaded() -> Result<Vec<Loaded>> {
+    Ok(object(Hooks { xdp: true, tc: true })?.loaded())
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use aya::programs::xdp::XdpMode;
-use gateway::datapath::object::{Hooks, Object, Sizes};
+use gateway::datapath::object::Hooks;
 use lab::Hook;
-use lab::client;
 use lab::plan::TRANSIT_SERVERS;
 use lab::servers::ECHO;
+use lab::{client, programs};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -112,18 +112,9 @@ fn a_hook_that_somebody_else_has_is_said_to_miss_its_program(stand: &mut Stand) 
     let link = links(&stand.lab.site().pins(), "link-xdp-")?.pop().context("a link of XDP")?;
     let ifindex = link.to_string_lossy().rsplit('-').next().context("a number")?.parse()?;
     let daemon = Pid::from_raw(i32::try_from(stand.daemon.pid())?);
-    let stand = &*stand;
-    stand.lab.gateway.enter(|| {
-        let sizes = Sizes {
-            sessions: 1024,
-            hosts: 64,
-            prefixes: 64,
-            identities: 16,
-            rules: 16,
-            port_classes: 16,
-            next_hops: 64,
-        };
-        let mut other = Object::load(&sizes, Hooks { xdp: true, tc: false }, None, &[])?;
+    let gateway = stand.lab.gateway.clone();
+    let (mut other, taken) = gateway.enter(|| {
+        let mut other = programs::object(Hooks { xdp: true, tc: false })?;
         // Between the two steps nobody looks.
         kill(daemon, Signal::SIGSTOP)?;
         let taken = detach(&link).and_then(|()| {
@@ -131,20 +122,21 @@ fn a_hook_that_somebody_else_has_is_said_to_miss_its_program(stand: &mut Stand) 
             Ok(program.attach_to_if_index(ifindex, XdpMode::Driver)?)
         });
         kill(daemon, Signal::SIGCONT)?;
-        let taken = taken?;
-        let mut said = String::new();
-        within(LATEST, "it is missed", || {
-            let (status, body) = stand.daemon.get("/readyz")?;
-            said = body;
-            Ok(status == 503)
-        })?;
-        ensure!(said.contains("has no program at xdp\n"), "{said}");
-        ensure!(said.contains("does not take the XDP program"), "{said}");
-        let missing = missing(stand)?;
-        ensure!(missing.len() == 1 && missing[0].1 == "xdp", "{missing:?}");
-        other.xdp(names::XDP_INGRESS)?.detach(taken)?;
-        Ok(())
+        Ok((other, taken?))
     })?;
+    let mut said = String::new();
+    within(LATEST, "it is missed", || {
+        let (status, body) = stand.daemon.get("/readyz")?;
+        said = body;
+        Ok(status == 503)
+    })?;
+    ensure!(said.contains("has no program at xdp\n"), "{said}");
+    ensure!(said.contains("does not take the XDP program"), "{said}");
+    let missed = missing(stand)?;
+    ensure!(missed.len() == 1 && missed[0].1 == "xdp", "{missed:?}");
+    // A policy is put into force all the same.
+    stand.reload()?;
+    gateway.enter(|| Ok(other.xdp(names::XDP_INGRESS)?.detach(taken)?))?;
     within(LATEST, "it is back", || is_ready(stand))?;
     ensure!(missing(stand)?.is_empty());
     let said = stand.daemon.stderr();
