@@ -165,9 +165,11 @@ fn run(
             for _ in 0..dice.below(24) {
                 twin.sweep(16_384)?;
             }
+            twin.compare_tables()?;
         }
         if dice.one_in(200) {
             twin.clear(dice.below(4_096) as u32)?;
+            twin.compare_tables()?;
         }
         if dice.one_in(500) {
             twin.touch(dice.pick(&[0, 1, 2]), dice.pick(&["100.64.0.1", "198.51.100.2"]));

@@ -226,6 +226,9 @@ impl Twin {
             self.same_counters(fate)?;
         }
         self.same("action", fate, &ran.action, &action);
+        // Of a packet that goes up untranslated, or nowhere, nothing else tells what was lent.
+        let lent = opened.and_then(|_| self.newest_of_core());
+        self.same("lent", fate, &opened, &lent);
         if action != Action::Drop {
             let bytes = beside_tag(hook, fate, frame, &output.frame.bytes);
             self.same("frame", fate, &ran.frame, &bytes);
@@ -318,13 +321,19 @@ impl Twin {
     /// The reply key of the session that the object has just begun.
     fn newest(&self) -> Result<Key<V4>> {
         let datapath = &self.object.datapath;
-        let newest = self.object.begun().wrapping_sub(1);
-        let is_newest = |identity: u64| (identity >> 32) as u32 == newest;
-        let records = datapath.records.all();
-        let record = records.iter().find(|record| is_newest(record.identity.load()));
+        let begun = self.object.begun();
+        let record = datapath.records.all().iter().find(|record| is_newest(record, begun));
         let record = record.context("the newest session has a record")?;
         let reply = datapath.slots.get(halves(record).reply).context("a slot out of bounds")?;
         Ok(V4::unpack(&reply.key()))
+    }
+
+    /// The reply key of the session that the core has just begun, if it is its newest as well.
+    fn newest_of_core(&self) -> Option<Key<V4>> {
+        let core = &self.oracle.tables;
+        let mut records = (0..self.object.datapath.sizes.sessions).map_while(|n| core.record(n));
+        let record = records.find(|record| is_newest(record, self.object.begun()))?;
+        Some(V4::unpack(&core.slot(halves(record).reply)?.key()))
     }
 
     /// The random bits that lead the core to the port that the object has just lent: they are
@@ -480,6 +489,11 @@ impl Twin {
         self.same("shared words", "", &shared(datapath.shared_words()), &shared(core.shared()));
         Ok(())
     }
+}
+
+/// Whether a record is of the last of so many sessions that have begun.
+fn is_newest(record: &xdp_abi::session::Record, begun: u32) -> bool {
+    (record.identity.load() >> 32) as u32 == begun.wrapping_sub(1)
 }
 
 /// The bytes of a frame without a tag that TC has just pushed.
