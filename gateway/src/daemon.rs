@@ -94,6 +94,9 @@ pub enum StartError {
     /// The network cannot be followed.
     #[error("the kernel's network tables cannot be read: {0}")]
     Network(#[from] crate::net::NetlinkError),
+    /// What followed the network is gone.
+    #[error("the kernel's network tables are no longer followed")]
+    Unfollowed,
     /// A server or a file.
     #[error("{what}: {source}")]
     Io {
@@ -284,11 +287,12 @@ impl Loop {
         self.state.readiness.set(Condition::Policy, vec![]);
         self.show_places();
         self.upkeep();
-        loop {
+        let outcome = loop {
             tokio::select! {
                 change = changes.recv() => match change {
                     Some(change) => self.network_changed(&change),
-                    None => warn!("the kernel's network tables are no longer followed"),
+                    // Traffic goes on; whoever started this daemon starts another.
+                    None => break Err(StartError::Unfollowed),
                 },
                 _ = hang_up.recv() => {
                     self.file.is_about_to_be_read();
@@ -301,12 +305,12 @@ impl Loop {
                 }
                 _ = sweep.tick() => self.sweep(),
                 _ = upkeep.tick() => self.upkeep(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
             }
-        }
+        };
         keep(&self.engine);
-        Ok(())
+        outcome
     }
 
     /// Reads the file again; a bad one changes nothing.
@@ -345,11 +349,16 @@ impl Loop {
     }
 
     fn network_changed(&mut self, change: &NetworkEvent) {
-        let network = self.follower.state().clone();
-        if let Err(failed) = self.engine.follow(change, &network) {
+        // Looked at in place: a copy of many routes for each of them would take longer than they do.
+        let followed = self.engine.follow(change, &self.follower.state());
+        if let Err(failed) = followed {
             error!("{}", with_causes(&failed));
         }
-        if !matches!(change, NetworkEvent::NeighbourChanged { .. }) {
+        let leaves_places = matches!(
+            change,
+            NetworkEvent::NeighbourChanged { .. } | NetworkEvent::RouteChanged { .. }
+        );
+        if !leaves_places {
             self.show_places();
         }
     }
