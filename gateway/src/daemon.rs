@@ -18,7 +18,7 @@ use crate::{
     flows::{Collector, CollectorError, Log, live::Tables4},
     kept::Kept,
     metrics::{self, MetricsError},
-    net::{Follower, NetworkEvent, guard::Installed},
+    net::{Concern, Follower, NetworkEvent, guard::Installed},
     serve::{self, Condition, InForce, SocketError, State},
     watched::Watched,
 };
@@ -50,6 +50,8 @@ const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 /// Far more than a file for full tables has; a device never ends.
 const MOST_BYTES: u64 = 256 << 20;
+/// Changes of the network that may wait, and are followed together.
+const CHANGES: usize = 1024;
 /// How often the file is looked at; it must look the same twice.
 const FILE_EVERY: Duration = Duration::from_millis(500);
 
@@ -168,7 +170,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
     privileges()?;
     descriptors::raise();
-    let (follower, changes) = Follower::start(1024).await?;
+    let (follower, changes) = Follower::start(CHANGES).await?;
     let kept = Kept::read(&config.gateway.state_dir);
     // Whatever may be refused comes before the engine, which changes what packets meet.
     let socket = serve::Socket::open(&config.gateway.socket)?;
@@ -287,13 +289,17 @@ impl Loop {
         self.state.readiness.set(Condition::Policy, vec![]);
         self.show_places();
         self.upkeep();
+        let mut waiting = Vec::new();
         let outcome = loop {
             tokio::select! {
-                change = changes.recv() => match change {
-                    Some(change) => self.network_changed(&change),
-                    // Traffic goes on; whoever started this daemon starts another.
-                    None => break Err(StartError::Unfollowed),
-                },
+                count = changes.recv_many(&mut waiting, CHANGES) => {
+                    if count == 0 {
+                        // Traffic goes on; whoever started this daemon starts another.
+                        break Err(StartError::Unfollowed);
+                    }
+                    self.network_changed(&waiting);
+                    waiting.clear();
+                }
                 _ = hang_up.recv() => {
                     self.file.is_about_to_be_read();
                     self.reload();
@@ -348,17 +354,13 @@ impl Loop {
         keep(&self.engine);
     }
 
-    fn network_changed(&mut self, change: &NetworkEvent) {
-        // Looked at in place: a copy of many routes for each of them would take longer than they do.
-        let followed = self.engine.follow(change, &self.follower.state());
+    fn network_changed(&mut self, changes: &[NetworkEvent]) {
+        // Looked at in place: of many routes a copy takes longer than following a change.
+        let followed = self.engine.follow(changes, &self.follower.state());
         if let Err(failed) = followed {
             error!("{}", with_causes(&failed));
         }
-        let leaves_places = matches!(
-            change,
-            NetworkEvent::NeighbourChanged { .. } | NetworkEvent::RouteChanged { .. }
-        );
-        if !leaves_places {
+        if changes.iter().any(|change| change.concern() == Concern::Places) {
             self.show_places();
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     },
     fixed, guarded, interfaces,
     kept::Kept,
-    net::{self, NetworkEvent, NetworkState, Sysctl, guard},
+    net::{self, Concern, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
 use std::{
@@ -350,33 +350,50 @@ impl Engine {
     }
 
     /// The network changed: places, next hops and programs follow.
+    ///
+    /// # Errors
+    /// The first that was met; what came after it is followed all the same.
     pub fn follow(
         &mut self,
-        event: &NetworkEvent,
+        events: &[NetworkEvent],
         network: &NetworkState,
     ) -> Result<(), EngineError> {
-        match event {
-            NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } => {
-                hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
-                return Ok(());
-            }
-            NetworkEvent::NeighbourChanged { .. } => return Ok(()),
-            NetworkEvent::LinkChanged { ifindex, new: None, .. } => {
-                self.attached.forget(*ifindex, &self.pins);
-                self.managed.retain(|(at, _)| at != ifindex);
-            }
-            NetworkEvent::LinkChanged { ifindex, .. } => {
-                // A managed neighbour is forgotten by the kernel when its link goes down.
-                self.managed.retain(|(at, _)| at != ifindex);
-            }
-            NetworkEvent::RouteChanged { .. } => {
+        let mut outcome = Ok(());
+        for (concern, events) in NetworkEvent::in_turns(events) {
+            match concern {
+                Concern::Neighbours => self.follow_neighbours(events),
                 // Way out and translation belong together: every flow is looked at again.
-                self.publisher.judge_again(&self.datapath);
-                return Ok(());
+                Concern::Routes => self.publisher.judge_again(&self.datapath),
+                Concern::Places => {
+                    let followed = self.follow_places(events, network);
+                    outcome = outcome.and(followed);
+                }
             }
-            NetworkEvent::AddressAdded(_)
-            | NetworkEvent::AddressRemoved(_)
-            | NetworkEvent::Resynced => {}
+        }
+        outcome
+    }
+
+    fn follow_neighbours(&self, events: &[NetworkEvent]) {
+        for event in events {
+            if let NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } = event
+            {
+                hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
+            }
+        }
+    }
+
+    fn follow_places(
+        &mut self,
+        events: &[NetworkEvent],
+        network: &NetworkState,
+    ) -> Result<(), EngineError> {
+        for event in events {
+            let NetworkEvent::LinkChanged { ifindex, new, .. } = event else { continue };
+            if new.is_none() {
+                self.attached.forget(*ifindex, &self.pins);
+            }
+            // A managed neighbour is forgotten by the kernel when its link goes down.
+            self.managed.retain(|(at, _)| at != ifindex);
         }
         let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);

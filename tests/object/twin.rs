@@ -203,7 +203,8 @@ impl Twin {
         self.sent = Sent::In { hook, ifindex, mark, segments, frame: frame.to_vec() };
         let begun = self.object.begun();
         let ran = self.object.ingress(hook, ifindex, frame, mark, segments)?;
-        let opened = if self.object.begun() == begun { None } else { Some(self.newest()?) };
+        let newest = if self.object.begun() == begun { None } else { Some(self.newest()?) };
+        let opened = newest.map(|(_, reply)| reply);
         self.oracle.hook = hook;
         self.oracle.tables.set_random(opened.map(|reply| self.drawn(&reply)));
         let input = MemoryFrame {
@@ -227,7 +228,7 @@ impl Twin {
         }
         self.same("action", fate, &ran.action, &action);
         // Of a packet that goes up untranslated, or nowhere, nothing else tells what was lent.
-        let lent = opened.and_then(|_| self.newest_of_core());
+        let lent = newest.and_then(|(record, _)| self.lent_by_core(record));
         self.same("lent", fate, &opened, &lent);
         if action != Action::Drop {
             let bytes = beside_tag(hook, fate, frame, &output.frame.bytes);
@@ -318,22 +319,22 @@ impl Twin {
         }
     }
 
-    /// The reply key of the session that the object has just begun.
-    fn newest(&self) -> Result<Key<V4>> {
+    /// The record of the session that the object has just begun, and its reply key.
+    fn newest(&self) -> Result<(u32, Key<V4>)> {
         let datapath = &self.object.datapath;
-        let begun = self.object.begun();
-        let record = datapath.records.all().iter().find(|record| is_newest(record, begun));
-        let record = record.context("the newest session has a record")?;
+        let newest = self.object.begun().wrapping_sub(1);
+        let is_newest = |identity: u64| (identity >> 32) as u32 == newest;
+        let mut records = (0..).zip(datapath.records.all());
+        let record = records.find(|(_, record)| is_newest(record.identity.load()));
+        let (number, record) = record.context("the newest session has a record")?;
         let reply = datapath.slots.get(halves(record).reply).context("a slot out of bounds")?;
-        Ok(V4::unpack(&reply.key()))
+        Ok((number, V4::unpack(&reply.key())))
     }
 
-    /// The reply key of the session that the core has just begun, if it is its newest as well.
-    fn newest_of_core(&self) -> Option<Key<V4>> {
+    /// The reply key of the core's session of a record.
+    fn lent_by_core(&self, record: u32) -> Option<Key<V4>> {
         let core = &self.oracle.tables;
-        let mut records = (0..self.object.datapath.sizes.sessions).map_while(|n| core.record(n));
-        let record = records.find(|record| is_newest(record, self.object.begun()))?;
-        Some(V4::unpack(&core.slot(halves(record).reply)?.key()))
+        Some(V4::unpack(&core.slot(halves(core.record(record)?).reply)?.key()))
     }
 
     /// The random bits that lead the core to the port that the object has just lent: they are
@@ -489,11 +490,6 @@ impl Twin {
         self.same("shared words", "", &shared(datapath.shared_words()), &shared(core.shared()));
         Ok(())
     }
-}
-
-/// Whether a record is of the last of so many sessions that have begun.
-fn is_newest(record: &xdp_abi::session::Record, begun: u32) -> bool {
-    (record.identity.load() >> 32) as u32 == begun.wrapping_sub(1)
 }
 
 /// The bytes of a frame without a tag that TC has just pushed.

@@ -37,7 +37,7 @@ pub use follow::Follower;
 pub use hardware::{XdpFeatures, xdp_features};
 pub use neighbour::{KeptBy, manage_neighbour, release_neighbour};
 pub use picture::{
-    Address, AddressKey, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,
+    Address, AddressKey, Concern, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,
     NetworkEvent, NetworkState, Route, RouteKey, RouteKind, RouteMtu,
 };
 pub use ports::{PortInUse, Transport, ports_in_use};

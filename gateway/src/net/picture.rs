@@ -234,6 +234,39 @@ pub enum NetworkEvent {
     Resynced,
 }
 
+/// What has to follow a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// The next hops that name a neighbour.
+    Neighbours,
+    /// The way out of every flow.
+    Routes,
+    /// Links and addresses: what is served, and how.
+    Places,
+}
+
+impl NetworkEvent {
+    /// What has to follow it.
+    #[must_use]
+    pub const fn concern(&self) -> Concern {
+        match self {
+            Self::NeighbourChanged { .. } => Concern::Neighbours,
+            Self::RouteChanged { .. } => Concern::Routes,
+            Self::LinkChanged { .. }
+            | Self::AddressAdded(_)
+            | Self::AddressRemoved(_)
+            | Self::Resynced => Concern::Places,
+        }
+    }
+
+    /// Changes in their order, those together that concern the same: a thousand routes that vanish
+    /// with a link are one reason to look at every flow again.
+    pub fn in_turns(events: &[Self]) -> impl Iterator<Item = (Concern, &[Self])> {
+        let alike = events.chunk_by(|one, next| one.concern() == next.concern());
+        alike.filter_map(|turn| Some((turn.first()?.concern(), turn)))
+    }
+}
+
 /// A message of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Notice {

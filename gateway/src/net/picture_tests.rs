@@ -366,3 +366,29 @@ proptest! {
         prop_assert_eq!(state.become_state(target), vec![]);
     }
 }
+
+#[test]
+fn changes_that_concern_the_same_are_followed_together_and_none_overtakes_another() {
+    let route = |n| NetworkEvent::RouteChanged {
+        old: None,
+        new: Some(route(&format!("10.{n}.0.0/16"), "10.0.0.1", 1)),
+    };
+    let moves = NetworkEvent::NeighbourChanged {
+        ifindex: 1,
+        ip: "10.0.0.1".parse().unwrap(),
+        old: Some(ROUTER_MAC),
+        new: Some(OTHER_MAC),
+    };
+    let down = NetworkEvent::LinkChanged { ifindex: 1, old: Some(link(1)), new: None };
+    let gone = NetworkEvent::AddressRemoved(address(1, "10.0.0.2/24"));
+    let events = [route(1), route(2), moves, gone, down, NetworkEvent::Resynced, route(3)];
+    let turns: Vec<_> = NetworkEvent::in_turns(&events).collect();
+    let expected = [
+        (Concern::Routes, &events[..2]),
+        (Concern::Neighbours, &events[2..3]),
+        (Concern::Places, &events[3..6]),
+        (Concern::Routes, &events[6..]),
+    ];
+    assert_eq!(turns, expected);
+    assert_eq!(NetworkEvent::in_turns(&[]).count(), 0);
+}
