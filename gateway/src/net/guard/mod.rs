@@ -97,9 +97,9 @@ pub struct GuardSpec {
     /// addresses as they are, because they are pods of the same network.
     pub towards: BTreeMap<String, Vec<Ipv4Net>>,
     /// Interfaces with programs: nothing is forwarded from or to them without the exempt mark.
-    /// Empty: whatever the kernel forwards is let through.
+    /// Empty: whatever the kernel forwards is let through, and no mark excepts anything.
     pub attached: BTreeSet<String>,
-    /// Packets with this mark pass: the program at the interface is about to translate them.
+    /// Packets with this mark pass where there are programs, which are about to translate them.
     pub exempt: Option<ExemptMark>,
 }
 

@@ -34,7 +34,12 @@ pub(super) fn leaving(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
             .chain(drop_in(DROPPED))
             .collect()
     });
-    marked(spec).into_iter().chain(towards).chain(guarded).chain(elsewhere)
+    // Only where a program is that translates it: the kernel may lead a punted packet elsewhere.
+    let punted = spec.attached.iter().filter_map(|interface| {
+        let leaves = [Expression::Load(Meta::OutputName), Expression::Equals(name(interface))];
+        Some(leaves.into_iter().chain(marked(spec)?).collect())
+    });
+    punted.chain(towards).chain(guarded).chain(elsewhere)
 }
 
 /// The rules against transit that no program has judged.

@@ -30,6 +30,11 @@ pub(super) fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
     }
 }
 
+/// The same with programs on an interface.
+fn with_programs(on: &str, interfaces: &[(&str, &[&str])]) -> GuardSpec {
+    GuardSpec { attached: [on.to_owned()].into(), ..guard(interfaces) }
+}
+
 #[test]
 fn a_guard_that_would_open_too_much_is_refused() {
     let with_mark = |value, mask| GuardSpec {
@@ -60,7 +65,7 @@ fn a_guard_that_would_open_too_much_is_refused() {
 
 #[test]
 fn there_is_one_rule_for_each_exception_and_for_each_prefix_kept_back() {
-    let spec = guard(&[("eth0", &["100.64.0.0/16"]), ("eth1", &[])]);
+    let spec = with_programs("eth0", &[("eth0", &["100.64.0.0/16"]), ("eth1", &[])]);
     let last = |rule: Rule| match rule.last() {
         Some(Expression::Decide(verdict)) => *verdict,
         other => panic!("{other:?}"),
@@ -175,7 +180,8 @@ fn a_non_routable_source_leaves_only_by_an_exception() {
     as_root_in_namespace("guard", || {
         let far = Receiver::behind_near();
         assert_eq!(far.receives(&EVERY_KIND).len(), EVERY_KIND.len(), "no guard, all arrive");
-        assert_eq!(install(&guard(&[("near", &["100.65.0.0/16"])])).unwrap(), Installed::Written);
+        let spec = with_programs("near", &[("near", &["100.65.0.0/16"])]);
+        assert_eq!(install(&spec).unwrap(), Installed::Written);
         assert_eq!(
             far.receives(&EVERY_KIND),
             [
@@ -190,6 +196,22 @@ fn a_non_routable_source_leaves_only_by_an_exception() {
         let header = 28 * 3;
         let texts = "100.64.1.1/0x0".len() + "100.64.1.1/0x5c0000".len() + "192.168.1.1/0x0".len();
         assert_eq!(state.dropped().bytes, (header + texts) as u64);
+    });
+}
+
+#[test]
+fn a_punted_packet_leaves_only_where_a_program_translates_it() {
+    as_root_in_namespace("guard and punted packets", || {
+        let far = Receiver::behind_near();
+        let punted = [("100.64.1.1", MARK | 0x77)];
+        for (spec, arrived) in [
+            (guard(&[("near", &[])]), 0),
+            (with_programs("near", &[("near", &[])]), 1),
+            (with_programs("far", &[("near", &[])]), 0),
+        ] {
+            install(&spec).unwrap();
+            assert_eq!(far.receives(&punted).len(), arrived, "{:?}", spec.attached);
+        }
     });
 }
 
@@ -277,13 +299,13 @@ fn the_operator_sees_what_was_meant() {
     as_root_in_namespace("guard as nft shows it", || {
         // A mask of upper bits only would be shown as if it were a prefix.
         let exempt = Some(ExemptMark { value: MARK, mask: 0xff00_ff00 });
-        let spec = GuardSpec { exempt, ..guard(&[("near", &["100.65.0.0/16"])]) };
+        let spec = GuardSpec { exempt, ..with_programs("near", &[("near", &["100.65.0.0/16"])]) };
         install(&spec).unwrap();
         let shown = run("nft", "list table inet sluice_guard");
         let lines: Vec<_> = shown.lines().map(str::trim).collect();
         for line in [
             "type filter hook postrouting priority 300; policy accept;",
-            "meta mark & 0xff00ff00 == 0x5c000000 accept",
+            "oifname \"near\" meta mark & 0xff00ff00 == 0x5c000000 accept",
             "oifname \"near\" ip saddr 100.65.0.0/16 accept",
             "oifname \"near\" ip saddr 100.64.0.0/10 counter packets 0 bytes 0 counter name \"dropped\" drop",
         ] {
