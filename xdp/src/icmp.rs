@@ -21,7 +21,7 @@ use crate::{
 };
 use xdp_abi::{
     config::PolicyWord,
-    forward::{HOP_RESOLVED, port},
+    forward::{Attachment, HOP_RESOLVED, KIND_SPOKE, port},
     reason::Reason,
     session::Class,
 };
@@ -73,7 +73,12 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     if !unreadable.is(Code::GO_ON) {
         return foreign(unreadable.reason());
     }
-    let key = quote.key.reversed(attachment.domain);
+    // An error goes to whoever sent what it quotes. To anybody else it would be a message that no
+    // rule has permitted.
+    if packet.key.destination != quote.key.source {
+        return foreign(Reason::NoSession);
+    }
+    let key = quote.key.reversed(domain_of(tables, place, &quote, &attachment));
     let Some(found) = table::find(tables, &V4::pack(&key)) else {
         return foreign(Reason::NoSession);
     };
@@ -98,6 +103,9 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     if !sound {
         return Code::drop(Reason::IcmpChecksum);
     }
+    if packet.key.source.is_martian() {
+        return Code::drop(Reason::Martian);
+    }
     if packet.ttl <= 1 {
         return Code::drop(Reason::TtlExpired);
     }
@@ -106,6 +114,10 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     };
     if !hop.is(HOP_RESOLVED) {
         return Code::drop(Reason::NoRoute);
+    }
+    // Nobody is told: an error is not answered (RFC 1122 section 3.2.2).
+    if arrival.longest > hop.mtu() as u32 {
+        return Code::drop(Reason::TooBig);
     }
     // Outside sees the session's address, whichever inside machine speaks (REQ-5c); inside sees
     // who really spoke.
@@ -122,6 +134,23 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     }
     *out = Forward { rewrite, hop, reply: link.is_reply(), session: 0, rule: 0 };
     Code::FORWARD
+}
+
+/// The domain of the session that an error is about: that of whom the quoted packet was for, which
+/// may be behind another attachment of the place than the router that speaks (a node with a
+/// routable address, about its pod). But nobody outside says what is going on inside.
+#[inline(always)]
+fn domain_of<T: Tables<A = V4>>(
+    tables: &T,
+    place: u32,
+    quote: &Quote,
+    speaker: &Attachment,
+) -> u16 {
+    let number = tables.attachment_of(place, quote.key.destination).unwrap_or(0);
+    match attached(tables, number) {
+        Some(of) if of.kind != KIND_SPOKE || speaker.kind == KIND_SPOKE => of.domain,
+        Some(_) | None => speaker.domain,
+    }
 }
 
 /// Whether the checksum of the message holds. A translation changes it by what it changes, so a

@@ -115,6 +115,51 @@ fn an_error_from_inside_looks_outside_as_the_session_does() {
 }
 
 #[test]
+fn an_error_goes_to_whoever_sent_what_it_quotes_and_to_nobody_else() {
+    let lab = permissive();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let (_, inside) = lab.forward(5, &udp("198.51.100.9:53", &see(&out).from).frame());
+    for elsewhere in ["198.51.100.10", "10.0.0.9", "127.0.0.1", "100.64.0.9"] {
+        let error = icmp_error(3, 4, 1400, "100.64.0.7", elsewhere, ip_of(&inside));
+        assert_eq!(lab.dropped(2, &error), Reason::NoSession, "{elsewhere}");
+        let error = icmp_error(3, 4, 1400, ROUTER, elsewhere, ip_of(&out));
+        assert_eq!(lab.dropped(5, &error), Reason::NoSession, "{elsewhere}");
+    }
+    // Nor does it come from nowhere, nor go on by a link that does not take it.
+    let error = icmp_error(3, 4, 1400, "127.0.0.1", "203.0.113.7", ip_of(&out));
+    assert_eq!(lab.dropped(5, &error), Reason::Martian);
+    let mut long = ip_of(&out).to_vec();
+    long.resize(1_472, 0x5a);
+    lab.forward(5, &icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", &long));
+    long.push(0x5a);
+    let error = icmp_error(3, 4, 1400, ROUTER, "203.0.113.7", &long);
+    assert_eq!(lab.dropped(5, &error), Reason::TooBig);
+    lab.assert_books();
+}
+
+#[test]
+fn a_node_speaks_about_its_pod_s_session_and_a_router_of_the_fabric_about_any() {
+    let nodes = "attach nodes spoke domain 0 on 2 address 10.1.0.1 routable sources 10.1.0.0/16";
+    let arm = "attach arm internet domain 3 on 2 address 10.1.0.1 routable sources 172.16.0.0/12";
+    let scene = Scene::read(TWO_CLUSTERS).and(nodes).and(arm);
+    let lab = scene.and("permit any -> any all").build();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let (_, inside) = lab.forward(5, &udp("198.51.100.9:53", &see(&out).from).frame());
+    let error = |from| icmp_error(3, 4, 1400, from, "198.51.100.9", ip_of(&inside));
+    let (egress, outside) = lab.forward(2, &error("10.1.0.9"));
+    assert_eq!(egress, 5);
+    assert_eq!(see(&outside).from, "203.0.113.7:0", "as the session, not as the node");
+    // Whoever is outside has nothing to say of what is going on inside.
+    assert_eq!(lab.dropped(2, &error("172.16.0.9")), Reason::NoSession);
+    // One arm: the router of the fabric is behind another attachment than the server.
+    let scene = Scene::read(&TWO_CLUSTERS.replace("on 4 address", "on 5 address"));
+    let lab = scene.and("permit any -> any all").build();
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
+    let error = icmp_error(3, 4, 1400, "10.0.0.9", "203.0.113.7", ip_of(&out));
+    assert_eq!(lab.forward(5, &error).0, 2);
+}
+
+#[test]
 fn an_error_changes_nothing_of_the_session() {
     let mut lab = permissive();
     let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
@@ -158,8 +203,13 @@ fn errors_about_nothing_known_are_dropped_each_under_its_reason() {
 #[test]
 fn an_error_with_a_wrong_checksum_is_dropped_without_a_word() {
     // The quote alone, odd, as long as routers make it, with extensions, as long as can be.
+    let wide = || {
+        let links = [2, 5].map(|n| format!("link {n} mtu 9500"));
+        let text = TWO_CLUSTERS.replace("link 2", &links[0]).replace("link 5", &links[1]);
+        Scene::read(&text).and("permit any -> any all").build()
+    };
     for quoted in [28, 29, 59, 60, 61, 548, 1000, 1471, 1472, 9_208] {
-        let lab = permissive();
+        let lab = wide();
         let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").payload(&[7; 4]).frame());
         let mut quote = ip_of(&out).to_vec();
         quote.resize(quoted, 0x5a);
@@ -183,7 +233,7 @@ fn an_error_with_a_wrong_checksum_is_dropped_without_a_word() {
         lab.assert_books();
     }
     // Nobody sends one as long as this, and its checksum is not looked at to the end.
-    let lab = permissive();
+    let lab = wide();
     let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());
     let mut quote = ip_of(&out).to_vec();
     quote.resize(9_209, 0x5a);
