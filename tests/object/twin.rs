@@ -213,9 +213,8 @@ impl Twin {
         };
         let output = self.oracle.process(ifindex, input, self.now);
         self.oracle.tables.set_random(None);
-        self.follow_bitmaps(opened)?;
-
         let fate = output.fate;
+        self.follow_bitmaps(opened, fate)?;
         let action = match fate {
             Fate::Transmit(..) | Fate::Answered(_) => Action::Redirect,
             Fate::Pass | Fate::Punt(_) => Action::Pass,
@@ -337,20 +336,15 @@ impl Twin {
         Some(V4::unpack(&core.slot(halves(core.record(record)?).reply)?.key()))
     }
 
-    /// The random bits that lead the core to the port that the object has just lent: they are
-    /// group, word and bit where `xdp::snat` takes them from.
+    /// The random bits that lead the core to the port that the object has just lent: they are the
+    /// port itself, or group, word and bit, where `xdp::snat` takes them from.
     fn drawn(&self, reply: &Key<V4>) -> u32 {
         let port = u16::from_be_bytes(reply.destination_port);
-        let split =
-            |port: u16| (u32::from(port >> 12), u32::from(port >> 6 & 63), u32::from(port & 63));
-        let at_random = |port| {
-            let (group, word, bit) = split(port);
-            group << 6 | word << 10 | bit << 16
-        };
+        let at_random = u32::from;
         let Some(bitmap) = self.oracle.tables.bitmap(&pair(reply)) else { return at_random(port) };
         if bitmap.words[usize::from(port) / 64].load() >> (port % 64) & 1 == 0 {
-            let (group, word, bit) = split(port);
-            return group | word << 4 | bit << 10;
+            let (group, word, bit) = (port >> 12, port >> 6 & 63, port & 63);
+            return u32::from(group) | u32::from(word) << 4 | u32::from(bit) << 10;
         }
         // Every bit was set, and the port is one of a session that is over: the ports are looked
         // at in a row, from the one after a random one on.
@@ -372,12 +366,18 @@ impl Twin {
 
     /// Which pairs have a bitmap, and what it says of ports that were looked at in vain, depends
     /// on what was drawn: the core is told.
-    fn follow_bitmaps(&self, opened: Option<Key<V4>>) -> Result<()> {
+    fn follow_bitmaps(&self, opened: Option<Key<V4>>, fate: Fate) -> Result<()> {
         let (datapath, core) = (&self.object.datapath, &self.oracle.tables);
         let hot = |shared: &Shared| shared.hot_pairs.load();
         let pairs = lock(&datapath.pairs);
         let mut concerned: Vec<_> = opened.map(|reply| pair(&reply)).into_iter().collect();
-        if hot(datapath.shared_words()) != hot(core.shared()) {
+        // A search that came to nothing leaves marks as well.
+        let in_vain = matches!(
+            fate,
+            Fate::Drop(reason) | Fate::Answered(reason)
+                if matches!(reason, Reason::PortsExhausted | Reason::TableFull | Reason::Contended)
+        );
+        if in_vain || hot(datapath.shared_words()) != hot(core.shared()) {
             concerned = pairs.keys().collect::<Result<_, _>>()?;
         }
         for pair in concerned {

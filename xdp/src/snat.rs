@@ -21,6 +21,7 @@ use crate::address::Entry;
 use crate::{
     address::{Address, Key},
     bounds::wrapped,
+    packet::ICMP,
     session::{Ending, end, give_back_port, halves, has_rested, outside_port, pair},
     table::{self, Claim},
     tables::Tables,
@@ -129,7 +130,11 @@ impl FlowFacts {
     /// Whether a policy is meant for this flow.
     #[inline(always)]
     pub fn matches(&self, policy: &Snat) -> bool {
-        let within = |port: u16, range: [u16; 2]| port >= range[0] && port <= range[1];
+        // What stands in the place of a port in ICMP is none.
+        let has_ports = self.protocol != ICMP;
+        let within = |port: u16, range: [u16; 2]| {
+            if has_ports { port >= range[0] && port <= range[1] } else { range == [0, u16::MAX] }
+        };
         (policy.protocol == 256 || policy.protocol == self.protocol as u16)
             && (policy.mark == 0 || policy.mark == self.mark)
             && (policy.interface_class == 0 || policy.interface_class == self.interface_class)
@@ -261,7 +266,7 @@ impl<T: Tables> Search<'_, T> {
     #[inline(always)]
     fn random(&mut self) -> u32 {
         let (tables, ports) = (self.tables, self.ports);
-        self.until_free(PROBES, || match random_port(ports, tables.random()) {
+        self.until_free(PROBES, || match random_port(tables, ports) {
             Some(port) => Next::Port(port),
             None => Next::Nothing,
         })
@@ -308,7 +313,7 @@ impl<T: Tables> Search<'_, T> {
     #[inline(always)]
     fn in_a_row(&mut self) -> u32 {
         let ports = self.ports;
-        let Some(mut port) = random_port(ports, self.tables.random()) else { return SOMEBODY };
+        let Some(mut port) = random_port(self.tables, ports) else { return SOMEBODY };
         self.until_free(RECLAIMS, || match next_port(ports, port) {
             Some(next) => {
                 port = next;
@@ -385,9 +390,17 @@ fn mark(bitmap: &Ports, port: u16) {
     }
 }
 
-/// A random port: a random group, a random word of it that has any, a random one of those.
+/// A random port (RFC 6056): drawn among all numbers, again while it may not be lent. Where too few
+/// may be, and a draw comes to nothing: a random group, a random word of it that has any, a random
+/// one of those.
 #[inline(always)]
-fn random_port(ports: &Ports, random: u32) -> Option<u16> {
+fn random_port<T: Tables>(tables: &T, ports: &Ports) -> Option<u16> {
+    let (first, random) = (tables.random(), tables.random());
+    for drawn in [first, first >> 16, random, random >> 16] {
+        if may_lend(ports, drawn as u16) {
+            return Some(drawn as u16);
+        }
+    }
     let group = next_set(&ports.summary, (random as usize >> 6) & (PORT_SUMMARY - 1))?;
     let word = group << 6 | pick(ports.summary.get(group)?.load(), random >> 10) as usize;
     let bits = ports.words.get(wrapped::<PORT_WORDS>(word))?.load();

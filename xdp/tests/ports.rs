@@ -192,6 +192,24 @@ fn ports_are_hard_to_guess() {
 }
 
 #[test]
+fn ports_of_scattered_ranges_are_drawn_evenly() {
+    // What is left of a machine's own address: its ephemeral ports are its own.
+    let lab = lab("1024-32767,61000-65535", 8192);
+    let mut above = 0;
+    let mut first = 0;
+    for n in 0..6_000 {
+        let from = format!("100.64.{}.{}:53", n >> 8, n & 255);
+        let out = lab.forward(2, &udp(&from, SERVER).payload(b"").frame()).1;
+        let port: u16 = see(&out).from.split_once(':').unwrap().1.parse().unwrap();
+        above += u32::from(port >= 61_000);
+        first += u32::from((61_000..61_056).contains(&port));
+    }
+    // 4,536 of 36,280, and 56 of them.
+    assert!((600..900).contains(&above), "{above} of 6000, 750 would be even");
+    assert!(first < 56, "{first} of 6000 in the first word above, 9 would be even");
+}
+
+#[test]
 fn without_a_bitmap_to_be_had_a_small_range_is_lent_all_the_same() {
     for count in [1u32, 2, 15, 16] {
         let sizes = Sizes { bitmaps: 0, ..Sizes::default() };
