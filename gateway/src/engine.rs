@@ -286,7 +286,9 @@ impl Engine {
     ) -> Result<u32, EngineError> {
         guard::install(&guarded::spec(&config))?;
         settings::write(&self.datapath, &config);
-        let moved = places != self.places;
+        // Either may want another translation of a flow than it has.
+        let moved = places != self.places
+            || config.gateway.non_routable != self.config.gateway.non_routable;
         self.numbers = numbers;
         let lacked = self.missing();
         self.take_places(places)?;

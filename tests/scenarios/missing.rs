@@ -88,7 +88,13 @@ fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()>
 fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
     let said = "attachment `spare`: there is no interface `spaer0`";
     let pins = stand.lab.site().pins();
-    let before = policy_word(&pins)?;
+    // The other end of the link that was plugged in comes up a moment later, and is followed.
+    let mut before = policy_word(&pins)?;
+    eventually("what was plugged in is followed to the end", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = policy_word(&pins)?;
+        Ok(std::mem::replace(&mut before, now) == now)
+    })?;
     let mut wrong = stand.config.clone();
     let stated = wrong.gateway["attachments"].as_array_mut().context("a list")?;
     stated.last_mut().context("the spare one")?["interface"] = json!("spaer0");

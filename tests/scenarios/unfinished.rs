@@ -41,7 +41,7 @@ fn a_veth_gets_the_hook_that_takes_it_as_it_is() -> Result<()> {
     let attempt = client::connect_to(&pod, to, PATIENCE)?;
     ensure!(matches!(attempt, Attempt::Silence), "XDP has lost its checksum: {attempt:?}");
     let said = stand.daemon.stderr();
-    ensure!(said.contains("`ethtool -K PEER tx off gro on`"), "{said}");
+    ensure!(said.contains("`ethtool -K PEER tx off txvlan off gro on`"), "{said}");
 
     let attachments = stand.config.gateway["attachments"].as_array_mut().context("a list")?;
     for attachment in attachments {

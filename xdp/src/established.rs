@@ -14,7 +14,7 @@ use crate::{
 use xdp_abi::{
     config::PolicyWord,
     forward::{HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, Hop},
-    session::{Class, Count},
+    session::{Class, Count, sender},
 };
 
 /// Ticks after which a next hop is looked up in the kernel's tables again.
@@ -41,7 +41,8 @@ pub enum Left {
 }
 
 /// Replays what was decided for the session of `key`, if its next hop is one that the caller can
-/// send to, or leaves the packet to `decide`; then nothing is counted.
+/// send to, or leaves the packet to `decide`; then nothing is counted. `from` is the hardware address
+/// that sent the packet.
 #[inline(always)]
 pub fn replay<T: Tables<A = V4>>(
     tables: &T,
@@ -49,7 +50,8 @@ pub fn replay<T: Tables<A = V4>>(
     flags: u8,
     length: u16,
     now: u32,
-    usable: impl Fn(&Hop) -> bool,
+    usable: impl FnOnce(&Hop) -> bool,
+    from: impl FnOnce() -> [u8; 6],
 ) -> Result<Replay<V4>, Left> {
     let Some((found, entry)) = table::find_entry(tables, &V4::pack(key)) else {
         return Err(Left::Unknown);
@@ -82,6 +84,10 @@ pub fn replay<T: Tables<A = V4>>(
         return Err(Left::Special);
     }
     if now != found.meta.tick() {
+        // Answers go to whoever sends now.
+        if !link.is_reply() && found.meta.sender() != sender(from()) {
+            return Err(Left::Special);
+        }
         // Losing means that another packet did the same, or that the session is being ended.
         entry.meta().replace(found.meta.0, found.meta.with_tick(now).0);
     }

@@ -356,12 +356,15 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
         return Quick::Longer;
     }
     let Some(mut packet) = packet::plain(frame) else { return Quick::Longer };
-    let Some(domain) = tables.domain_at_a_glance(ifindex, packet.key.source) else {
+    let Some(to) = frame.load::<6>(0) else { return Quick::Longer };
+    let Some(domain) = tables.domain_at_a_glance(ifindex, &to, packet.key.source) else {
         return Quick::Longer;
     };
     packet.key.domain = domain;
     let usable = |hop: &Hop| is_plain(hook, hop);
-    match established::replay(tables, &packet.key, packet.tcp_flags, packet.length, now, usable) {
+    let key = &packet.key;
+    let from = || frame.load::<6>(6).unwrap_or_default();
+    match established::replay(tables, key, packet.tcp_flags, packet.length, now, usable, from) {
         Ok(replay) => {
             let mut done = Done::nowhere(Code::drop(Reason::HelperFailed));
             if rewrite_plainly(frame, &packet, &replay.rewrite, &replay.hop).is_some() {

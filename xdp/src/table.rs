@@ -441,10 +441,11 @@ fn claim_overflow<T: Tables>(tables: &T, key: &<T::A as Address>::Words, home: H
 
 /// Makes a claimed entry live. Everything else of it has been written.
 #[inline(always)]
-pub fn publish<T: Tables>(tables: &T, index: u32, class: Class, now: u32) {
+pub fn publish<T: Tables>(tables: &T, index: u32, class: Class, sender: u8, now: u32) {
     if let Some(entry) = tables.slot(index) {
         let version = entry.load_meta().version();
-        entry.meta().store(Meta::new(version, State::Live, class, now).0);
+        let meta = Meta::new(version, State::Live, class, now);
+        entry.meta().store(meta.with_sender(sender).0);
     }
 }
 

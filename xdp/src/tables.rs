@@ -9,7 +9,7 @@ use xdp_abi::{
     config::{Config, Shared},
     count::Counters,
     event::Event4,
-    forward::{Attachment, Hop, LinkInfo, NextHopKey, PORT_PREFIXES, PortInfo},
+    forward::{Attachment, Hop, LinkInfo, NO_GLANCE, NextHopKey, PORT_PREFIXES, PortInfo},
     policy::{IdentityRef, PoolAddress, Rule, RuleSet, Snat, SnatBits},
     port::{PairKey4, Ports},
     reason::Reason,
@@ -126,7 +126,7 @@ pub trait Tables: Repeat {
 
     /// The domain of a source behind an untagged interface, where a glance tells it; for the
     /// established path only, which checks it by finding the session.
-    fn domain_at_a_glance(&self, ifindex: u32, source: Self::A) -> Option<u16>;
+    fn domain_at_a_glance(&self, ifindex: u32, to: &[u8; 6], source: Self::A) -> Option<u16>;
     /// The attachment that a source behind a port belongs to.
     fn attachment_of(&self, port: u32, source: Self::A) -> Option<u16>;
     /// The attachment that a destination ahead of a port belongs to.
@@ -211,8 +211,8 @@ pub fn is_non_routable(config: &Config, address: V4) -> bool {
 
 /// The domain that a port's few prefixes give a source.
 #[inline(always)]
-pub fn glance(info: &PortInfo, ifindex: u32, source: V4) -> Option<u16> {
-    if info.ifindex != ifindex {
+pub fn glance(info: &PortInfo, ifindex: u32, to: &[u8; 6], source: V4) -> Option<u16> {
+    if info.ifindex != ifindex || (info.mac != *to && (info.mac != [0; 6] || to[0] & 1 != 0)) {
         return None;
     }
     let word = u32::from_ne_bytes(source.0);
@@ -223,7 +223,8 @@ pub fn glance(info: &PortInfo, ifindex: u32, source: V4) -> Option<u16> {
         }
         let [network, mask] = info.prefixes[i];
         if word & mask == network {
-            return Some(info.domains[i]);
+            let domain = info.domains[i];
+            return if domain == NO_GLANCE { None } else { Some(domain) };
         }
         i += 1;
     }

@@ -240,6 +240,60 @@ fn an_attachment_that_becomes_routable_lets_no_live_flow_out_untranslated() {
 }
 
 #[test]
+fn a_source_that_became_non_routable_lets_no_live_flow_out_untranslated() {
+    for protocol in ["udp", "tcp"] {
+        let scene = Scene::read(PLAIN).and("permit any -> any all log");
+        let mut lab = scene.build();
+        let send = |flags| match protocol {
+            "udp" => udp("10.1.1.1:5000", "172.16.1.1:80").frame(),
+            _ => tcp("10.1.1.1:5000", "172.16.1.1:80", flags).frame(),
+        };
+        lab.forward(4, &send(SYN));
+        lab.gateway.tables.set_non_routable(&[prefix("10.0.0.0/8")]);
+        lab.publish(&scene);
+        assert_eq!(lab.dropped(4, &send(ACK)), Reason::SnatWithdrawn, "{protocol}");
+        assert_eq!(lab.sessions(), 0);
+        // The next one says what would be right.
+        assert_eq!(lab.dropped(4, &send(SYN)), Reason::NoSnatPolicy, "{protocol}");
+        let translated = scene.and("snat any -> any to 172.16.0.9");
+        lab.publish(&translated);
+        let (_, out) = lab.forward(4, &send(SYN));
+        assert_eq!(see(&out).from, "172.16.0.9:5000");
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn answers_follow_the_router_that_the_packets_come_by() {
+    let (old, new) = ([2, 0xaa, 0, 0, 0, 1], [2, 0xaa, 0, 0, 0, 2]);
+    for ask in [udp(POD, "198.51.100.9:53"), tcp(POD, SERVER, SYN), echo(POD, "198.51.100.9")] {
+        let mut lab = permissive().build();
+        let (_, out) = lab.forward(2, &ask.clone().sender(old).frame());
+        let answer = answer_to(&out, SYN | ACK).frame();
+        let to = |lab: &Lab| see(&lab.forward(5, &answer).1).to_mac;
+        assert_eq!(to(&lab), old);
+        // No daemon, no word of the kernel: the next packet shows it.
+        lab.pass_seconds(1);
+        let again = if ask.frame()[23] == 6 { tcp(POD, SERVER, ACK) } else { ask.clone() };
+        lab.forward(2, &again.clone().sender(new).frame());
+        assert_eq!(to(&lab), new);
+        lab.pass_seconds(1);
+        lab.forward(2, &again.sender(old).frame());
+        assert_eq!(to(&lab), old);
+        assert_eq!(lab.sessions(), 1);
+        lab.assert_books();
+    }
+    // By another attachment it is another way, and the first is still there.
+    let mut lab = by_two_ways().build();
+    let ask = udp(POD, "198.51.100.9:53");
+    let (_, out) = lab.forward(2, &ask.clone().sender(old).frame());
+    lab.pass_seconds(1);
+    lab.forward(6, &ask.sender(new).frame());
+    let (ifindex, back) = lab.forward(5, &answer_to(&out, 0).frame());
+    assert_eq!((ifindex, see(&back).to_mac), (2, old));
+}
+
+#[test]
 fn a_neighbour_that_moved_is_not_remembered_where_it_was() {
     let lab = permissive().build();
     let (a, b) = ([2, 0xaa, 0, 0, 0, 1], [2, 0xbb, 0, 0, 0, 1]);

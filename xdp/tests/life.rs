@@ -184,6 +184,23 @@ fn a_full_table_takes_over_what_has_expired_without_a_sweeper() {
 }
 
 #[test]
+fn a_full_table_takes_over_all_that_has_expired() {
+    let sizes = Sizes { slots: 4_096, records: 1_000, overflow: 32, ..Sizes::default() };
+    let mut lab = permissive().build_with(sizes, 3);
+    let flow = |n: u32| udp(&format!("100.64.{}.{}:1000", n >> 8, n & 255), SERVER).frame();
+    for n in 0..1_000 {
+        lab.forward(2, &flow(n));
+    }
+    assert_eq!(lab.refused(2, &flow(1_000)), Reason::TableFull);
+    // Over, and the rest of their ports as well.
+    lab.pass_seconds(300 + 120 + 1);
+    let goes_on = |n: &u32| matches!(lab.send(2, &flow(*n)).fate, Fate::Transmit(..));
+    let went_on = (1_000..2_000).filter(goes_on).count();
+    // While few are left, a look at a part of the table may miss them.
+    assert!(went_on >= 990, "{went_on} of 1000");
+}
+
+#[test]
 fn crowded_windows_spill_into_overflow_and_everything_is_found_and_returned() {
     // Hardly any window: nearly all entries stand in overflow.
     let sizes = Sizes { slots: 16, records: 200, overflow: 400, ..Sizes::default() };

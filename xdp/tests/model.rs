@@ -158,8 +158,8 @@ impl Tiny {
         record.slots.store((forward as u64) << 32 | reply as u64);
         let incarnation = self.shared.incarnation.fetch_add(1);
         record.identity.store(incarnation << 32 | if leased { LEASED } else { 0 });
-        table::publish(self, forward, Class::Udp, now);
-        table::publish(self, reply, Class::Udp, now);
+        table::publish(self, forward, Class::Udp, 0, now);
+        table::publish(self, reply, Class::Udp, 0, now);
     }
 
     /// Where the first session's forward entry stood: the home of its key.
@@ -289,7 +289,7 @@ impl Tables for Tiny {
     fn is_outside(&self, _: u32, _: V4) -> bool {
         unreachable!()
     }
-    fn domain_at_a_glance(&self, _: u32, _: V4) -> Option<u16> {
+    fn domain_at_a_glance(&self, _: u32, _: &[u8; 6], _: V4) -> Option<u16> {
         unreachable!()
     }
     fn attachment_of(&self, _: u32, _: V4) -> Option<u16> {
@@ -373,11 +373,11 @@ fn insert_twice(near: u32, taken: u32) {
             let Claim::Taken(index) = table::claim(&*t, &V4::pack(&key(50 + n as u8))) else {
                 panic!()
             };
-            table::publish(&*t, index, Class::Udp, 1);
+            table::publish(&*t, index, Class::Udp, 0, 1);
         }
         let insert = |t: &Tiny| match table::claim(t, &V4::pack(&key(1))) {
             Claim::Taken(index) => {
-                table::publish(t, index, Class::Udp, 1);
+                table::publish(t, index, Class::Udp, 0, 1);
                 true
             }
             Claim::Contended => false,
@@ -427,7 +427,7 @@ fn a_slot_that_changes_hands_keeps_the_hint_of_its_key() {
                 let t = t.clone();
                 thread::spawn(move || {
                     if let Claim::Taken(index) = table::claim(&*t, &V4::pack(&key(1))) {
-                        table::publish(&*t, index, Class::Udp, 1);
+                        table::publish(&*t, index, Class::Udp, 0, 1);
                         close(&t, index);
                     }
                 })
@@ -438,7 +438,7 @@ fn a_slot_that_changes_hands_keeps_the_hint_of_its_key() {
                 thread::spawn(move || {
                     let claim = table::claim(&*t, &V4::pack(&key(n)));
                     if let Claim::Taken(index) = claim {
-                        table::publish(&*t, index, Class::Udp, 1);
+                        table::publish(&*t, index, Class::Udp, 0, 1);
                     }
                     claim
                 })
@@ -478,7 +478,7 @@ fn a_session_that_is_followed_near_is_whole_or_gone() {
             thread::spawn(move || {
                 let opened = t.open(&key(2), 1, 1);
                 for (k, reply) in [(key(2), false), (back(&key(2)), true)] {
-                    let replay = established::replay(&*t, &k, 0, 100, 1, |_| true);
+                    let replay = established::replay(&*t, &k, 0, 100, 1, |_| true, || [0; 6]);
                     assert_eq!(replay.is_ok(), opened, "{k:?}");
                     if let Ok(replay) = replay {
                         assert_eq!((replay.rewrite, replay.reply), (mark(&key(2), reply), reply));
@@ -517,7 +517,7 @@ fn a_reader_sees_a_whole_session_or_none() {
         };
         for n in [1, 2] {
             for (k, reply) in [(key(n), false), (back(&key(n)), true)] {
-                if let Ok(replay) = established::replay(&*t, &k, 0, 100, 1, |_| true) {
+                if let Ok(replay) = established::replay(&*t, &k, 0, 100, 1, |_| true, || [0; 6]) {
                     assert_eq!(replay.rewrite, mark(&key(n), reply));
                     assert_eq!(replay.reply, reply);
                 }

@@ -211,6 +211,38 @@ fn an_adopted_connection_counts_as_established() {
 }
 
 #[test]
+fn the_record_of_a_flow_that_an_answer_revokes_is_of_the_flow() {
+    let permitted = scene("permit red -> any tcp/443 log");
+    let mut lab = permitted.build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    drop(lab.tables().take_events());
+    lab.publish(&permitted.clone().rules("deny red -> any all log"));
+    let answer = answer_to(&out, SYN | ACK).frame();
+    assert_eq!(lab.dropped(5, &answer), Reason::RuleDenied);
+    let events = lab.tables().take_events();
+    let [end, deny] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((end.kind, end.reason, deny.kind), (event::END, event::ENDED_REVOKED, event::DENY));
+    for event in [end, deny] {
+        assert_eq!(event.source, [100, 64, 0, 7]);
+        assert_eq!(event.destination, [198, 51, 100, 9]);
+        assert_eq!((event.domain, event.destination_domain, event.ingress), (1, 0, 1));
+    }
+    assert_eq!(deny.source_identity, end.source_identity);
+    assert_eq!((deny.packets, deny.tcp_flags), ([0, 1], [0, SYN | ACK]));
+    assert_eq!(deny.bytes[0], 0);
+}
+
+#[test]
+fn ports_of_a_snat_policy_are_not_matched_by_icmp() {
+    let snats =
+        "snat any -> any to 203.0.113.9 destination-port 0-65534\nsnat any -> any to 203.0.113.7";
+    let lab = scene("permit any -> any all").snats(snats).build();
+    let outside = |sent: &Build| see(&lab.forward(2, &sent.frame()).1).from;
+    assert!(outside(&udp(POD, SERVER)).starts_with("203.0.113.9:"));
+    assert!(outside(&echo("100.64.0.7:40077", "198.51.100.9")).starts_with("203.0.113.7:"));
+}
+
+#[test]
 fn a_revoked_flow_ends_with_its_next_packet() {
     let permitted = scene("permit red -> any tcp/443 log");
     for next in ["deny red -> any all log", "reject red -> any all log"] {

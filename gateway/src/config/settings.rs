@@ -27,7 +27,7 @@ pub struct Gateway {
     /// Routing domains of pod networks, beside the fabric.
     #[serde(default)]
     pub domains: Vec<Domain>,
-    /// Where packets come from and go to; the first has number 1.
+    /// Where packets come from and go to.
     pub attachments: Vec<Attachment>,
     /// How long idle sessions are remembered.
     #[serde(default)]

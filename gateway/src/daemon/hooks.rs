@@ -40,7 +40,7 @@ impl Loop {
         for interface in unsuited.difference(&self.unsuited) {
             warn!(
                 %interface,
-                "XDP on a veth needs `ethtool -K PEER tx off gro on` at its other end, where its \
+                "XDP on a veth needs `ethtool -K PEER tx off txvlan off gro on` at its other end, where its \
                  kernel sends; `hook: tc` needs nothing"
             );
         }

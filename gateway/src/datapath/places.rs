@@ -23,7 +23,7 @@ use std::{
 };
 use xdp_abi::forward::{
     ATTACHED, ATTACHMENTS, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT,
-    LINK_UP, LinkInfo, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
+    LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -83,6 +83,7 @@ impl Places {
         let by_name: HashMap<&str, &Link> =
             network.links.values().map(|link| (link.name.as_str(), link)).collect();
         let mut places = Self::default();
+        let mut behind: BTreeMap<u16, behind::Stated> = BTreeMap::new();
         let numbered: BTreeMap<u16, _> = config
             .gateway
             .attachments
@@ -117,6 +118,10 @@ impl Places {
                 routable.insert(number, carries);
             }
             let tag = stated.vlan.map_or(0, |vlan| vlan.get());
+            let behind = behind.entry(domain).or_default();
+            for source in &stated.sources {
+                behind.entry(source.net()).or_default();
+            }
             match find(&by_name, network, &stated.interface, tag) {
                 Ok((parent, routed)) => {
                     attachment.flags |= ATTACHED;
@@ -128,6 +133,7 @@ impl Places {
                     let place = port(parent.ifindex, tag);
                     for source in &stated.sources {
                         places.sources.insert((place, source.net()), number);
+                        behind.entry(source.net()).or_default().insert(place);
                     }
                     for route in stated.routes() {
                         places.routes.insert((place, route.net()), number);
@@ -162,7 +168,9 @@ impl Places {
                 IpAddr::V4(_) => None,
             })
             .collect();
-        // What is nobody's leads to no session, and needs no glance.
+        let domain = |number: u16| places.attachments.get(&number).map_or(0, |at| at.domain);
+        behind::part(&mut places.sources, &behind, domain);
+        // What is non-routable and nobody's leads to no session, and needs no glance.
         places.glances();
         let non_routable: Vec<_> = config.gateway.non_routable.iter().map(|p| p.net()).collect();
         // What several of them cover together is non-routable, as `check` says.
@@ -195,17 +203,15 @@ impl Places {
         let mut by_interface: BTreeMap<u32, Vec<(Ipv4Net, u16)>> = BTreeMap::new();
         for ((place, prefix), number) in &self.sources {
             if place & 0xfff == 0 {
-                let domain = self.attachments[number].domain;
+                let domain = self.attachments.get(number).map_or(NO_GLANCE, |of| of.domain);
                 by_interface.entry(place >> 12).or_default().push((*prefix, domain));
             }
         }
-        for (ifindex, mut prefixes) in by_interface {
-            prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
-            if prefixes.len() > PORT_PREFIXES {
-                continue;
-            }
-            let mut info =
-                PortInfo { ifindex, prefixes_used: prefixes.len() as u32, ..PortInfo::default() };
+        for (ifindex, prefixes) in by_interface {
+            let Some(prefixes) = at_a_glance(prefixes) else { continue };
+            let mac = self.links.get(&ifindex).map_or([0; 6], |link| link.mac);
+            let prefixes_used = prefixes.len() as u32;
+            let mut info = PortInfo { ifindex, prefixes_used, mac, ..PortInfo::default() };
             for (place, (prefix, domain)) in prefixes.into_iter().enumerate() {
                 let word = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
                 info.prefixes[place] = [word(prefix.network()), word(prefix.netmask())];
@@ -292,6 +298,37 @@ impl Places {
     pub fn link_info(&self, ifindex: u32) -> Option<&LinkInfo> {
         self.links.get(&ifindex)
     }
+}
+
+/// As many prefixes as there is room for, the longest first; `None` if they do not fit. Those whose
+/// packets take the longer way anyway are taken together, with what lies between them.
+fn at_a_glance(prefixes: Vec<(Ipv4Net, u16)>) -> Option<Vec<(Ipv4Net, u16)>> {
+    let is_seen = |(_, domain): &(Ipv4Net, u16)| *domain != NO_GLANCE;
+    let (mut seen, others): (Vec<_>, Vec<_>) = prefixes.into_iter().partition(is_seen);
+    let mut others: Vec<Ipv4Net> = others.into_iter().map(|(prefix, _)| prefix).collect();
+    let room = PORT_PREFIXES.checked_sub(seen.len())?;
+    while others.len() > room {
+        others.sort_unstable();
+        // The two neighbours that have most in common; the last one alone cannot be widened.
+        let both = |at: usize| common(others[at], others[at + 1]);
+        let at = (0..others.len() - 1).max_by_key(|at| both(*at).prefix_len())?;
+        let wider = both(at);
+        others.retain(|prefix| !wider.contains(prefix));
+        others.push(wider);
+    }
+    seen.extend(others.into_iter().map(|prefix| (prefix, NO_GLANCE)));
+    // Of two that are equal the longer way comes first.
+    seen.sort_by_key(|(prefix, domain)| {
+        (std::cmp::Reverse(prefix.prefix_len()), *domain != NO_GLANCE)
+    });
+    Some(seen)
+}
+
+/// The longest prefix that holds both.
+fn common(one: Ipv4Net, other: Ipv4Net) -> Ipv4Net {
+    let differ = u32::from(one.network()) ^ u32::from(other.network());
+    let length = (differ.leading_zeros() as u8).min(one.prefix_len()).min(other.prefix_len());
+    Ipv4Net::new_assert(one.network(), length).trunc()
 }
 
 /// The interface that frames are on, and the one that the kernel routes by.
@@ -420,6 +457,44 @@ mod tests {
         for (at, attachment) in &before.attachments {
             let expected = (*at != number).then_some(attachment);
             assert_eq!(places.attachments.get(at), expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn what_takes_the_longer_way_is_taken_together_till_it_fits() {
+        let glance = |texts: &[(&str, u16)]| {
+            let read = |(net, domain): &(&str, u16)| (net.parse().unwrap(), *domain);
+            let prefixes = at_a_glance(texts.iter().map(read).collect())?;
+            Some(prefixes.iter().map(|(p, d)| format!("{p} {d}")).collect::<Vec<_>>().join(", "))
+        };
+        let far = NO_GLANCE;
+        for (prefixes, expected) in [
+            (vec![("0.0.0.0/0", 0), ("10.1.0.0/16", far)], Some("10.1.0.0/16 65535, 0.0.0.0/0 0")),
+            (
+                vec![
+                    ("0.0.0.0/0", 0),
+                    ("10.1.0.0/16", far),
+                    ("10.2.0.0/16", far),
+                    ("192.0.2.0/24", far),
+                ],
+                Some("192.0.2.0/24 65535, 10.0.0.0/14 65535, 0.0.0.0/0 0"),
+            ),
+            (
+                vec![
+                    ("10.0.0.0/14", 0),
+                    ("0.0.0.0/0", 0),
+                    ("10.1.0.0/16", far),
+                    ("10.2.0.0/16", far),
+                ],
+                Some("10.0.0.0/14 65535, 10.0.0.0/14 0, 0.0.0.0/0 0"),
+            ),
+            (
+                vec![("10.0.0.0/8", 1), ("10.1.0.0/16", 2), ("0.0.0.0/0", 0), ("9.0.0.0/8", far)],
+                None,
+            ),
+            (vec![("10.0.0.0/8", 1), ("10.1.0.0/16", 2), ("0.0.0.0/0", 0), ("9.0.0.0/8", 4)], None),
+        ] {
+            assert_eq!(glance(&prefixes).as_deref(), expected, "{prefixes:?}");
         }
     }
 

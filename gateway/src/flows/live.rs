@@ -220,9 +220,9 @@ impl Tables for Tables4 {
         None
     }
 
-    fn domain_at_a_glance(&self, ifindex: u32, source: V4) -> Option<u16> {
+    fn domain_at_a_glance(&self, ifindex: u32, to: &[u8; 6], source: V4) -> Option<u16> {
         let info: &PortInfo = self.datapath.ports.get(ifindex & (PORTS - 1))?;
-        glance(info, ifindex, source)
+        glance(info, ifindex, to, source)
     }
     fn attachment_of(&self, port: u32, source: V4) -> Option<u16> {
         let number = lock(&self.datapath.sources).get(&place_key(port, source), 0).ok()?;

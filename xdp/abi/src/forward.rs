@@ -225,7 +225,9 @@ impl Hop {
 /// Places in the table of ports; a port's place is its interface index modulo this.
 pub const PORTS: u32 = 1024;
 /// Source prefixes of a port that the established path can tell apart.
-pub const PORT_PREFIXES: usize = 4;
+pub const PORT_PREFIXES: usize = 3;
+/// In the place of a domain: the port's packets from there take the longer way.
+pub const NO_GLANCE: u16 = u16::MAX;
 
 /// The domains behind an untagged interface, for packets that need nothing else. A port that
 /// does not fit has none, and its packets take the longer way.
@@ -240,6 +242,13 @@ pub struct PortInfo {
     pub prefixes_used: u32,
     /// Network and mask, as the packet carries them.
     pub prefixes: [[u32; 2]; PORT_PREFIXES],
-    /// The domain of each.
+    /// Its hardware address: a frame for another one takes the longer way. Zero: it has none, and any
+    /// will do.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub spare: [u8; 2],
+    /// The domain of each prefix, or [`NO_GLANCE`].
     pub domains: [u16; PORT_PREFIXES],
+    /// Zero.
+    pub zero: u16,
 }

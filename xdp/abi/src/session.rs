@@ -3,7 +3,7 @@
 //! An [`Entry4`] is all that an established packet touches. Its eight words:
 //!
 //! ```text
-//! 0 meta     version 16 | state 4 | class 4 | spare 8 | tick 32
+//! 0 meta     version 16 | state 4 | class 4 | sender 8 | tick 32
 //! 1 key      source 32 | destination 32
 //! 2 key      source port 16 | destination port 16 | domain 16 | protocol 8 | zero 8
 //! 3 rewrite  source 32 | destination 32
@@ -125,6 +125,12 @@ impl Meta {
         Class::from_bits(self.0 >> 40)
     }
 
+    /// Of a forward entry: [`sender`] of the last packet, as far as it was looked at.
+    #[inline(always)]
+    pub const fn sender(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
     /// When a packet was last seen.
     #[inline(always)]
     pub const fn tick(self) -> u32 {
@@ -149,6 +155,12 @@ impl Meta {
         Self(self.0 & !0xffff_ffff | tick as u64)
     }
 
+    /// The same, sent by a hardware address of which this is the [`sender`].
+    #[inline(always)]
+    pub const fn with_sender(self, sender: u8) -> Self {
+        Self(self.0 & !(0xff << 32) | (sender as u64) << 32)
+    }
+
     /// What is left when the owner goes: free, and of the next version.
     #[inline(always)]
     pub const fn freed(self) -> Self {
@@ -160,6 +172,13 @@ impl Meta {
     pub const fn same_owner(self, other: Self) -> bool {
         (self.0 ^ other.0) >> 44 == 0
     }
+}
+
+/// What an entry remembers of a hardware address: enough to tell a router from the one that takes
+/// over from it. Two that differ in one byte always differ in this, others nearly always.
+#[inline(always)]
+pub const fn sender(mac: [u8; 6]) -> u8 {
+    mac[0] ^ mac[1] ^ mac[2] ^ mac[3] ^ mac[4] ^ mac[5]
 }
 
 /// Word 5 of an entry: what else belongs to the session.

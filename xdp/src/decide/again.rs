@@ -1,9 +1,10 @@
 //! A live session under another policy, or with other identities: judged again, and kept or ended.
 
-use super::{Plan, Way};
+use super::{Plan, Way, refuse::Refused};
 use crate::{
     address::{Address, Entry, Key, V4},
     arrival::attached,
+    guard,
     packet::{Kind, Packet},
     policy::{Judgement, judge, parties},
     session::{Ending, Halves, LEASED, halves},
@@ -35,8 +36,12 @@ pub(super) struct Doom {
     pub(super) ingress: u16,
     /// The interface of that.
     pub(super) from: u32,
+    /// Whether the packet that found it out is an answer.
+    pub(super) is_answer: bool,
     /// Whether its way out is to be looked up again.
     pub(super) goes_anew: bool,
+    /// What it is seen as outside.
+    pub(super) seen_as: V4,
 }
 
 impl Doom {
@@ -48,7 +53,9 @@ impl Doom {
         key: Packet::NONE.key,
         ingress: 0,
         from: 0,
+        is_answer: false,
         goes_anew: false,
+        seen_as: Packet::NONE.key.source,
     };
 
     /// Whether its translation, or the way that it took, is no longer to be had.
@@ -91,6 +98,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         doom.ending = Ending::now(event::ENDED_REVOKED, incarnation);
         doom.towards = towards;
         doom.key = key;
+        doom.is_answer = is_reply;
+        doom.seen_as = forward.rewrite().source;
         // An identity that changed moves no route; a new generation may stand for one.
         doom.goes_anew = record.policy.load() as u32 != policy.generation();
         doom.ingress = Facts(record.facts.load()).ingress();
@@ -128,12 +137,19 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         Code::GO_ON
     }
 
-    /// Looks up again where it goes; it ends if that is in another domain.
+    /// Looks up again where it goes; it ends if that is in another domain, or if nobody there may
+    /// see its source any more (a prefix that is no longer carried, or is non-routable now).
     #[inline(always)]
     pub(super) fn route_again(&self, plan: &mut Plan, doom: &mut Doom) -> Code {
         plan.knows_destination = false;
         let code = self.exit(doom.from, &doom.key, plan);
-        if code.is(Code::GO_ON) && plan.egress.domain != doom.towards {
+        if !code.is(Code::GO_ON) {
+            return code;
+        }
+        let way_out = (plan.egress_number, &plan.egress);
+        if plan.egress.domain != doom.towards
+            || guard::wants_translation(self.tables, doom.key.domain, doom.seen_as, way_out)
+        {
             doom.ending = doom.ending.because(event::ENDED_WITHDRAWN);
             return Code::END;
         }
@@ -200,7 +216,13 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 Code::drop(Reason::SnatWithdrawn)
             };
         }
-        self.refuse(judgement, doom.towards)
+        let flow = Refused {
+            key: &doom.key,
+            ingress: doom.ingress,
+            towards: doom.towards,
+            by_answer: doom.is_answer,
+        };
+        self.refuse(judgement, &flow)
     }
 
     /// The interface of an attachment that packets of a domain can be sent to; zero: of none.

@@ -18,7 +18,7 @@ use xdp_abi::{
     event,
     forward::{HOP_REFRESH, HOP_RESOLVED},
     reason::Reason,
-    session::{Class, Count, Record, State},
+    session::{Class, Count, Facts, Link, Record, State, sender},
 };
 
 impl<T: Tables<A = V4>> Way<'_, T> {
@@ -98,8 +98,15 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         // Refresh on the newest reading: the class may just have changed.
         let meta = entry.load_meta();
-        if meta.is(State::Live) && meta.tick() != self.now {
-            entry.meta().replace(meta.0, meta.with_tick(self.now).0);
+        let mut new = meta.with_tick(self.now);
+        if !link.is_reply() {
+            new = new.with_sender(sender(self.arrival.sender));
+            if new.sender() != meta.sender() && !self.turn_answers(link, record) {
+                new = new.with_sender(meta.sender());
+            }
+        }
+        if meta.is(State::Live) && new != meta {
+            entry.meta().replace(meta.0, new.0);
         }
         if !hop.is(HOP_RESOLVED) {
             // The kernel would take an untranslated answer for its own.
@@ -116,6 +123,26 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             rule: (record.rules.load() >> 32) as u32,
         };
         Code::FORWARD
+    }
+
+    /// The session's packets come from another neighbour than before (a router has taken over from
+    /// another): its answers go there from now on. By another attachment they do not: answers
+    /// return where the session came from. Says whether that is settled.
+    #[inline(never)]
+    fn turn_answers(&self, link: Link, record: &Record) -> bool {
+        if Facts(record.facts.load()).ingress() != self.number {
+            return true;
+        }
+        let Some(reply) = self.tables.slot(halves(record).reply) else { return true };
+        let old = reply.load_link();
+        // A slot that changed hands has another record in this word.
+        if old.record() != link.record() || !old.is_reply() {
+            return true;
+        }
+        // Without room for one more next hop they go where they went.
+        let Some(back) = self.way_back() else { return true };
+        // It may lose to a flag that another packet sets; then the next packet does it.
+        reply.link().replace(old.0, old.with_next_hop(back).0)
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use xdp_abi::{
     forward::HOP_RESOLVED,
     policy::LOG_START,
     reason::Reason,
-    session::{Count, Facts, Link},
+    session::{Count, Facts, Link, sender},
 };
 
 impl<T: Tables<A = V4>> Way<'_, T> {
@@ -173,8 +173,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let leased = if plan.translated { LEASED } else { 0 };
         record.identity.store((incarnation as u64) << 32 | leased);
 
-        table::publish(tables, plan.forward, class, self.now);
-        table::publish(tables, plan.reply, class, self.now);
+        table::publish(tables, plan.forward, class, sender(self.arrival.sender), self.now);
+        table::publish(tables, plan.reply, class, 0, self.now);
         tables.tally(Tally::Begun);
         if judgement.log & LOG_START != 0 {
             tables.report(|event| {
@@ -256,13 +256,16 @@ const fn transport_delta(protocol: u8, address: u16, port: u16) -> u16 {
     if has_pseudo_header(protocol) { checksum::fold(address as u32 + port as u32) } else { port }
 }
 
-/// Slots that are looked at when no record is free.
-const RECLAIM_SLOTS: u32 = 32;
+/// Slots that are looked at when no record is free: a few microseconds, if none of them is over.
+const RECLAIM_SLOTS: u32 = 512;
 
 /// Takes over the record of a session whose time is over, when all are in use and nobody
-/// sweeps: a few slots from a common cursor on, so that repeated calls see the whole table.
+/// sweeps: the next slots from a common cursor on, so that repeated calls see the whole table. The
+/// cursor stops behind the first that is over; two processors may look at the same slots.
 #[inline(always)]
 fn reclaim<T: Tables<A = V4>>(tables: &T, now: u32) {
-    let from = tables.shared().sweep_cursor.fetch_add(RECLAIM_SLOTS as u64) as u32;
-    sweep(tables, from % table::all_slots(tables.config()).max(1), RECLAIM_SLOTS, now);
+    let cursor = &tables.shared().sweep_cursor;
+    let from = cursor.load() as u32 % table::all_slots(tables.config()).max(1);
+    let looked = sweep(tables, from, RECLAIM_SLOTS, now);
+    cursor.fetch_add(looked as u64);
 }

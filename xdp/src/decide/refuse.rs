@@ -2,7 +2,7 @@
 
 use super::{Plan, Way, open::translate};
 use crate::{
-    address::V4,
+    address::{Key, V4},
     arrival::is_own,
     packet::Kind,
     policy::Judgement,
@@ -19,16 +19,33 @@ use xdp_abi::{
     reason::Reason,
 };
 
+/// The flow that a refusal is about, as its sender sends it.
+pub(super) struct Refused<'a> {
+    pub(super) key: &'a Key<V4>,
+    /// The attachment that it comes in by.
+    pub(super) ingress: u16,
+    /// The domain that it leads into.
+    pub(super) towards: u16,
+    /// Whether the packet is an answer to it.
+    pub(super) by_answer: bool,
+}
+
 impl<T: Tables<A = V4>> Way<'_, T> {
+    /// The flow that this packet opens.
+    #[inline(always)]
+    pub(super) fn own_flow(&self, towards: u16) -> Refused<'_> {
+        Refused { key: &self.packet.key, ingress: self.number, towards, by_answer: false }
+    }
+
     /// A packet that the policy refuses.
     #[inline(never)]
-    pub(super) fn refuse(&self, judgement: &Judgement, towards: u16) -> Code {
+    pub(super) fn refuse(&self, judgement: &Judgement, flow: &Refused<'_>) -> Code {
         let reason = match (judgement.rule, judgement.action) {
             (0, _) => Reason::DefaultDenied,
             (_, ACTION_REJECT) => Reason::RuleRejected,
             _ => Reason::RuleDenied,
         };
-        let verdict = self.denied(reason, judgement, towards);
+        let verdict = self.denied(reason, judgement, flow);
         if judgement.action != ACTION_REJECT {
             return verdict;
         }
@@ -45,7 +62,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
 
     /// Reports a refusal, at most so often per rule and source.
     #[inline(never)]
-    pub(super) fn denied(&self, reason: Reason, judgement: &Judgement, towards: u16) -> Code {
+    pub(super) fn denied(&self, reason: Reason, judgement: &Judgement, flow: &Refused<'_>) -> Code {
         let tables = self.tables;
         if judgement.log != 0 {
             let bucket = (judgement.rule ^ judgement.source.id.rotate_left(7))
@@ -54,12 +71,15 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             let limit = tables.config().rates.load() as u32;
             match tables.admit(bucket, limit, self.now) {
                 Some(suppressed) => tables.report(|event| {
-                    let key = &self.packet.key;
+                    let Refused { key, ingress, towards, by_answer } = *flow;
+                    let (packets, bytes) =
+                        (self.arrival.segments as u64, self.packet.length as u64);
+                    let flags = self.packet.tcp_flags;
                     event.kind = event::DENY;
                     session::describe(event, key, &translate(key, key.source, key.source_port));
                     event.reason = reason as u8;
-                    event.tcp_flags = [self.packet.tcp_flags, 0];
-                    event.ingress = self.number;
+                    event.tcp_flags = if by_answer { [0, flags] } else { [flags, 0] };
+                    event.ingress = ingress;
                     event.time = tables.clock();
                     event.destination_domain = towards;
                     event.rule = judgement.rule;
@@ -67,8 +87,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                     event.source_identity = judgement.source.id;
                     event.destination_identity = judgement.destination.id;
                     event.generation = PolicyWord(tables.config().policy.load()).generation();
-                    event.packets = [self.arrival.segments as u64, 0];
-                    event.bytes = [self.packet.length as u64, 0];
+                    event.packets = if by_answer { [0, packets] } else { [packets, 0] };
+                    event.bytes = if by_answer { [0, bytes] } else { [bytes, 0] };
                     event.suppressed = suppressed;
                     event.action = judgement.action as u32;
                 }),
@@ -103,7 +123,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         for worth_saying in [Reason::PortsExhausted, Reason::TableFull, Reason::NoSnatPolicy] {
             if refused.is_drop(worth_saying) {
-                self.denied(worth_saying, &plan.judgement, plan.egress.domain);
+                self.denied(worth_saying, &plan.judgement, &self.own_flow(plan.egress.domain));
                 // Whoever is inside is told (RFC 5508 REQ-8); outside learns nothing.
                 if self.attachment.kind == KIND_SPOKE {
                     return Code::icmp(worth_saying, 3, 13, 0);

@@ -445,8 +445,8 @@ impl Tables for Memory {
         self.bitmaps.get(number as usize)
     }
 
-    fn domain_at_a_glance(&self, ifindex: u32, source: V4) -> Option<u16> {
-        glance(self.glances.get(&ifindex)?, ifindex, source)
+    fn domain_at_a_glance(&self, ifindex: u32, to: &[u8; 6], source: V4) -> Option<u16> {
+        glance(self.glances.get(&ifindex)?, ifindex, to, source)
     }
     fn attachment_of(&self, port: u32, source: V4) -> Option<u16> {
         self.unless_it_fails(|| longest(self.sources.get(&port)?.iter().copied(), source))

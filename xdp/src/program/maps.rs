@@ -416,8 +416,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn domain_at_a_glance(&self, ifindex: u32, source: V4) -> Option<u16> {
-        glance(PORTS.get(ifindex & (PORTS_ROOM - 1))?, ifindex, source)
+    fn domain_at_a_glance(&self, ifindex: u32, to: &[u8; 6], source: V4) -> Option<u16> {
+        glance(PORTS.get(ifindex & (PORTS_ROOM - 1))?, ifindex, to, source)
     }
     #[inline(always)]
     fn attachment_of(&self, port: u32, source: V4) -> Option<u16> {

@@ -326,6 +326,7 @@ impl Scene {
             }
             let mut info =
                 PortInfo { ifindex, prefixes_used: of_port.len() as u32, ..PortInfo::default() };
+            info.mac = mac_of(ifindex);
             for (n, (prefix, domain)) in of_port.into_iter().enumerate() {
                 let mask = u32::from_ne_bytes(prefix.mask().to_be_bytes());
                 info.prefixes[n] = [u32::from_ne_bytes(prefix.network.0) & mask, mask];
