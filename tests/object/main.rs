@@ -27,10 +27,12 @@ use xdp_abi::reason::Reason;
 
 use gateway::datapath::recycle::Recycling;
 use object::{Action, Object, SHORTEST, runnable};
-use stand::{BLUE, CARRIED, INTERNET, RED, ROUTABLE, Rules, SLOW, Stand, TRANSIT, prefix};
+use stand::{
+    BLUE, CARRIED, INTERNET, RED, ROUTABLE, Rules, SLOW, Stand, TRANSIT, TRANSIT_TAG, prefix,
+};
 use traffic::{Dice, Traffic};
 use twin::{Outcome, Twin};
-use wire::{SYN, echo, ethernet, icmp_error, ip_of, sent_to, tcp, udp};
+use wire::{ACK, SYN, echo, ethernet, icmp_error, ip_of, sent_to, tcp, udp};
 
 /// The hardware address of an interface.
 fn mac_of(ifindex: u32) -> [u8; 6] {
@@ -92,7 +94,7 @@ fn check(sent: &[u8], outcome: &Outcome) {
     );
 }
 
-/// Every frame is counted once.
+/// Every packet is counted once.
 fn assert_books(counters: &Counters, sent: u64) {
     let c = counters;
     let drops: u64 = c.drops.as_flattened().iter().sum();
@@ -111,6 +113,7 @@ fn name(fate: Fate) -> String {
         Fate::Punt(_) => "punted".to_owned(),
         Fate::Drop(reason) => reason.name().to_owned(),
         Fate::Answer(reason, _) | Fate::Answered(reason) => format!("answered {}", reason.name()),
+        Fate::Told(reason, _) => format!("told {}", reason.name()),
     }
 }
 
@@ -132,6 +135,8 @@ fn run(
     let mut fates = Fates::new();
     let mut left = 0;
     let mut sent = 0;
+    // As they are on the wire, and counted.
+    let mut packets = 0;
     while sent < frames && begin.elapsed() < time {
         let wanted = dice.pick(hooks);
         let mark = if dice.one_in(8) { dice.pick(&[5, MARK | 77]) } else { 0 };
@@ -140,6 +145,7 @@ fn run(
         let hook = runnable(wanted, &frame.bytes);
         let outcome = twin.send(hook, frame.ifindex, &frame.bytes, (mark, segments))?;
         sent += 1;
+        packets += if hook == Hook::Tc { u64::from(segments) } else { 1 };
         check(&frame.bytes, &outcome);
         *fates.entry(name(outcome.fate)).or_default() += 1;
         if outcome.fate == Fate::Drop(Reason::Leak) {
@@ -187,7 +193,7 @@ fn run(
         }
     }
     twin.compare_tables()?;
-    assert_books(&twin.counters, sent + left);
+    assert_books(&twin.counters, packets + left);
     Ok((sent, fates))
 }
 
@@ -261,6 +267,31 @@ fn the_object_spills_over_and_fills_up_as_the_core_does() -> Result<()> {
             run(&mut twin, seed, &both, 20_000, Duration::from_secs(60), &[Rules::OnePort])?;
         println!("{sent} frames: {fates:#?}");
         ensure_seen(&fates, &["forwarded", "answer forwarded", "table_full"])
+    })
+}
+
+#[test]
+fn the_object_tells_whoever_is_inside_of_a_flow_that_an_answer_ends() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let both = [Hook::Xdp, Hook::Tc];
+    stand.netns.enter(|| {
+        let mut twin = Twin::new(&stand, Rules::Usual, 1, None)?;
+        let mut told = BTreeMap::<String, u64>::new();
+        for (port, hook) in (40_000..).zip(both.repeat(8)) {
+            twin.publish(Rules::Usual)?;
+            let from = format!("100.64.0.{}:{port}", 2 + port % 8);
+            let open = tcp(&from, "172.16.5.1:443", SYN).frame();
+            let open = twin.send(hook, RED, &open, (0, 1))?;
+            twin.publish(Rules::Strict)?;
+            let answer = wire::answer_to(&open.frame, ACK).vlan(TRANSIT_TAG);
+            let answer = answer.options(&[1; 4]).payload(b"a line");
+            let outcome = twin.send(hook, TRANSIT, &answer.frame(), (0, 1))?;
+            check(&answer.frame(), &outcome);
+            *told.entry(name(outcome.fate)).or_default() += 1;
+        }
+        twin.compare_tables()?;
+        ensure_seen(&told, &["told snat_withdrawn"])
     })
 }
 

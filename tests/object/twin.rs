@@ -216,7 +216,7 @@ impl Twin {
         let fate = output.fate;
         self.follow_bitmaps(opened, fate)?;
         let action = match fate {
-            Fate::Transmit(..) | Fate::Answered(_) => Action::Redirect,
+            Fate::Transmit(..) | Fate::Answered(_) | Fate::Told(..) => Action::Redirect,
             Fate::Pass | Fate::Punt(_) => Action::Pass,
             Fate::Drop(_) => Action::Drop,
             Fate::Answer(..) => panic!("an answer was left to be made: {:02x?}", self.sent),

@@ -14,10 +14,24 @@ pub struct Arrival {
     pub sender: [u8; 6],
     /// Packets of the wire that it stands for.
     pub segments: u32,
+    /// How long the headers of each are, from the IP header on; zero: not known, or it is one.
+    pub headers: u32,
     /// The longest of them, from the IP header on.
     pub longest: u32,
     /// When, in ticks.
     pub now: u32,
+}
+
+impl Arrival {
+    /// Before anything is known.
+    pub const NONE: Self =
+        Self { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, headers: 0, longest: 0, now: 0 };
+
+    /// Bytes of headers, from the IP header on, that are on the wire and not in the frame.
+    #[inline(always)]
+    pub const fn repeated(&self) -> u64 {
+        self.segments.saturating_sub(1) as u64 * self.headers as u64
+    }
 }
 
 /// Whether a frame is for another machine and was only flooded here, or seen because somebody

@@ -98,6 +98,7 @@ pub fn continued<T: Tables<A = V4>>(
     if code.is(Code::STALE) {
         code = reconsider(&way, &found, plan, doom);
         if code.is(Code::END) {
+            way.remember_ahead(&found, forward);
             end(tables, doom.record, doom.ending, way.now);
             decision.code = way.cut(&plan.judgement, doom);
             return;
@@ -235,5 +236,11 @@ impl<'a, T: Tables<A = V4>> Way<'a, T> {
         attachment: &'a Attachment,
     ) -> Self {
         Self { tables, packet, arrival, number, attachment, now: arrival.now }
+    }
+
+    /// What the packet is on the wire, from the IP header on: every segment has headers.
+    #[inline(always)]
+    fn bytes(&self) -> u64 {
+        self.packet.length as u64 + self.arrival.repeated()
     }
 }

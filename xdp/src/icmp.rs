@@ -132,7 +132,12 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     if write(frame, packet, &quote, outer_source, &rewrite).is_none() {
         return Code::drop(Reason::Truncated);
     }
-    *out = Forward { rewrite, hop, reply: link.is_reply(), session: 0, rule: 0 };
+    let (mut session, mut rule) = (0, 0);
+    if let Some(record) = tables.record(link.record()) {
+        session = record.identity.load() >> 32 << 32 | link.record() as u64;
+        rule = (record.rules.load() >> 32) as u32;
+    }
+    *out = Forward { rewrite, hop, reply: link.is_reply(), session, rule };
     Code::FORWARD
 }
 

@@ -30,7 +30,7 @@ use xdp_abi::{
     config::Config,
     count::{Amount, Counters, INBOUND, OUTBOUND, UNKNOWN},
     event::{VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_PASSED, VERDICT_PUNTED},
-    forward::{HOP_REDIRECT, Hop, KIND_SPOKE, ROUTABLE, port},
+    forward::{HOP_REDIRECT, HOP_RESOLVED, Hop, KIND_SPOKE, ROUTABLE, port},
     reason::Reason,
     session::{Class, NETWORK_EPOCH},
 };
@@ -64,6 +64,9 @@ pub enum Fate {
     /// The frame is now the answer: send it out where it came in. The packet itself is
     /// dropped for this reason.
     Answered(Reason),
+    /// The frame is now a RST for whom the packet was for: send it there. The packet itself is
+    /// dropped for this reason.
+    Told(Reason, Hop),
 }
 
 /// What became of a frame, in fields that are always written: what a BPF stage leaves to the
@@ -108,6 +111,8 @@ impl Done {
             Fate::Punt(self.attachment)
         } else if self.code.is_answer() {
             Fate::Answer(self.code.reason(), self.code.answer(self.address))
+        } else if self.code.is_told() {
+            Fate::Told(self.code.reason(), self.hop)
         } else if self.code.is_answered() {
             Fate::Answered(self.code.reason())
         } else {
@@ -146,14 +151,7 @@ impl Work {
             layer: LinkLayer { vlan: 0, tag_in_frame: false, network: 0, ethertype: [0; 2] },
             to: [0; 6],
             packet: Packet::NONE,
-            arrival: Arrival {
-                ifindex: 0,
-                vlan: 0,
-                sender: [0; 6],
-                segments: 1,
-                longest: 0,
-                now: 0,
-            },
+            arrival: Arrival::NONE,
             decision: Decision::NONE,
             plan: Plan::NONE,
         }
@@ -194,13 +192,22 @@ impl Work {
             ifindex,
             vlan: 0,
             sender: [s0, s1, s2, s3, s4, s5],
-            segments: 1,
             longest: packet.length as u32,
             now,
+            ..Arrival::NONE
         };
         self.plan.judgement.rule = 0;
         self.plan.begin(tables.epoch(NETWORK_EPOCH), false);
         Some(())
+    }
+
+    /// What the frame was on the wire.
+    #[inline(always)]
+    pub const fn amount(&self) -> Amount {
+        let Arrival { segments, headers, .. } = self.arrival;
+        let network = if headers == 0 { 0 } else { self.layer.network };
+        let more = segments.saturating_sub(1) as u64 * (headers + network) as u64;
+        Amount { packets: segments as u64, bytes: self.length as u64 + more }
     }
 
     /// What `capture` tells of the packet's fate: session, rule, verdict and reason.
@@ -262,10 +269,13 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
     hook: Hook,
     ifindex: u32,
     now: u32,
-) -> Done {
+) -> (Done, Amount) {
     let mut work = Work::new();
+    work.length = frame.length();
     match fast(tables, frame, hook, ifindex, now) {
-        Quick::Done(done) => return done,
+        Quick::Done(done) => {
+            return (done, Amount { packets: 1, bytes: work.length as u64 });
+        }
         Quick::First(packet) => {
             work.hand_over(tables, frame, &packet, ifindex, now);
             first(tables, &mut work);
@@ -275,7 +285,7 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
                 send(frame, hook, &mut work);
             }
             if work.done.code.is_answer() {
-                answer(tables, frame, &mut work, now);
+                answer(tables, frame, hook, &mut work, now);
             }
         }
         Quick::Known(packet) => {
@@ -284,7 +294,7 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
         }
         Quick::Longer => slow(tables, frame, hook, ifindex, now, &mut work),
     }
-    work.done
+    (work.done, work.amount())
 }
 
 /// All stages of the longer way.
@@ -305,7 +315,7 @@ pub fn slow<T: Tables<A = V4>, F: Frame>(
         return;
     }
     if work.done.code.is_answer() {
-        answer(tables, frame, work, now);
+        answer(tables, frame, hook, work, now);
     }
 }
 
@@ -323,7 +333,7 @@ fn known<T: Tables<A = V4>, F: Frame>(
         opened(tables, frame, hook, work);
     }
     if work.done.code.is_answer() {
-        answer(tables, frame, work, now);
+        answer(tables, frame, hook, work, now);
     }
 }
 
@@ -455,6 +465,7 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     *done = Done::nowhere(Code::drop(Reason::Truncated));
     // Nothing of the packet before is told of this one.
     *packet = Packet::NONE;
+    *arrival = Arrival { segments: frame.segments(), ..Arrival::NONE };
     plan.judgement.rule = 0;
     plan.begin(tables.epoch(NETWORK_EPOCH), false);
     match packet::link_layer(frame) {
@@ -487,14 +498,18 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
                 done.code = Code::PASS;
                 return;
             }
-            if !packet::is_header_whole(frame, &read) {
+            *packet = read;
+            if !packet::is_header_whole(frame, packet) {
                 done.code = Code::drop(Reason::Malformed);
                 belonging(tables, port(ifindex, layer.vlan), read.key.source, done);
                 return;
             }
-            *packet = read;
         }
         Ok(Parsed::Refused(source, destination, reason)) => {
+            // As far as it could be read, for whoever looks for it by `capture`.
+            packet.key.source = source;
+            packet.key.destination = destination;
+            packet.key.protocol = frame.load::<1>(layer.network + 9).unwrap_or_default()[0];
             if is_own(tables, destination)
                 || is_for_another(tables, ifindex, layer.vlan, &to, source)
             {
@@ -510,29 +525,31 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
             return;
         }
     }
+    let headers = headers(frame, packet);
     *arrival = Arrival {
         ifindex,
         vlan: layer.vlan,
         sender: [s0, s1, s2, s3, s4, s5],
-        segments: frame.segments(),
-        longest: longest(frame, packet),
+        segments: arrival.segments,
+        headers,
+        longest: if headers == 0 { packet.length as u32 } else { headers + frame.segment() },
         now,
     };
     done.code = if packet.kind == Kind::IcmpError { Code::ERROR } else { Code::GO_ON };
 }
 
-/// The longest packet that a frame stands for, from the IP header on.
+/// How long the headers of each packet are that a frame stands for, from the IP header on; zero if
+/// it is one as it is.
 #[inline(always)]
-fn longest<F: Frame>(frame: &F, packet: &Packet<V4>) -> u32 {
-    let segment = frame.segment();
-    if segment == 0 {
-        return packet.length as u32;
+fn headers<F: Frame>(frame: &F, packet: &Packet<V4>) -> u32 {
+    if frame.segment() == 0 {
+        return 0;
     }
     let header = match frame.load::<1>(packet.transport + 12) {
         Some([offset]) if packet.kind == Kind::Tcp => (offset >> 4) as u32 * 4,
         Some(_) | None => 8,
     };
-    packet.transport - packet.network + header + segment
+    packet.transport - packet.network + header
 }
 
 /// The packet of a known session, or [`Code::ANEW`].
@@ -642,15 +659,35 @@ fn ipv6<T: Tables, F: Frame>(tables: &T, frame: &F, network: u32) -> Code {
 /// Makes an untouched frame the answer to its sender, if the sender's share allows one more
 /// this second; otherwise the packet is dropped for the reason that it would have been told.
 #[inline(always)]
-pub fn answer<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work, now: u32) {
-    let Work { done, packet, .. } = work;
+pub fn answer<T: Tables<A = V4>, F: Frame>(
+    tables: &T,
+    frame: &mut F,
+    hook: Hook,
+    work: &mut Work,
+    now: u32,
+) {
+    let Work { done, layer, packet, decision, .. } = work;
     let reason = done.code.reason();
     let what = done.code.answer(done.address);
     done.code = Code::drop(reason);
+    if what == Answer::ResetAhead {
+        let Forward { rewrite, hop, .. } = &decision.forward;
+        if hop.is(HOP_RESOLVED)
+            && can_send(hook, hop)
+            && !guard::stops(tables, hop, rewrite.source)
+            && may_tell(tables, rewrite.destination, now)
+            && reply::reset_ahead(frame, packet, rewrite).is_some()
+            && rewrite::link(frame, layer, hop).is_some()
+        {
+            done.hop = *hop;
+            done.code = Code::told(reason);
+        }
+        return;
+    }
     let to = packet.key.source;
     // Answers leave by the same guard as everything else.
     let from = match what {
-        Answer::Reset => packet.key.destination,
+        Answer::Reset | Answer::ResetAhead => packet.key.destination,
         Answer::Icmp(_, _, _, from) => V4(from),
     };
     let Some(back) = attached(tables, done.attachment) else { return };
@@ -661,11 +698,17 @@ pub fn answer<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut
     if to.is_martian() || from.is_martian() {
         return;
     }
-    let limit = (tables.config().rates.load() >> 32) as u32;
-    let bucket = (to.mix() >> 32) as u32 ^ ANSWERS;
-    if tables.admit(bucket, limit, now).is_some() && reply::make(frame, packet, what).is_some() {
+    if may_tell(tables, to, now) && reply::make(frame, packet, what).is_some() {
         done.code = Code::answered(reason);
     }
+}
+
+/// Whether an address may be told one more thing this second.
+#[inline(always)]
+fn may_tell<T: Tables<A = V4>>(tables: &T, to: V4, now: u32) -> bool {
+    let limit = (tables.config().rates.load() >> 32) as u32;
+    let bucket = (to.mix() >> 32) as u32 ^ ANSWERS;
+    tables.admit(bucket, limit, now).is_some()
 }
 
 /// Keeps the buckets of answers apart from those of reports.
@@ -772,52 +815,52 @@ fn may_leak<T: Tables<A = V4>>(tables: &T, place: u32, source: V4, destination: 
     }
 }
 
-/// Counts what became of a frame of `bytes` that an ingress hook received.
+/// Counts what became of a frame that an ingress hook received, as it was on the wire.
 #[inline(always)]
-pub fn count(counters: &mut Counters, done: &Done, bytes: u64) {
-    add(&mut counters.received, bytes);
+pub fn count(counters: &mut Counters, done: &Done, amount: Amount) {
+    add(&mut counters.received, amount);
     if done.code.is(Code::FORWARD) {
         let [original, answers] = &mut counters.forwarded;
-        add(if done.reply { answers } else { original }, bytes);
+        add(if done.reply { answers } else { original }, amount);
     } else if done.code.is(Code::PASS) {
-        add(&mut counters.passed, bytes);
+        add(&mut counters.passed, amount);
     } else if done.code.is(Code::PUNT) {
-        add(&mut counters.punted, bytes);
+        add(&mut counters.punted, amount);
     } else {
-        if done.code.is_answered() {
+        if done.code.is_answered() || done.code.is_told() {
             counters.answered += 1;
         }
-        dropped(counters, done.direction as usize, done.code.reason());
+        dropped(counters, done.direction as usize, done.code.reason(), amount.packets);
     }
 }
 
 /// Counts what TC egress did. A frame that is dropped here is counted as received once more,
 /// so that what was received stays the sum of what became of it.
 #[inline(always)]
-pub fn count_egress(counters: &mut Counters, egress: Egress, bytes: u64) {
+pub fn count_egress(counters: &mut Counters, egress: Egress, amount: Amount) {
     match egress {
         Egress::Untouched => {}
-        Egress::Translated => add(&mut counters.translated_late, bytes),
+        Egress::Translated => add(&mut counters.translated_late, amount),
         Egress::Drop(reason) => {
-            add(&mut counters.received, bytes);
-            dropped(counters, UNKNOWN, reason);
+            add(&mut counters.received, amount);
+            dropped(counters, UNKNOWN, reason, amount.packets);
         }
     }
 }
 
 #[inline(always)]
-const fn add(amount: &mut Amount, bytes: u64) {
-    amount.packets += 1;
-    amount.bytes += bytes;
+const fn add(to: &mut Amount, amount: Amount) {
+    to.packets += amount.packets;
+    to.bytes += amount.bytes;
 }
 
 #[inline(always)]
-fn dropped(counters: &mut Counters, direction: usize, reason: Reason) {
+fn dropped(counters: &mut Counters, direction: usize, reason: Reason, packets: u64) {
     if let Some(by_reason) = counters.drops.get_mut(direction)
         // The compiler knows that a reason is in bounds and drops the check; the verifier does
         // not know, and wants to see it.
         && let Some(count) = by_reason.get_mut(core::hint::black_box(reason as usize))
     {
-        *count += 1;
+        *count += packets;
     }
 }

@@ -4,7 +4,7 @@
 //! of it is written. On TC the packet may have left its checksum to whoever sends it on: an answer
 //! that was written over it would be changed behind our back, or be sent as it lies there.
 
-use crate::address::V4;
+use crate::address::{Key, Rewrite, V4};
 use crate::{
     checksum::{finish, sum_of},
     frame::Frame,
@@ -22,6 +22,8 @@ const TTL: u8 = 64;
 pub fn make<F: Frame>(frame: &mut F, packet: &Packet<V4>, answer: Answer) -> Option<()> {
     match answer {
         Answer::Reset => reset(frame, packet),
+        // Of a session, and made by whoever knows it.
+        Answer::ResetAhead => None,
         Answer::Icmp(kind, code, mtu, from) => error(frame, packet, kind, code, mtu, from),
     }
 }
@@ -57,10 +59,39 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<V4>) -> Option<()> {
         let ack = sequence.wrapping_add(payload).wrapping_add(counted);
         ([0; 4], ack.to_be_bytes(), tcp::RST | tcp::ACK)
     };
-    let key = &packet.key;
-    let (from, to) = (key.destination.0, key.source.0);
+    let key = packet.key.reversed(0);
+    bare_segment(frame, packet, &key, (seq, ack, flags))
+}
+
+/// Turns a segment into a RST for whom it was for, as its session translates it: what it carried is
+/// left out, so it has the number that the receiver expects if the segment was the next one. The
+/// frame is addressed by the caller.
+#[inline(always)]
+pub fn reset_ahead<F: Frame>(frame: &mut F, packet: &Packet<V4>, to: &Rewrite<V4>) -> Option<()> {
+    let numbers = frame.load::<8>(packet.transport + 4)?;
+    let [s0, s1, s2, s3, a0, a1, a2, a3] = numbers;
+    let key = Key {
+        source: to.source,
+        destination: to.destination,
+        source_port: to.source_port,
+        destination_port: to.destination_port,
+        ..packet.key
+    };
+    let flags = tcp::RST | packet.tcp_flags & tcp::ACK;
+    bare_segment(frame, packet, &key, ([s0, s1, s2, s3], [a0, a1, a2, a3], flags))
+}
+
+/// Makes the frame a bare segment of these addresses and ports.
+#[inline(always)]
+fn bare_segment<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<V4>,
+    key: &Key<V4>,
+    (seq, ack, flags): ([u8; 4], [u8; 4], u8),
+) -> Option<()> {
+    let (from, to) = (key.source.0, key.destination.0);
     let ports =
-        [key.destination_port[0], key.destination_port[1], key.source_port[0], key.source_port[1]];
+        [key.source_port[0], key.source_port[1], key.destination_port[0], key.destination_port[1]];
     let offset_flags = [0x50, flags, 0, 0];
     let pseudo = sum_of(from) + sum_of(to) + sum_of([0, TCP, 0, 20]);
     let sum = finish(pseudo + sum_of(ports) + sum_of(seq) + sum_of(ack) + sum_of(offset_flags));

@@ -14,7 +14,7 @@ pub enum Verdict<A> {
     Punt(u16),
     /// Discard it.
     Drop(Reason),
-    /// Discard it and answer its sender.
+    /// Discard it and tell its sender, or whom it was for.
     Answer(Reason, Answer),
 }
 
@@ -51,11 +51,13 @@ impl Forward<V4> {
     };
 }
 
-/// What a sender is told.
+/// What is told of a packet that is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A TCP RST.
     Reset,
+    /// A TCP RST to whom the packet was for: it answers a flow that has just been ended.
+    ResetAhead,
     /// ICMP type, code, and next-hop MTU; from this address.
     Icmp(u8, u8, u16, [u8; 4]),
 }
@@ -110,17 +112,32 @@ impl Code {
                 | mtu as u64,
         )
     }
+    /// Discard it and send a RST to whom it was for, as the rest in a [`Forward`] says.
+    #[inline(always)]
+    pub const fn reset_ahead(reason: Reason) -> Self {
+        Self(13 << 56 | (reason as u64) << 48)
+    }
+    /// The RST was made for whom the packet was for; the packet itself was dropped for `reason`.
+    #[inline(always)]
+    pub const fn told(reason: Reason) -> Self {
+        Self(14 << 56 | (reason as u64) << 48)
+    }
     /// The answer was made; the packet itself was dropped for `reason`.
     #[inline(always)]
     pub const fn answered(reason: Reason) -> Self {
         Self(8 << 56 | (reason as u64) << 48)
     }
-    /// Whether its sender is to be answered.
+    /// Whether somebody is to be told.
     #[inline(always)]
     pub const fn is_answer(self) -> bool {
-        matches!(self.0 >> 56, 5 | 6)
+        matches!(self.0 >> 56, 5 | 6 | 13)
     }
-    /// Whether it was answered.
+    /// Whether whom it was for was told.
+    #[inline(always)]
+    pub const fn is_told(self) -> bool {
+        self.0 >> 56 == 14
+    }
+    /// Whether its sender was answered.
     #[inline(always)]
     pub const fn is_answered(self) -> bool {
         self.0 >> 56 == 8
@@ -133,8 +150,10 @@ impl Code {
     /// What an answer says; from `address`, if it is ICMP.
     #[inline(always)]
     pub const fn answer(self, address: [u8; 4]) -> Answer {
-        if self.0 >> 56 == 5 {
-            return Answer::Reset;
+        match self.0 >> 56 {
+            5 => return Answer::Reset,
+            13 => return Answer::ResetAhead,
+            _ => {}
         }
         Answer::Icmp((self.0 >> 40) as u8, (self.0 >> 32) as u8, self.0 as u16, address)
     }
@@ -155,7 +174,7 @@ impl Code {
             1 => Verdict::Forward(*forward),
             2 => Verdict::Pass,
             3 => Verdict::Punt(attachment),
-            5 | 6 => Verdict::Answer(self.reason(), self.answer(address)),
+            5 | 6 | 13 => Verdict::Answer(self.reason(), self.answer(address)),
             _ => Verdict::Drop(self.reason()),
         }
     }

@@ -4,8 +4,13 @@
 mod scene;
 
 use scene::*;
-use xdp::{pipeline::Fate, tables::Tables as _};
-use xdp_abi::{event, forward::LinkInfo, reason::Reason, session::Class};
+use xdp::{address::Entry as _, pipeline::Fate, tables::Tables as _};
+use xdp_abi::{
+    event,
+    forward::LinkInfo,
+    reason::Reason,
+    session::{Class, Count, State},
+};
 
 const POD: &str = "100.64.0.7:40000";
 const SERVER: &str = "198.51.100.9:443";
@@ -230,6 +235,93 @@ fn the_record_of_a_flow_that_an_answer_revokes_is_of_the_flow() {
     assert_eq!(deny.source_identity, end.source_identity);
     assert_eq!((deny.packets, deny.tcp_flags), ([0, 1], [0, SYN | ACK]));
     assert_eq!(deny.bytes[0], 0);
+}
+
+#[test]
+fn whoever_is_inside_is_told_of_a_flow_that_an_answer_ends() {
+    let permitted = scene("permit red -> any tcp/443 log");
+    type Change = fn(&mut Lab, &Scene);
+    let rejected: Change = |lab, scene| lab.publish(&scene.clone().rules("reject red -> any all"));
+    let withdrawn: Change =
+        |lab, scene| lab.publish(&scene.clone().snats("snat any -> any to 203.0.113.8"));
+    for (change, expected) in [(rejected, Reason::RuleRejected), (withdrawn, Reason::SnatWithdrawn)]
+    {
+        let mut lab = permitted.build();
+        let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+        change(&mut lab, &permitted);
+        // Options and payload are left out; the number is the one that the receiver expects.
+        let data = answer_to(&out, ACK).options(&[1; 8]).payload(b"a line").frame();
+        let (reason, ifindex, frame) = lab.told(5, &data);
+        assert_eq!((reason, ifindex), (expected, 2));
+        let (seen, sent) = (see(&frame), see(&data));
+        assert_eq!((seen.from.as_str(), seen.to.as_str()), (SERVER, POD));
+        assert_eq!(seen.flags, RST | ACK);
+        assert_eq!(seen.to_mac, see(&tcp(POD, SERVER, SYN).frame()).from_mac);
+        let numbers = |frame: &[u8]| {
+            let ip = ip_of(frame);
+            let transport = usize::from(ip[0] & 15) * 4;
+            ip[transport + 4..transport + 12].to_vec()
+        };
+        assert_eq!(numbers(&frame), numbers(&data), "{sent:?}");
+        assert_eq!(ip_of(&frame).len(), 40);
+        // Outside learns nothing, and a RST is told to nobody.
+        assert_eq!(lab.dropped(5, &data), Reason::NoSession);
+        lab.assert_books();
+        let mut lab = permitted.build();
+        let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+        lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+        change(&mut lab, &permitted);
+        assert_eq!(lab.dropped(5, &answer_to(&out, RST).frame()), expected);
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn packets_of_a_frame_that_is_many_are_counted_as_they_are_on_the_wire() {
+    let lab = scene("permit red -> any all log").build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+    let before = lab.tables().counters();
+    let ack = tcp(POD, SERVER, ACK).payload(&[7; 4_000]).frame();
+    let sent = xdp::memory::MemoryFrame {
+        segments: 4,
+        segment: 1_000,
+        ..xdp::memory::MemoryFrame::new(sent_to(2, &ack))
+    };
+    let fate = lab.gateway.process(2, sent, lab.now).fate;
+    assert!(matches!(fate, Fate::Transmit(..)), "{fate:?}");
+    let counted = lab.tables().counters().received;
+    let headers = ack.len() as u64 - 4_000;
+    assert_eq!(counted.packets - before.received.packets, 4);
+    assert_eq!(counted.bytes - before.received.bytes, 4_000 + 4 * headers);
+    let count = (0..).find_map(|n| {
+        let entry = lab.tables().slot(n)?;
+        let forward = entry.load_meta().is(State::Live) && !entry.load_link().is_reply();
+        forward.then(|| Count(entry.count().load()))
+    });
+    let first = tcp(POD, SERVER, SYN).ip().len() as u64;
+    let count = count.unwrap();
+    assert_eq!((count.packets(), count.bytes()), (5, first + 4_000 + 4 * (headers - 14)));
+}
+
+#[test]
+fn a_refused_flow_is_recorded_with_where_it_would_have_gone() {
+    let lab =
+        scene("permit red -> any all log").snats("snat any -> any to 203.0.113.7 ports 2000-2000");
+    let lab = lab.build();
+    lab.forward(2, &udp(POD, SERVER).frame());
+    drop(lab.tables().take_events());
+    assert_eq!(lab.refused(2, &udp("100.64.0.8:40000", SERVER).frame()), Reason::PortsExhausted);
+    let event = lab.tables().take_events()[0];
+    assert_eq!(
+        (event.kind, event.ingress, event.egress, event.snat_policy),
+        (event::DENY, 1, 4, 1)
+    );
+    let lab = scene("deny red -> any all log").build();
+    assert_eq!(lab.dropped(2, &udp(POD, SERVER).frame()), Reason::RuleDenied);
+    let event = lab.tables().take_events()[0];
+    assert_eq!((event.kind, event.egress, event.snat_policy), (event::DENY, 4, 0));
 }
 
 #[test]
@@ -596,6 +688,13 @@ fn a_frame_for_another_machine_is_left_to_the_kernel() {
         let fate = lab.send(1, &inside(to).frame()).fate;
         assert_eq!(matches!(fate, Fate::Transmit(..)), ours, "{to:?}: {fate:?}");
     }
+    // Nor one whose session lives.
+    let lab = Scene::read(scene).build();
+    let (_, out) = lab.forward(1, &inside(mac_of(1)).frame());
+    for to in [other, [0x01, 0, 0x5e, 0, 0, 1], [0xff; 6]] {
+        assert_eq!(lab.send(5, &answer_to(&out, 0).receiver(to).frame()).fate, Fate::Pass);
+    }
+    lab.forward(5, &answer_to(&out, 0).frame());
     // Without addresses there is nobody else.
     let mut lab = Scene::read(scene).build();
     for ifindex in [1, 2] {

@@ -150,6 +150,8 @@ impl Datapath {
         if !adopted {
             let c = &config.all()[0];
             c.seed.store(random_seed());
+            // A session that is named by zero would be none.
+            shared.all()[0].incarnation.store(1);
             c.slots.store(u64::from(window - 1) | u64::from(sizes.overflow_slots()) << 32);
             let near = u64::from(sizes.near_slots());
             c.tick_shift.store(u64::from(clock.shift()) | HINTED | near << 32);

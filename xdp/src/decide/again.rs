@@ -11,7 +11,8 @@ use crate::{
     stamp,
     table::Found,
     tables::{Tables, Tally},
-    verdict::Code,
+    tcp,
+    verdict::{Code, Forward},
 };
 use xdp_abi::{
     config::PolicyWord,
@@ -34,7 +35,9 @@ pub(super) struct Doom {
     pub(super) key: Key<V4>,
     /// The attachment that it comes in by from now on.
     pub(super) ingress: u16,
-    /// The interface of that.
+    /// The attachment that it goes out by.
+    pub(super) egress: u16,
+    /// The interface that it comes in by.
     pub(super) from: u32,
     /// Whether the packet that found it out is an answer.
     pub(super) is_answer: bool,
@@ -52,6 +55,7 @@ impl Doom {
         towards: 0,
         key: Packet::NONE.key,
         ingress: 0,
+        egress: 0,
         from: 0,
         is_answer: false,
         goes_anew: false,
@@ -102,7 +106,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         doom.seen_as = forward.rewrite().source;
         // An identity that changed moves no route; a new generation may stand for one.
         doom.goes_anew = record.policy.load() as u32 != policy.generation();
-        doom.ingress = Facts(record.facts.load()).ingress();
+        let facts = Facts(record.facts.load());
+        (doom.ingress, doom.egress) = (facts.ingress(), facts.egress());
         doom.from = self.ifindex_of(doom.ingress, key.domain);
         if doom.from == 0 {
             // The way that it came by is gone. It goes on by the one that its next packet takes;
@@ -125,7 +130,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     /// Judges the flow that was recalled, and says whether it goes on or [ends](Code::END).
     #[inline(always)]
     pub(super) fn judge_again(&self, plan: &mut Plan, doom: &Doom) -> Code {
-        let bytes = self.packet.length as u64;
+        let bytes = self.bytes();
         judge(self.tables, plan.policy, &doom.key, bytes, &mut plan.judgement);
         self.tables.tally(Tally::JudgedAgain);
         // Read from `doom` and not from what `recall` returned: the verifier of Linux 6.1 once
@@ -209,20 +214,40 @@ impl<T: Tables<A = V4>> Way<'_, T> {
     #[inline(always)]
     pub(super) fn cut(&self, judgement: &Judgement, doom: &Doom) -> Code {
         if doom.is_withdrawn() {
-            let inside = self.attachment.kind == KIND_SPOKE && self.packet.kind == Kind::Tcp;
-            return if inside {
-                Code::reset(Reason::SnatWithdrawn)
-            } else {
-                Code::drop(Reason::SnatWithdrawn)
+            // Whoever is inside is told, also by an answer: it may only be listening.
+            let inside = attached(self.tables, doom.ingress);
+            let tells = inside.is_some_and(|inside| inside.kind == KIND_SPOKE)
+                && self.packet.kind == Kind::Tcp
+                && self.packet.tcp_flags & tcp::RST == 0;
+            return match (tells, doom.is_answer) {
+                (true, false) => Code::reset(Reason::SnatWithdrawn),
+                (true, true) => Code::reset_ahead(Reason::SnatWithdrawn),
+                (false, _) => Code::drop(Reason::SnatWithdrawn),
             };
         }
         let flow = Refused {
             key: &doom.key,
             ingress: doom.ingress,
+            egress: doom.egress,
             towards: doom.towards,
+            snat_policy: 0,
             by_answer: doom.is_answer,
         };
         self.refuse(judgement, &flow)
+    }
+
+    /// Keeps, of a session that is about to end, how its packets in this direction go on: somebody
+    /// there may have to be told.
+    #[inline(never)]
+    pub(super) fn remember_ahead(&self, found: &Found, forward: &mut Forward<V4>) {
+        *forward = Forward::NOWHERE;
+        let Some(entry) = self.tables.slot(found.index) else { return };
+        let (rewrite, link) = (entry.rewrite(), entry.load_link());
+        if let Some(hop) = self.tables.hop(link.next_hop())
+            && entry.load_meta().same_owner(found.meta)
+        {
+            *forward = Forward { rewrite, hop, reply: link.is_reply(), session: 0, rule: 0 };
+        }
     }
 
     /// The interface of an attachment that packets of a domain can be sent to; zero: of none.

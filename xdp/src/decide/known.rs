@@ -86,7 +86,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if Count(entry.count().load()).is_high() {
             session::spill(self.tables, entry, link.record(), link.is_reply());
         }
-        entry.count().add(Count::new(self.arrival.segments as u64, self.packet.length as u64).0);
+        entry.count().add(Count::new(self.arrival.segments as u64, self.bytes()).0);
         if self.packet.kind == Kind::Tcp {
             let flags = self.packet.tcp_flags;
             if flags & !link.tcp_flags() != 0 {

@@ -143,7 +143,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         };
         let class = session::first_class(key.protocol, phase);
         let flags = (self.packet.tcp_flags as u64) << 8;
-        let first = Count::new(self.arrival.segments as u64, self.packet.length as u64);
+        let first = Count::new(self.arrival.segments as u64, self.bytes());
         forward.set_rewrite(&rewrite);
         forward.link().store(Link::new(plan.record, plan.hop_number, false).0 | flags);
         forward.stamp().store(plan.stamp.0);

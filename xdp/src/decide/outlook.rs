@@ -67,7 +67,7 @@ pub fn outlook<T: Tables<A = V4>>(
     (number, attachment): (u16, &Attachment),
     now: u32,
 ) -> Outlook {
-    let arrival = Arrival { ifindex: 0, vlan: 0, sender: [0; 6], segments: 1, longest: 0, now };
+    let arrival = Arrival { now, ..Arrival::NONE };
     let way = Way::new(tables, &Packet::NONE, &arrival, number, attachment);
     let (mut plan, mut doom) = (Plan::NONE, Doom::NONE);
     let code = reconsider(&way, found, &mut plan, &mut doom);

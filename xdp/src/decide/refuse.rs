@@ -1,8 +1,8 @@
 //! What is told of a packet that does not go on, to its sender and in a record.
 
-use super::{Plan, Way, open::translate};
+use super::{Plan, Way};
 use crate::{
-    address::{Key, V4},
+    address::{Key, Rewrite, V4},
     arrival::is_own,
     packet::Kind,
     policy::Judgement,
@@ -19,13 +19,30 @@ use xdp_abi::{
     reason::Reason,
 };
 
+/// The rewrite that changes nothing.
+#[inline(always)]
+const fn untranslated(key: &Key<V4>) -> Rewrite<V4> {
+    Rewrite {
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        address_delta: 0,
+        transport_delta: 0,
+    }
+}
+
 /// The flow that a refusal is about, as its sender sends it.
 pub(super) struct Refused<'a> {
     pub(super) key: &'a Key<V4>,
     /// The attachment that it comes in by.
     pub(super) ingress: u16,
+    /// The attachment that it would go out by.
+    pub(super) egress: u16,
     /// The domain that it leads into.
     pub(super) towards: u16,
+    /// The SNAT policy that has nothing for it; zero: that is not why.
+    pub(super) snat_policy: u32,
     /// Whether the packet is an answer to it.
     pub(super) by_answer: bool,
 }
@@ -33,8 +50,28 @@ pub(super) struct Refused<'a> {
 impl<T: Tables<A = V4>> Way<'_, T> {
     /// The flow that this packet opens.
     #[inline(always)]
-    pub(super) fn own_flow(&self, towards: u16) -> Refused<'_> {
-        Refused { key: &self.packet.key, ingress: self.number, towards, by_answer: false }
+    fn own_flow(&self, plan: &Plan, snat_policy: u32) -> Refused<'_> {
+        Refused {
+            key: &self.packet.key,
+            ingress: self.number,
+            egress: plan.egress_number,
+            towards: plan.egress.domain,
+            snat_policy,
+            by_answer: false,
+        }
+    }
+
+    /// The same as [`Self::refuse`] for the packet of a new flow. In a function of its own, because
+    /// the stack of whoever calls it is short.
+    #[inline(never)]
+    pub(super) fn refuse_new(&self, plan: &Plan) -> Code {
+        self.refuse(&plan.judgement, &self.own_flow(plan, 0))
+    }
+
+    /// The same as [`Self::denied`] for the packet of a new flow.
+    #[inline(never)]
+    pub(super) fn denied_new(&self, reason: Reason, plan: &Plan, snat_policy: u32) -> Code {
+        self.denied(reason, &plan.judgement, &self.own_flow(plan, snat_policy))
     }
 
     /// A packet that the policy refuses.
@@ -53,6 +90,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         // answer to nothing, is not answered (RFC 1122 3.2.2, RFC 793).
         match self.packet.kind {
             Kind::Tcp if self.packet.tcp_flags & tcp::RST != 0 => verdict,
+            // Whoever opened the flow is told, and may only be listening.
+            Kind::Tcp if flow.by_answer => Code::reset_ahead(reason),
             Kind::Tcp => Code::reset(reason),
             Kind::Udp | Kind::Echo | Kind::EchoReply | Kind::IcmpError => {
                 Code::icmp(reason, 3, 13, 0)
@@ -71,17 +110,18 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             let limit = tables.config().rates.load() as u32;
             match tables.admit(bucket, limit, self.now) {
                 Some(suppressed) => tables.report(|event| {
-                    let Refused { key, ingress, towards, by_answer } = *flow;
-                    let (packets, bytes) =
-                        (self.arrival.segments as u64, self.packet.length as u64);
+                    let Refused { key, by_answer, .. } = *flow;
+                    let (packets, bytes) = (self.arrival.segments as u64, self.bytes());
                     let flags = self.packet.tcp_flags;
                     event.kind = event::DENY;
-                    session::describe(event, key, &translate(key, key.source, key.source_port));
+                    session::describe(event, key, &untranslated(key));
                     event.reason = reason as u8;
                     event.tcp_flags = if by_answer { [0, flags] } else { [flags, 0] };
-                    event.ingress = ingress;
+                    event.ingress = flow.ingress;
+                    event.egress = flow.egress;
                     event.time = tables.clock();
-                    event.destination_domain = towards;
+                    event.destination_domain = flow.towards;
+                    event.snat_policy = flow.snat_policy;
                     event.rule = judgement.rule;
                     event.would_match = judgement.would_match;
                     event.source_identity = judgement.source.id;
@@ -123,7 +163,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         for worth_saying in [Reason::PortsExhausted, Reason::TableFull, Reason::NoSnatPolicy] {
             if refused.is_drop(worth_saying) {
-                self.denied(worth_saying, &plan.judgement, &self.own_flow(plan.egress.domain));
+                self.denied_new(worth_saying, plan, plan.snat_policy);
                 // Whoever is inside is told (RFC 5508 REQ-8); outside learns nothing.
                 if self.attachment.kind == KIND_SPOKE {
                     return Code::icmp(worth_saying, 3, 13, 0);

@@ -74,9 +74,9 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         plan.stamp = stamp::of(self.tables, policy, key, towards);
         self.identify(plan);
         plan.judgement.of_new_flow();
-        judge(self.tables, policy, key, self.packet.length as u64, &mut plan.judgement);
+        judge(self.tables, policy, key, self.bytes(), &mut plan.judgement);
         if plan.judgement.action != ACTION_PERMIT {
-            return self.refuse(&plan.judgement, &self.own_flow(towards));
+            return self.refuse_new(plan);
         }
         let obstacle = self.obstacle(&plan.hop);
         if !obstacle.is(Code::GO_ON) {
@@ -85,8 +85,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         // A flow towards a non-routable address of another domain: only its answers would
         // ever need translation, and they would leave with a non-routable source.
         if is_non_routable(config, key.destination) && towards != key.domain {
-            let flow = self.own_flow(towards);
-            return self.denied(Reason::NonRoutableDestination, &plan.judgement, &flow);
+            return self.denied_new(Reason::NonRoutableDestination, plan, 0);
         }
         Code::OPEN
     }

@@ -129,9 +129,12 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let gateway = V4(hop.gateway());
         let own = attached(self.tables, hop.attachment());
         if let Some(own) = own
-            && let Route::Via { ifindex, destination_mac, source_mac, .. } =
+            && let Route::Via { ifindex, gateway: via, destination_mac, source_mac, .. } =
                 self.tables.route(own.ifindex, gateway, gateway)
             && ifindex == own.ifindex
+            // A gateway that is not on its link by the kernel's routes (`onlink`): what they say is
+            // the neighbour on the way there.
+            && via == gateway.0
         {
             match destination_mac {
                 Some(mac) => {

@@ -5,6 +5,7 @@ use crate::{
     pipeline::{self, Done, Egress, Fate, Hook, Work},
     sweep::sweep,
 };
+use xdp_abi::count::Amount;
 
 /// Slots of one call, as the daemon would do it.
 const SWEEP_STEP: u32 = 64;
@@ -33,27 +34,26 @@ pub struct Output {
 impl Gateway {
     /// What an ingress hook on `ifindex` does with a frame, counted; `now` in ticks.
     pub fn process(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
-        let bytes = frame.bytes.len() as u64;
-        let done = pipeline::ingress(&self.tables, &mut frame, self.hook, ifindex, now);
-        self.finish(done, frame, bytes, ifindex)
+        let (done, amount) = pipeline::ingress(&self.tables, &mut frame, self.hook, ifindex, now);
+        self.finish(done, frame, amount, ifindex)
     }
 
     /// The same without the established path: what it does must not differ.
     pub fn process_slowly(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
-        let bytes = frame.bytes.len() as u64;
         let mut work = Work::new();
+        work.length = frame.bytes.len() as u32;
         pipeline::slow(&self.tables, &mut frame, self.hook, ifindex, now, &mut work);
         if work.done.code.is_answer() {
-            pipeline::answer(&self.tables, &mut frame, &mut work, now);
+            pipeline::answer(&self.tables, &mut frame, self.hook, &mut work, now);
         }
-        self.finish(work.done, frame, bytes, ifindex)
+        self.finish(work.done, frame, work.amount(), ifindex)
     }
 
-    fn finish(&self, done: Done, frame: MemoryFrame, bytes: u64, ifindex: u32) -> Output {
-        self.tables.count(|counters| pipeline::count(counters, &done, bytes));
+    fn finish(&self, done: Done, frame: MemoryFrame, amount: Amount, ifindex: u32) -> Output {
+        self.tables.count(|counters| pipeline::count(counters, &done, amount));
         let fate = done.fate();
         let egress = match fate {
-            Fate::Transmit(hop, _) => Some(hop.ifindex()),
+            Fate::Transmit(hop, _) | Fate::Told(_, hop) => Some(hop.ifindex()),
             Fate::Answered(_) => Some(ifindex),
             Fate::Pass | Fate::Punt(_) | Fate::Drop(_) | Fate::Answer(..) => None,
         };
@@ -68,9 +68,9 @@ impl Gateway {
         punted: Option<u16>,
         now: u32,
     ) -> Egress {
-        let bytes = frame.bytes.len() as u64;
+        let amount = Amount { packets: frame.segments as u64, bytes: frame.bytes.len() as u64 };
         let egress = pipeline::egress(&self.tables, frame, ifindex, punted, now);
-        self.tables.count(|counters| pipeline::count_egress(counters, egress, bytes));
+        self.tables.count(|counters| pipeline::count_egress(counters, egress, amount));
         egress
     }
 

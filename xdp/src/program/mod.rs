@@ -27,6 +27,7 @@ use xdp::{
 };
 use xdp_abi::{
     control::{self, MARK, MARK_MASK},
+    count::Amount,
     names,
     reason::Reason,
 };
@@ -163,7 +164,7 @@ pub fn xdp_reply(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     };
     let mut frame = Copied::new(md);
-    pipeline::answer(&kernel, &mut frame, work, kernel.now());
+    pipeline::answer(&kernel, &mut frame, Hook::Xdp, work, kernel.now());
     xdp_finish(md, &kernel, work)
 }
 
@@ -195,19 +196,26 @@ fn xdp_finish(md: *mut xdp_md, kernel: &Kernel, work: &Work) -> u32 {
 
 #[inline(always)]
 fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
+    let amount = one(length);
     let lost = done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_none();
     let done = if lost { &BROKEN } else { done };
-    pipeline::count(kernel.counters(), done, length as u64);
-    if done.code.is(Code::FORWARD) || done.code.is_answered() {
+    pipeline::count(kernel.counters(), done, amount);
+    let ahead = done.code.is(Code::FORWARD) || done.code.is_told();
+    if ahead || done.code.is_answered() {
         // Also back out of the same interface: veth loses what `XDP_TX` sends to a peer without
         // a program of its own (it never wakes the peer up), and redirect does not.
-        let forward = done.code.is(Code::FORWARD);
-        let ifindex = if forward { done.hop.ifindex() } else { xdp_ifindex(md) };
+        let ifindex = if ahead { done.hop.ifindex() } else { xdp_ifindex(md) };
         // SAFETY: the helper has no preconditions.
         return unsafe { bpf_redirect(ifindex, 0) as u32 };
     }
     let passes = done.code.is(Code::PASS) || done.code.is(Code::PUNT);
     if passes { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+}
+
+/// A frame that is what was on the wire.
+#[inline(always)]
+const fn one(length: u32) -> Amount {
+    Amount { packets: 1, bytes: length as u64 }
 }
 
 /// Says, in front of the frame, by which attachment it came; `tc_mark` reads it.
@@ -271,13 +279,13 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
     let now = kernel.now();
     let (packet, is_first) =
         match pipeline::fast(&kernel, &mut frame, Hook::Tc, tc_ifindex(skb), now) {
-            Quick::Done(done) => return tc_act(skb, &kernel, &done, length),
+            Quick::Done(done) => return tc_act(skb, &kernel, &done, one(length)),
             Quick::First(packet) => (packet, true),
             Quick::Known(packet) => (packet, false),
             Quick::Longer => {
                 // SAFETY: the array holds programs of this type only.
                 unsafe { TC_STAGES.tail_call(&ctx, SLOW) };
-                return tc_act(skb, &kernel, &BROKEN, length);
+                return tc_act(skb, &kernel, &BROKEN, one(length));
             }
         };
     if let Some(work) = work()
@@ -291,7 +299,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
             unsafe { TC_STAGES.tail_call(&ctx, KNOWN) };
         }
     }
-    tc_act(skb, &kernel, &BROKEN, length)
+    tc_act(skb, &kernel, &BROKEN, one(length))
 }
 
 /// Reads what the entry left, and hands it to the stage that it is for.
@@ -383,7 +391,7 @@ pub fn tc_reply(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let mut frame = Skb::new(skb);
-    pipeline::answer(&kernel, &mut frame, work, kernel.now());
+    pipeline::answer(&kernel, &mut frame, Hook::Tc, work, kernel.now());
     tc_finish(skb, &kernel, work)
 }
 
@@ -410,16 +418,16 @@ fn tc_finish(skb: *mut __sk_buff, kernel: &Kernel, work: &Work) -> i32 {
     if work.copy != 0 {
         capture::after(kernel, &Skb::new(skb), work, tc_ifindex(skb));
     }
-    tc_act(skb, kernel, &work.done, work.length)
+    tc_act(skb, kernel, &work.done, work.amount())
 }
 
 #[inline(always)]
-fn tc_act(skb: *mut __sk_buff, kernel: &Kernel, done: &Done, length: u32) -> i32 {
-    pipeline::count(kernel.counters(), done, length as u64);
-    if done.code.is(Code::FORWARD) || done.code.is_answered() {
+fn tc_act(skb: *mut __sk_buff, kernel: &Kernel, done: &Done, amount: Amount) -> i32 {
+    pipeline::count(kernel.counters(), done, amount);
+    let ahead = done.code.is(Code::FORWARD) || done.code.is_told();
+    if ahead || done.code.is_answered() {
         set_mark(skb, 0);
-        let forward = done.code.is(Code::FORWARD);
-        let ifindex = if forward { done.hop.ifindex() } else { tc_ifindex(skb) };
+        let ifindex = if ahead { done.hop.ifindex() } else { tc_ifindex(skb) };
         // SAFETY: the helper has no preconditions.
         return unsafe { bpf_redirect(ifindex, 0) as i32 };
     }
@@ -446,12 +454,12 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(kernel) = Kernel::new(ctx.as_ptr()) else { return TC_ACT_SHOT };
     let mut frame = Skb::new(skb);
-    let length = frame.length();
     // SAFETY: the kernel passes a valid context.
-    let mark = unsafe { (*skb).mark };
+    let (mark, bytes) = unsafe { ((*skb).mark, (*skb).wire_len) };
+    let amount = Amount { packets: frame.segments() as u64, bytes: bytes as u64 };
     let punted = if mark & MARK_MASK == MARK { Some(mark as u16) } else { None };
     let egress = pipeline::egress(&kernel, &mut frame, tc_ifindex(skb), punted, kernel.now());
-    pipeline::count_egress(kernel.counters(), egress, length as u64);
+    pipeline::count_egress(kernel.counters(), egress, amount);
     match egress {
         Egress::Untouched => TC_ACT_UNSPEC,
         Egress::Translated => {

@@ -494,7 +494,7 @@ impl Lab {
     /// The same where it must be dropped, whether its sender is told or not.
     pub fn refused(&self, ifindex: u32, frame: &[u8]) -> Reason {
         match self.send(ifindex, frame).fate {
-            Fate::Drop(reason) | Fate::Answered(reason) => reason,
+            Fate::Drop(reason) | Fate::Answered(reason) | Fate::Told(reason, _) => reason,
             other => panic!("{other:?} for {}", tell(frame)),
         }
     }
@@ -508,6 +508,16 @@ impl Lab {
         assert_eq!(output.egress, Some(ifindex));
         assert_sound(&output.frame.bytes);
         (reason, output.frame.bytes)
+    }
+
+    /// The same where whom it was for must be told instead; the frame is checked.
+    pub fn told(&self, ifindex: u32, frame: &[u8]) -> (Reason, u32, Vec<u8>) {
+        let output = self.send(ifindex, frame);
+        let Fate::Told(reason, hop) = output.fate else {
+            panic!("{:?} for {}", output.fate, tell(frame));
+        };
+        assert_sound(&output.frame.bytes);
+        (reason, hop.ifindex(), output.frame.bytes)
     }
 
     pub fn pass_seconds(&mut self, seconds: u32) {

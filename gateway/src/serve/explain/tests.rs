@@ -186,7 +186,9 @@ fn what_is_said_of_a_session_that_is_judged_again_is_what_happens() {
         let (told, fate) = said_and_done(change, is_answer);
         let happened = match fate {
             Fate::Transmit(..) => None,
-            Fate::Drop(reason) | Fate::Answered(reason) => Some(reason.name()),
+            Fate::Drop(reason) | Fate::Answered(reason) | Fate::Told(reason, _) => {
+                Some(reason.name())
+            }
             Fate::Pass | Fate::Punt(_) | Fate::Answer(..) => panic!("{change:?}: {fate:?}"),
         };
         assert_eq!(told.reason.as_deref(), happened, "{change:?} {is_answer}: {:#?}", told.steps);
@@ -404,7 +406,10 @@ proptest! {
         let happened = match scene.send(ifindex, frame) {
             Fate::Transmit(..) | Fate::Punt(_) => None,
             Fate::Pass => Some("pass"),
-            Fate::Drop(reason) | Fate::Answered(reason) | Fate::Answer(reason, _) => Some(reason.name()),
+            Fate::Drop(reason)
+            | Fate::Answered(reason)
+            | Fate::Told(reason, _)
+            | Fate::Answer(reason, _) => Some(reason.name()),
         };
         let said = match told.outcome {
             Outcome::Forward | Outcome::Translate => None,
