@@ -1,16 +1,17 @@
 //! A change of policy is whole, reaches live flows, and loses nothing of the others.
 
-use std::io::Write as _;
-use std::net::SocketAddrV4;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::Background;
 use lab::client::{self, Attempt, Talk, UdpLoad, UdpReport};
 use lab::config::replace;
+
 use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
+use lab::{Background, Stop, servers};
 use serde_json::{Value, json};
 use xdp_abi::reason::Reason;
 
@@ -29,6 +30,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
     let mut stand = place.stand()?;
     show!(stand:
         a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet,
+        a_client_that_only_listens_is_told_that_its_flow_is_over,
         an_address_with_another_identity_does_not_inherit_flows,
         a_file_that_changes_is_read_without_being_told,
         a_file_that_is_being_written_is_waited_for,
@@ -123,6 +125,37 @@ fn a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet(stand: &mut Sta
     ensure!(after.judged_again > before.judged_again, "{after:?}");
     ensure!(after.dropped(Reason::RuleDenied) > before.dropped(Reason::RuleDenied), "{after:?}");
     Ok(())
+}
+
+/// Nothing that it sends would find that out.
+fn a_client_that_only_listens_is_told_that_its_flow_is_over(stand: &mut Stand) -> Result<()> {
+    fn drip(mut stream: TcpStream, stop: &Stop) -> io::Result<()> {
+        while !stop.told() {
+            stream.write_all(b".")?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+    const DRIP: u16 = 443;
+    let server = servers::tcp(&stand.lab.internet, DRIP, drip)?;
+    let pod = &stand.lab.pod("prod-eu", "web").netns.clone();
+    let to = SocketAddrV4::new(INTERNET_SERVERS[0], DRIP);
+    let mut stream = client::connect_to(pod, to, PATIENCE)?.open()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_exact(&mut [0; 5])?;
+    stand.config.set_action("teams-to-internet", "reject");
+    stand.reload()?;
+    let told = io::copy(&mut stream, &mut io::sink()).map_err(|error| error.kind());
+    ensure!(told == Err(io::ErrorKind::ConnectionReset), "{told:?}");
+    stand.record("of the answer that was refused", |record| {
+        record["event"] == "deny"
+            && record["source"]["endpoint"] == "prod-eu/web"
+            && record["destination"]["address"] == INTERNET_SERVERS[0].to_string()
+            && record["egress"] == "internet"
+    })?;
+    stand.config.set_action("teams-to-internet", "permit");
+    stand.reload()?;
+    server.stop()
 }
 
 fn an_address_with_another_identity_does_not_inherit_flows(stand: &mut Stand) -> Result<()> {
