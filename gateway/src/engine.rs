@@ -466,20 +466,26 @@ impl Engine {
     }
 }
 
-/// Takes everything out but the guard against leaks; with `guard_too`, that as well. Says what was
-/// there.
+/// Takes everything out but the guard against leaks, which is put up if it does not stand; with
+/// `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
     let _claim = Claim::of(pins)?;
+    let bare = guarded::spec(config).without_programs();
     // Asked first: without the privilege everything stays as it is.
-    guard::read().map_err(guard_stays)?;
-    let mut detached = take_out(pins)?;
+    let found = guard::read().map_err(guard_stays)?;
     if guard_too {
-        detached.guard = guard::remove().map_err(guard_stays)?;
-    } else {
-        guard::open_transit().map_err(guard_stays)?;
+        let detached = take_out(pins)?;
+        return Ok(Detached { guard: guard::remove().map_err(guard_stays)?, ..detached });
     }
-    Ok(detached)
+    let stood = found.is_some_and(|guard| guard.stops_leaks_of(&bare));
+    if !stood {
+        // Before the programs go, which may be all that keeps pods' packets back.
+        guard::install(&bare).map_err(guard_stays)?;
+    }
+    let detached = take_out(pins)?;
+    guard::install(&bare).map_err(guard_stays)?;
+    Ok(Detached { guard: stood, ..detached })
 }
 
 /// Takes out programs and tables.
@@ -515,7 +521,7 @@ pub struct Detached {
     pub links: usize,
     /// Pinned maps.
     pub maps: usize,
-    /// Whether the last guard was there and is gone.
+    /// Whether the last guard stood.
     pub guard: bool,
 }
 

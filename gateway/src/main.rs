@@ -138,8 +138,12 @@ fn detach(path: &Path, remove_guard: bool) -> ExitCode {
             let guard = match (remove_guard, gone.guard) {
                 (true, true) => "the last guard is removed",
                 (true, false) => "there was no last guard",
-                (false, _) => {
+                (false, true) => {
                     "the last guard stays: no non-routable source leaves (--remove-guard removes it)"
+                }
+                (false, false) => {
+                    "the last guard did not stand as the file has it, and was put up: no non-routable \
+                     source leaves (--remove-guard removes it)"
                 }
             };
             print(&format!("detached: {} links, {} tables\n{guard}", gone.links, gone.maps))

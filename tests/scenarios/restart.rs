@@ -415,8 +415,15 @@ fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {
         Ok(shown.status.success())
     };
     ensure!(is_closed(&stand)?, "what no program has judged is not forwarded");
-    let detached = stand.daemon.detach(&[])?;
-    ensure!(detached.status.success(), "{detached:?}");
+    let detach = |stand: &Stand, more: &[&str], said: &str| -> Result<()> {
+        let detached = stand.daemon.detach(more)?;
+        ensure!(detached.status.success(), "{detached:?}");
+        ensure!(String::from_utf8_lossy(&detached.stdout).contains(said), "{said}: {detached:?}");
+        Ok(())
+    };
+    // As `nft flush ruleset` leaves it, with no daemon that would put it back.
+    stand.lab.gateway.nft(&format!("delete table inet {TABLE}\n"))?;
+    detach(&stand, &[], "the last guard did not stand as the file has it, and was put up")?;
     ensure!(!stand.lab.site().pins().exists(), "pins are left");
     ensure!(!is_closed(&stand)?, "the kernel forwards again what no program is there to judge");
     let leaks = |stand: &mut Stand| -> Result<bool> {
@@ -432,8 +439,9 @@ fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {
         Ok(leaks)
     };
     ensure!(!leaks(&mut stand)?, "pods' packets leave as they are in spite of the guard");
-    let detached = stand.daemon.detach(&["--remove-guard"])?;
-    ensure!(detached.status.success(), "{detached:?}");
+    detach(&stand, &[], "the last guard stays")?;
+    ensure!(!leaks(&mut stand)?, "a guard that stays is the same");
+    detach(&stand, &["--remove-guard"], "the last guard is removed")?;
     // That shows what the guard was good for, and that the capture sees it.
     ensure!(leaks(&mut stand)?, "with no guard Linux routes pods' packets");
     Ok(())

@@ -103,6 +103,15 @@ pub struct GuardSpec {
     pub exempt: Option<ExemptMark>,
 }
 
+impl GuardSpec {
+    /// What is left of it when programs are taken out: it stops leaks, and lets transit pass again
+    /// that nobody is there to judge.
+    #[must_use]
+    pub fn without_programs(self) -> Self {
+        Self { attached: BTreeSet::new(), ..self }
+    }
+}
+
 /// Why there is no guard, or none to be told of.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
@@ -214,6 +223,15 @@ impl GuardState {
             && self.rules.iter().map(without_counts).eq(rules::leaving(spec))
     }
 
+    /// Whether leaks are stopped as by this guard, whatever it does with transit, and whichever
+    /// marks it excepts beside.
+    pub fn stops_leaks_of(&self, spec: &GuardSpec) -> bool {
+        let marked = rules::marked(spec);
+        let excepts = |rule: &&Rule| marked.as_ref().is_some_and(|marked| rule.ends_with(marked));
+        let others = self.rules.iter().skip_while(excepts).map(without_counts);
+        self.is_hooked() && others.eq(rules::leaving(&spec.clone().without_programs()))
+    }
+
     /// What was dropped for its source since the table was made. It must stay 0.
     pub fn dropped(&self) -> Traffic {
         self.dropped.unwrap_or_default()
@@ -251,19 +269,6 @@ pub fn keep(spec: &GuardSpec) -> Result<(Installed, GuardState), GuardError> {
         Some(state) if state.holds(spec) => Ok((Installed::Written, state)),
         Some(_) | None => Err(GuardError::NotInForce),
     }
-}
-
-/// Lets transit pass again that no program has judged, because there are none any more. The guard
-/// against leaks stays as it is; false if there was nothing to open.
-pub fn open_transit() -> Result<bool, GuardError> {
-    let mut dialogue = Dialogue::open(Family::Netfilter)?;
-    let found = read_with(&mut dialogue)?;
-    if found.is_none_or(|state| state.forward.is_none()) {
-        return Ok(false);
-    }
-    let changes = vec![emptied(FORWARDING.0), deleted(FORWARDING.0)];
-    dialogue.batch("open the nftables guard for transit", batch(changes))?;
-    Ok(true)
 }
 
 /// Takes the guard away; false if there was none.
@@ -313,6 +318,8 @@ fn changes(spec: &GuardSpec, found: Option<&GuardState>) -> Vec<Request> {
     changes.extend(filled(LEAVING, rules::leaving(spec)));
     if !spec.attached.is_empty() {
         changes.extend(filled(FORWARDING, rules::forwarding(spec)));
+    } else if useless.is_none() && found.is_some_and(|state| state.forward.is_some()) {
+        changes.extend([emptied(FORWARDING.0), deleted(FORWARDING.0)]);
     }
     changes
 }

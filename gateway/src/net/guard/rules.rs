@@ -55,7 +55,7 @@ pub(super) fn forwarding(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
 }
 
 /// Lets packets with the exempt mark pass.
-fn marked(spec: &GuardSpec) -> Option<Rule> {
+pub(super) fn marked(spec: &GuardSpec) -> Option<Rule> {
     let ExemptMark { value, mask } = spec.exempt?;
     let mut rule = vec![
         Expression::Load(Meta::Mark),
