@@ -107,7 +107,7 @@ pub struct Engine {
     cooling: Cooling,
     recycling: Recycling,
     carried: Option<usize>,
-    _claim: Claim,
+    _claims: [Claim; 2],
 }
 
 /// What of each address the machine itself uses.
@@ -170,7 +170,9 @@ impl Engine {
         if !is_on_bpffs(&pins) {
             return Err(EngineError::NotBpffs(pins));
         }
-        let claim = Claim::of_new(&pins)?;
+        // Who has these very tables is named by them; nothing is made for who is refused.
+        drop(Claim::of(&pins)?);
+        let claims = [Claim::of_guard()?, Claim::of_new(&pins)?];
         let sizes = Sizes::of(&config.gateway.tables);
         tables::refuse(&sizes, &pins)?;
         // From here on the machine changes: whatever can be refused by looking was.
@@ -209,7 +211,7 @@ impl Engine {
             cooling: Cooling::default(),
             recycling: Recycling::default(),
             carried,
-            _claim: claim,
+            _claims: claims,
         })
     }
 
@@ -470,7 +472,7 @@ impl Engine {
 /// `guard_too`, that as well. Says what was there.
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
-    let _claim = Claim::of(pins)?;
+    let _claims = (Claim::of(pins)?, Claim::of_guard()?);
     let bare = guarded::spec(config).without_programs();
     // Asked first: without the privilege everything stays as it is.
     let found = guard::read().map_err(guard_stays)?;

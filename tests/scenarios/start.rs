@@ -1,6 +1,7 @@
 //! A gateway that cannot start says why in a sentence, and ends.
 
 use anyhow::{Context as _, Result, ensure};
+use gateway::net::guard::TABLE;
 use lab::config::{METRICS, replace};
 use lab::daemon::{ctl_binary, gateway_binary};
 use lab::{Config, Daemon, Hook, Lab, Need};
@@ -195,6 +196,23 @@ fn detaching_needs_the_daemon_stopped_and_the_privileges() -> Result<()> {
     let before = pinned()?;
     let refused = daemon.detach(&[])?;
     assert_refused("a daemon that runs", &refused, &["another sluice-gateway has these tables"])?;
+    // The last guard is the same, whatever pins a file names.
+    let mut other = config.clone();
+    let pins = format!("{}-other", lab.site().pins().display());
+    other.gateway["pin_path"] = json!(pins);
+    other.gateway["socket"] = json!(lab.site().files().join("other.sock"));
+    other.gateway["metrics"]["listen"] = json!("127.0.0.1:9465");
+    other.gateway["flow_log"]["path"] = json!(lab.site().files().join("other.jsonl"));
+    for command in ["detach", "run"] {
+        let refused = beside(&lab, &[], command, &other)?;
+        assert_refused(
+            "a daemon with other pins",
+            &refused,
+            &["has the last guard of this network"],
+        )?;
+        ensure!(!std::path::Path::new(&pins).exists(), "{command} made {pins}");
+    }
+    ensure!(lab.gateway.run("nft", &["list", "chain", "inet", TABLE, "forward"]).is_ok());
     ensure!(pinned()? == before, "a refused detach took pins away");
     daemon.stop()?;
     let path = lab.site().pins().to_string_lossy().into_owned();
