@@ -9,6 +9,7 @@ use crate::{
         attach::{self, AttachError, Attached, HookOf},
         claim::{Claim, ClaimError},
         hops, layout,
+        managed::Managed,
         numbers::Numbers,
         object::{Sizes, settle},
         pairs::Cooling,
@@ -24,6 +25,7 @@ use crate::{
     net::{self, Concern, NetworkEvent, NetworkState, Sysctl, guard},
 };
 use aya::maps::MapError;
+use nix::net::if_::if_nametoindex;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
@@ -77,6 +79,9 @@ pub enum EngineError {
     /// The last guard stays as it is.
     #[error("the last guard cannot be changed: {0}")]
     GuardStays(guard::GuardError),
+    /// The kernel goes on to ask for neighbours.
+    #[error("what was taken out leaves neighbours that the kernel keeps resolved: {0}")]
+    Neighbours(net::NetlinkError),
     /// The last guard stays as it is for want of a privilege.
     #[error("changing the last guard needs CAP_NET_ADMIN; run `sluice-gateway detach` as root")]
     GuardPrivilege,
@@ -101,7 +106,7 @@ pub struct Engine {
     places: Places,
     publisher: Publisher,
     attached: Attached,
-    managed: BTreeSet<(u32, IpAddr)>,
+    managed: Managed,
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
@@ -198,6 +203,7 @@ impl Engine {
         attached.leave_others(&places.interfaces, &pins);
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
+        let managed = Managed::left(network, &places);
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
@@ -205,7 +211,7 @@ impl Engine {
             places,
             publisher,
             attached,
-            managed: BTreeSet::new(),
+            managed,
             pins,
             reserved,
             cooling: Cooling::default(),
@@ -396,8 +402,7 @@ impl Engine {
             if new.is_none() {
                 self.attached.forget(*ifindex, &self.pins);
             }
-            // A managed neighbour is forgotten by the kernel when its link goes down.
-            self.managed.retain(|(at, _)| at != ifindex);
+            self.managed.forget(*ifindex);
         }
         let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
@@ -423,13 +428,7 @@ impl Engine {
 
     /// Has the kernel keep the next hops in use resolved, also when this process is gone.
     pub fn keep_neighbours(&mut self) {
-        for neighbour in hops::gateways(&self.datapath, &self.places) {
-            if !self.managed.contains(&neighbour)
-                && net::manage_neighbour(neighbour.0, neighbour.1).is_ok()
-            {
-                self.managed.insert(neighbour);
-            }
-        }
+        self.managed.tend(&self.datapath, &self.places);
     }
 
     /// A pin that somebody took away. Packets are served all the same while this process holds
@@ -478,6 +477,7 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     let found = guard::read().map_err(guard_stays)?;
     if guard_too {
         let detached = take_out(pins)?;
+        release_neighbours(config)?;
         return Ok(Detached { guard: guard::remove().map_err(guard_stays)?, ..detached });
     }
     let stood = found.is_some_and(|guard| guard.stops_leaks_of(&bare));
@@ -487,7 +487,16 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     }
     let detached = take_out(pins)?;
     guard::install(&bare).map_err(guard_stays)?;
+    release_neighbours(config)?;
     Ok(Detached { guard: stood, ..detached })
+}
+
+/// Hands the neighbours on the interfaces of a configuration back to the kernel.
+fn release_neighbours(config: &Config) -> Result<(), EngineError> {
+    let devices = interfaces::devices(config);
+    let numbers: BTreeSet<u32> =
+        devices.iter().filter_map(|name| if_nametoindex(name.as_str()).ok()).collect();
+    net::release_neighbours(&numbers).map_err(EngineError::Neighbours)
 }
 
 /// Takes out programs and tables.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, UdpLoad};
-use lab::plan::INTERNET_SERVERS;
+use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
 use lab::{Lab, Netns};
 use serde_json::Value;
@@ -21,6 +21,7 @@ fn flows_follow_the_network_around_them(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
     show!(stand:
         a_router_that_is_replaced_is_found,
+        only_neighbours_that_answer_are_kept_resolved,
         a_link_that_comes_back_carries_on,
         attachments_in_another_order_are_the_same_ones,
     )
@@ -61,6 +62,37 @@ fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Which neighbours the gateway's kernel asks for again and again, as `ip` shows them.
+fn kept_resolved(stand: &Stand) -> Result<Vec<String>> {
+    let shown = stand.lab.gateway.run("ip", &["-4", "neighbour", "show"])?;
+    Ok(shown.lines().filter(|line| line.contains(" managed ")).map(str::to_owned).collect())
+}
+
+fn only_neighbours_that_answer_are_kept_resolved(stand: &mut Stand) -> Result<()> {
+    const DNS: u16 = 53;
+    let gateway = &stand.lab.gateway;
+    let way = gateway.run("ip", &["route", "get", &TRANSIT_SERVERS[0].to_string()])?;
+    let mut words = way.split_whitespace().skip_while(|word| *word != "dev");
+    let device = words.nth(1).context("the transit is behind an interface")?;
+    // As where clients, and not routers, are on the link.
+    gateway.ip(&format!("route add 10.50.128.0/24 dev {device}\n"))?;
+    let pod = &stand.lab.pod("prod-eu", "web").netns;
+    for last in 1..=20 {
+        let to = SocketAddrV4::new([10, 50, 128, last].into(), DNS);
+        let once = UdpLoad { packets: 1, patience: Duration::ZERO, ..UdpLoad::default() };
+        client::udp(pod, to, once)?;
+    }
+    client::echo(client::connect_to(pod, INTERNET, Duration::from_secs(2))?.open()?, 100)?;
+    // The daemon looks every 2 s.
+    thread::sleep(Duration::from_millis(4_500));
+    let kept = kept_resolved(stand)?;
+    ensure!(!kept.is_empty(), "the router is kept");
+    let asked = stand.lab.gateway.run("ip", &["-4", "neighbour", "show"])?;
+    ensure!(asked.contains("10.50.128.20 "), "a pod had it asked for: {asked}");
+    ensure!(!kept.iter().any(|line| line.starts_with("10.50.128.")), "{kept:?}");
+    stand.lab.gateway.ip(&format!("route del 10.50.128.0/24 dev {device}\n"))
 }
 
 fn a_link_that_comes_back_carries_on(stand: &mut Stand) -> Result<()> {

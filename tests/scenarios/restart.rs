@@ -425,6 +425,8 @@ fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {
     stand.lab.gateway.nft(&format!("delete table inet {TABLE}\n"))?;
     detach(&stand, &[], "the last guard did not stand as the file has it, and was put up")?;
     ensure!(!stand.lab.site().pins().exists(), "pins are left");
+    let neighbours = stand.lab.gateway.run("ip", &["neighbour", "show"])?;
+    ensure!(!neighbours.contains(" managed "), "the kernel goes on to ask for {neighbours}");
     ensure!(!is_closed(&stand)?, "the kernel forwards again what no program is there to judge");
     let leaks = |stand: &mut Stand| -> Result<bool> {
         let next = stand.lab.watch_outside()?;

@@ -10,6 +10,7 @@ mod filter;
 pub mod hops;
 pub mod layout;
 mod link;
+pub mod managed;
 pub mod memory;
 mod non_routable;
 pub mod numbers;

@@ -62,7 +62,7 @@ impl Recycling {
 }
 
 /// Which numbers sessions use.
-fn used(slots: &[Entry4], count: usize) -> Vec<bool> {
+pub(super) fn used(slots: &[Entry4], count: usize) -> Vec<bool> {
     let mut used = vec![false; count];
     for slot in slots {
         let is_somebody_s = Meta(slot.words[0].load()).state_bits() >= State::Keyed as u64;

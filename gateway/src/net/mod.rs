@@ -35,7 +35,7 @@ pub use dialogue::{Family, NetlinkError};
 pub use filter::{CLSACT_EGRESS, CLSACT_INGRESS, FilterPlace, filter_program};
 pub use follow::Follower;
 pub use hardware::{XdpFeatures, xdp_features};
-pub use neighbour::{KeptBy, manage_neighbour, release_neighbour};
+pub use neighbour::{KeptBy, manage_neighbour, release_neighbour, release_neighbours};
 pub use picture::{
     Address, AddressKey, Concern, Hop, IfIndex, Link, Mac, Neighbour, NeighbourKey, NeighbourState,
     NetworkEvent, NetworkState, Route, RouteKey, RouteKind, RouteMtu,

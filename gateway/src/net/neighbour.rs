@@ -8,11 +8,12 @@
 //!
 //! The entry goes when its link goes down, so it has to be managed anew when the link is back.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::dialogue::{Dialogue, Family, NetlinkError};
-use super::notice::{self, NDA_FLAGS_EXT, NTF_EXT_MANAGED};
-use super::picture::{IfIndex, Neighbour, NeighbourState};
+use super::notice::{self, NDA_FLAGS_EXT, NTF_EXT_MANAGED, Table};
+use super::picture::{IfIndex, Neighbour, NeighbourKey, NeighbourState};
 use super::wire::Request;
 
 /// Who keeps a next hop resolved.
@@ -59,6 +60,23 @@ pub fn release_neighbour(ifindex: IfIndex, ip: IpAddr) -> Result<(), NetlinkErro
         Err(gone) if gone.is_refusal(libc::ENOENT) => Ok(()),
         other => other,
     }
+}
+
+/// Releases every managed neighbour on these links.
+pub fn release_neighbours(links: &BTreeSet<IfIndex>) -> Result<(), NetlinkError> {
+    let mut dialogue = Dialogue::open(Family::Route)?;
+    let table = Table::Neighbours;
+    let all: Vec<(NeighbourKey, Neighbour)> =
+        dialogue.dump(table.purpose(), &table.request(), |found: &mut Vec<_>, message| {
+            found.extend(notice::neighbour(message.payload))
+        })?;
+    let ours = |((ifindex, _), neighbour): &(NeighbourKey, Neighbour)| {
+        neighbour.managed && links.contains(ifindex)
+    };
+    for ((ifindex, ip), _) in all.into_iter().filter(ours) {
+        release_neighbour(ifindex, ip)?;
+    }
+    Ok(())
 }
 
 fn read_neighbour(

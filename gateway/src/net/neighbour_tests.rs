@@ -38,6 +38,25 @@ fn a_managed_neighbour_is_kept_by_the_kernel_until_it_is_released() {
 }
 
 #[test]
+fn managed_neighbours_are_released_by_their_links() {
+    as_root_in_namespace("released neighbours", || {
+        let left = pair();
+        let right = link_named("right").ifindex;
+        let managed = || {
+            let shown = run("ip", "neighbour show");
+            shown.lines().filter(|line| line.contains("managed")).count()
+        };
+        for (ifindex, last) in [(left, 1), (left, 7), (right, 9)] {
+            manage_neighbour(ifindex, [10, 0, 0, last].into()).unwrap();
+        }
+        for (links, left_over) in [(vec![], 3), (vec![left], 1), (vec![left, right], 0)] {
+            release_neighbours(&links.into_iter().collect()).unwrap();
+            assert_eq!(managed(), left_over);
+        }
+    });
+}
+
+#[test]
 fn a_neighbour_that_nobody_talks_to_is_resolved_and_its_release_interrupts_nothing() {
     as_root_in_namespace("released neighbour", || {
         let _far = FarHost::new();
