@@ -24,13 +24,14 @@ use super::picture::{NetworkEvent, NetworkState};
 use super::wire::{self, Request};
 
 /// What is listened to.
-const GROUPS: [libc::c_uint; 6] = [
+const GROUPS: [libc::c_uint; 7] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
     libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_NEXTHOP,
 ];
 
 /// Bytes asked for as receive buffer: some thousand messages, as when a link of many routes
@@ -149,6 +150,8 @@ impl Shell {
             match self.try_resync(reopen).await {
                 Ok(state) => {
                     let mut events = self.change(|now| now.become_state(state));
+                    // Of these there is no picture to compare.
+                    events.push(NetworkEvent::NexthopsChanged);
                     events.push(NetworkEvent::Resynced);
                     return self.tell(events).await;
                 }

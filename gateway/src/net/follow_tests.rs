@@ -125,6 +125,37 @@ fn a_lost_carrier_shows_the_routes_dead() {
 }
 
 #[test]
+fn a_nexthop_object_that_changes_is_told_whether_routes_show_it_or_not() {
+    for compat in ["1", "0"] {
+        as_root_in_namespace("nexthop objects", || {
+            let _left = pair();
+            std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", compat).unwrap();
+            ip("nexthop add id 7 via 10.0.0.1 dev left");
+            ip("route add default nhid 7");
+            block_on(async {
+                let (follower, mut listener) = Follower::start(16).await.unwrap();
+                let default = ("0.0.0.0/0".parse().unwrap(), 0, 0);
+                assert!(follower.state().routes.contains_key(&default));
+                ip("nexthop replace id 7 via 10.0.0.3 dev left");
+                event(&mut listener, |event| {
+                    (*event == NetworkEvent::NexthopsChanged).then_some(())
+                })
+                .await;
+                // The kernel says nothing of the route that goes with it.
+                ip("nexthop del id 7");
+                let gone = event(&mut listener, |event| match event {
+                    NetworkEvent::RouteChanged { old: Some(old), new: None } => {
+                        Some(old.destination.prefix_len())
+                    }
+                    _ => None,
+                });
+                assert_eq!(gone.await, 0);
+            });
+        });
+    }
+}
+
+#[test]
 fn an_address_is_told_when_it_comes_and_when_it_goes() {
     as_root_in_namespace("addresses", || {
         let left = pair();

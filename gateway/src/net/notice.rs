@@ -1,4 +1,5 @@
-//! What a message about links, addresses, routes or neighbours says.
+//! What a message about links, addresses, routes or neighbours says. Of nexthop objects, by which
+//! routes may lead, it is enough that there is one.
 //!
 //! Four layouts of the kernel (`ifinfomsg`, `ifaddrmsg`, `rtmsg`, `ndmsg`), and of each the
 //! attributes that the picture holds. A message about something else is no notice: bridges
@@ -30,6 +31,10 @@ const RTAX_LOCK: u16 = 1;
 const RTAX_MTU: u16 = 2;
 /// Length of `struct rtnexthop`.
 const HOP_HEADER: usize = 8;
+
+/// `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`.
+const NEW_NEXTHOP: u16 = 104;
+const DELETED_NEXTHOP: u16 = 105;
 
 /// `NDA_FLAGS_EXT`: the flags of a neighbour that its header has no room for.
 pub(super) const NDA_FLAGS_EXT: u16 = 15;
@@ -88,6 +93,7 @@ pub(super) fn decode(message: &Message<'_>) -> Option<Notice> {
         libc::RTM_NEWNEIGH => {
             neighbour(payload).map(|(key, neighbour)| Notice::Neighbour(key, neighbour))
         }
+        NEW_NEXTHOP | DELETED_NEXTHOP => Some(Notice::Nexthop),
         libc::RTM_DELNEIGH => neighbour(payload).map(|(key, _)| Notice::NeighbourGone(key)),
         _ => None,
     }

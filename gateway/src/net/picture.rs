@@ -3,7 +3,8 @@
 //! Pure: a message goes in, events come out, and the shell in `follow` only moves bytes. Most
 //! of what can go wrong is that the kernel does not say everything. IPv4 routes vanish without
 //! a message when their link goes down or loses its carrier, and when the address they prefer
-//! as source is removed; a second route to the same destination waits unseen behind the first.
+//! as source is removed; a second route to the same destination waits unseen behind the first; and
+//! routes by a nexthop object go with it, or lead where it leads now.
 //! Where a message leaves the routes in doubt, [`NetworkState::apply`] says so and the shell
 //! reads them anew. It is the message that asks for it: nothing is read on a timer.
 
@@ -230,6 +231,9 @@ pub enum NetworkEvent {
         /// The hardware address from now on.
         new: Option<Mac>,
     },
+    /// A nexthop object changed, or is gone: routes by it lead elsewhere, whether they show that or
+    /// not (`net.ipv4.nexthop_compat_mode`).
+    NexthopsChanged,
     /// Messages were lost and everything was read anew; what had changed came right before.
     Resynced,
 }
@@ -251,7 +255,7 @@ impl NetworkEvent {
     pub const fn concern(&self) -> Concern {
         match self {
             Self::NeighbourChanged { .. } => Concern::Neighbours,
-            Self::RouteChanged { .. } => Concern::Routes,
+            Self::RouteChanged { .. } | Self::NexthopsChanged => Concern::Routes,
             Self::LinkChanged { .. }
             | Self::AddressAdded(_)
             | Self::AddressRemoved(_)
@@ -282,6 +286,8 @@ pub(super) enum Notice {
     Route { route: Route, replaces: bool },
     /// A route is gone.
     RouteGone(Route),
+    /// A nexthop object is another one now, or gone.
+    Nexthop,
     /// A neighbour is as stated.
     Neighbour(NeighbourKey, Neighbour),
     /// A neighbour is gone.
@@ -318,6 +324,10 @@ impl NetworkState {
             }
             Notice::Route { route, replaces } => self.route(route, replaces, &mut applied),
             Notice::RouteGone(route) => self.route_gone(&route, &mut applied),
+            Notice::Nexthop => {
+                applied.events.push(NetworkEvent::NexthopsChanged);
+                applied.routes_in_doubt = true;
+            }
             Notice::Neighbour((ifindex, ip), neighbour) => {
                 let new = neighbour.mac;
                 let old = self.neighbours.insert((ifindex, ip), neighbour).and_then(|old| old.mac);
@@ -351,6 +361,7 @@ impl NetworkState {
             | Notice::Address(_)
             | Notice::AddressGone(_)
             | Notice::RouteGone(_)
+            | Notice::Nexthop
             | Notice::Neighbour(..)
             | Notice::NeighbourGone(_)) => {
                 self.apply(other);

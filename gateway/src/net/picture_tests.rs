@@ -314,7 +314,7 @@ impl Listener {
                     assert_eq!(self.macs.remove(&(ifindex, ip)), old);
                     self.macs.extend(new.map(|mac| ((ifindex, ip), mac)));
                 }
-                NetworkEvent::Resynced => {}
+                NetworkEvent::NexthopsChanged | NetworkEvent::Resynced => {}
             }
         }
     }
