@@ -22,8 +22,9 @@ use std::{
     sync::Mutex,
 };
 use xdp_abi::forward::{
-    ATTACHED, ATTACHMENTS, Attachment, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE, LINK_REDIRECT,
-    LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4, PortInfo, ROUTABLE, port,
+    ATTACHED, ATTACHMENTS, Attachment, INTERFACES, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE,
+    LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4, PortInfo,
+    ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -341,6 +342,14 @@ fn find<'a>(
     let Some(parent) = by_name.get(interface) else {
         return Err(format!("there is no interface `{interface}`"));
     };
+    // Of a larger one the tables would know the rest only, as which another one has it.
+    if parent.ifindex > INTERFACES {
+        return Err(format!(
+            "`{interface}` has the number {}; expected at most {INTERFACES}: make it anew with \
+             `ip link add ... index N`, or in a network namespace of its own",
+            parent.ifindex
+        ));
+    }
     if vlan == 0 {
         return Ok((parent, parent));
     }
@@ -495,6 +504,24 @@ mod tests {
             (vec![("10.0.0.0/8", 1), ("10.1.0.0/16", 2), ("0.0.0.0/0", 0), ("9.0.0.0/8", 4)], None),
         ] {
             assert_eq!(glance(&prefixes).as_deref(), expected, "{prefixes:?}");
+        }
+    }
+
+    #[test]
+    fn an_interface_whose_number_would_be_taken_for_another_s_is_not_served() {
+        let config = testing::scene(TWO_CLUSTERS).config;
+        let numbers = Numbers::default().with(&config.gateway);
+        for (ifindex, served) in [(INTERFACES, true), (INTERFACES + 1, false), (1 << 20 | 4, false)]
+        {
+            let mut network = testing::network_of(&config);
+            let link = network.links.remove(&4).unwrap();
+            network.links.insert(ifindex, Link { ifindex, ..link });
+            let places = Places::of(&config, &network, &BTreeMap::new(), &numbers);
+            assert_eq!(places.interfaces.contains_key(&ifindex), served, "{ifindex}");
+            let said: Vec<&str> = places.missing.iter().map(|one| one.fault.as_str()).collect();
+            let expected =
+                format!("attachment `internet`: `eth4` has the number {ifindex}; expect");
+            assert_eq!(said.iter().any(|said| said.starts_with(&expected)), !served, "{said:?}");
         }
     }
 

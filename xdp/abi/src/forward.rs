@@ -6,6 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Attachments that there is room for; zero is none.
 pub const ATTACHMENTS: u32 = 1024;
 
+/// Interfaces up to this number have one of [`port`] of their own.
+pub const INTERFACES: u32 = (1 << 20) - 1;
+
 /// An interface and VLAN as one number: the part of a key that says where.
 #[inline(always)]
 #[must_use]
