@@ -22,7 +22,10 @@ use crate::{
     },
     fixed, guarded, interfaces,
     kept::Kept,
-    net::{self, Concern, NetworkEvent, NetworkState, Sysctl, guard},
+    net::{
+        self, Concern, NetworkEvent, NetworkState, Sysctl,
+        guard::{self, GuardSpec},
+    },
 };
 use aya::maps::MapError;
 use nix::net::if_::if_nametoindex;
@@ -181,7 +184,8 @@ impl Engine {
         let sizes = Sizes::of(&config.gateway.tables);
         tables::refuse(&sizes, &pins)?;
         // From here on the machine changes: whatever can be refused by looking was.
-        guard::install(&guarded::spec(&config))?;
+        let translating = places.translating(|ifindex| attach::translates(&pins, ifindex));
+        guard::install(&guarded::spec(&config, translating))?;
         let hooks = interfaces::to_load(&config, &places);
         let datapath = Datapath::open(sizes, hooks, Some(&pins))?;
         settings::write(&datapath, &config);
@@ -204,7 +208,7 @@ impl Engine {
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
         let managed = Managed::left(network, &places);
-        Ok(Self {
+        let engine = Self {
             datapath: Arc::new(datapath),
             config,
             numbers,
@@ -218,7 +222,19 @@ impl Engine {
             recycling: Recycling::default(),
             carried,
             _claims: claims,
-        })
+        };
+        guard::install(&engine.guard())?;
+        Ok(engine)
+    }
+
+    /// What the last guard keeps back now.
+    fn guard(&self) -> GuardSpec {
+        guarded::spec(&self.config, self.translating(&self.places))
+    }
+
+    /// Where programs are of the interfaces that these places have.
+    fn translating(&self, places: &Places) -> BTreeSet<u32> {
+        places.translating(|ifindex| self.attached.translates(ifindex))
     }
 
     /// How many sessions came from an older layout, if what was pinned had one.
@@ -292,7 +308,7 @@ impl Engine {
         numbers: Numbers,
         places: Places,
     ) -> Result<u32, EngineError> {
-        guard::install(&guarded::spec(&config))?;
+        guard::install(&guarded::spec(&config, self.translating(&places)))?;
         settings::write(&self.datapath, &config);
         // Either may want another translation of a flow than it has.
         let moved = places != self.places
@@ -307,6 +323,7 @@ impl Engine {
             brought?;
         }
         self.attached.leave_others(&self.places.interfaces, &self.pins);
+        guard::install(&guarded::spec(&config, self.translating(&self.places)))?;
         let amended = if moved {
             None
         } else {
@@ -404,6 +421,7 @@ impl Engine {
             }
             self.managed.forget(*ifindex);
         }
+        let translating = self.translating(&self.places);
         let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
@@ -417,6 +435,9 @@ impl Engine {
         hops::forget(&self.datapath, network);
         let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
         self.attached.leave_others(&self.places.interfaces, &self.pins);
+        if self.translating(&self.places) != translating {
+            guard::install(&self.guard())?;
+        }
         Ok(brought?)
     }
 
@@ -458,7 +479,7 @@ impl Engine {
     /// Puts the last guard back if somebody took it away; says whether it stood, and what it has
     /// counted.
     pub fn check_guard(&self) -> Result<(guard::Installed, guard::GuardState), EngineError> {
-        Ok(guard::keep(&guarded::spec(&self.config))?)
+        Ok(guard::keep(&self.guard())?)
     }
 
     /// One address has another identity: only its flows are judged again.
@@ -472,7 +493,7 @@ impl Engine {
 pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError> {
     let pins = &config.gateway.pin_path;
     let _claims = (Claim::of(pins)?, Claim::of_guard()?);
-    let bare = guarded::spec(config).without_programs();
+    let bare = guarded::spec(config, BTreeSet::new()).without_programs();
     // Asked first: without the privilege everything stays as it is.
     let found = guard::read().map_err(guard_stays)?;
     if guard_too {

@@ -2,14 +2,18 @@
 
 use crate::{
     config::Config,
-    net::guard::{ExemptMark, GuardSpec},
+    net::{
+        IfIndex,
+        guard::{ExemptMark, GuardSpec},
+    },
 };
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use xdp_abi::control::{MARK, MARK_MASK};
 
-/// The last guard for a configuration whose programs are, or are about to be, attached.
-pub(crate) fn spec(config: &Config) -> GuardSpec {
+/// The last guard for a configuration whose programs are, or are about to be, attached; `translating`
+/// are the numbers of interfaces where they are.
+pub(crate) fn spec(config: &Config, translating: BTreeSet<IfIndex>) -> GuardSpec {
     let mut interfaces: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
     // Among pods of one network their addresses are what they are.
     let mut towards: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
@@ -31,6 +35,7 @@ pub(crate) fn spec(config: &Config) -> GuardSpec {
         interfaces,
         towards,
         attached,
+        translating,
         exempt: Some(ExemptMark { value: MARK, mask: MARK_MASK }),
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use gateway::net::guard::TABLE;
 use lab::client;
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
@@ -53,6 +54,12 @@ fn hook(stand: &Stand) -> Result<Value> {
     Ok(spare.context("there is a spare attachment")?["hook"].clone())
 }
 
+/// Whether the last guard lets punted packets leave by the spare interface.
+fn is_excepted(stand: &Stand) -> Result<bool> {
+    let rules = stand.lab.gateway.run("nft", &["list", "chain", "inet", TABLE, "postrouting"])?;
+    Ok(rules.lines().any(|rule| rule.trim().starts_with("oif \"spare0\" meta mark")))
+}
+
 fn is_missed(stand: &Stand) -> Result<bool> {
     let (status, body) = stand.daemon.get("/readyz")?;
     Ok(status == 503 && body.contains(FAULT))
@@ -82,7 +89,7 @@ fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()>
     stand.reload()?;
     client::echo(client::connect_to(&pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
     plug_in(stand)?;
-    eventually("it is served again", || is_served(stand))
+    eventually("it is served again", || Ok(is_served(stand)? && is_excepted(stand)?))
 }
 
 fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
@@ -116,7 +123,11 @@ fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
 
 fn a_start_serves_what_is_there_and_what_comes(stand: &mut Stand) -> Result<()> {
     let place = stand.config.clone();
+    ensure!(is_excepted(stand)?, "a program translates there");
     stand.daemon.stop()?;
+    unplug(stand)?;
+    plug_in(stand)?;
+    ensure!(!is_excepted(stand)?, "it has no program under its new number");
     unplug(stand)?;
     // Only its driver will say which one.
     let stated = stand.config.gateway["attachments"].as_array_mut().context("a list")?;

@@ -187,6 +187,17 @@ pub fn detach(pins: &Path) -> Result<usize, (PathBuf, io::Error)> {
     Ok(count)
 }
 
+/// Whether a program that an earlier daemon has left translates what leaves by an interface.
+pub fn translates(pins: &Path, ifindex: u32) -> bool {
+    let pin = pin(pins, ifindex, Place::TcEgress);
+    let has_link = |link: Link| Ok(link.info()?.ifindex == ifindex);
+    if filter::is_pin(&pin) {
+        pin.exists()
+    } else {
+        Link::open(&pin).and_then(has_link).unwrap_or(false)
+    }
+}
+
 /// Whether a pin was removed; one that is gone already is as it was wanted.
 pub fn gone(pin: &Path, removed: io::Result<()>) -> Result<bool, (PathBuf, io::Error)> {
     match removed {
@@ -278,6 +289,12 @@ impl Attached {
             // It may be gone already.
             let _ = take_off(&path);
         }
+    }
+
+    /// Whether what leaves by an interface is translated there.
+    pub fn translates(&self, ifindex: u32) -> bool {
+        let at = (ifindex, Place::TcEgress);
+        self.links.values().any(|held| (held.ifindex, held.place) == at)
     }
 
     /// The pins of everything that is attached.

@@ -295,6 +295,12 @@ impl Places {
         (attachment.flags & ATTACHED != 0).then_some(attachment.ifindex)
     }
 
+    /// The interfaces, those of VLANs too, whose traffic passes one with a program.
+    pub fn translating(&self, has_program: impl Fn(u32) -> bool) -> BTreeSet<u32> {
+        let passing = self.links.iter().filter(|(_, link)| has_program(link.parent));
+        passing.map(|(ifindex, _)| *ifindex).collect()
+    }
+
     /// The link behind an L3 interface.
     pub fn link_info(&self, ifindex: u32) -> Option<&LinkInfo> {
         self.links.get(&ifindex)
@@ -523,6 +529,15 @@ mod tests {
                 format!("attachment `internet`: `eth4` has the number {ifindex}; expect");
             assert_eq!(said.iter().any(|said| said.starts_with(&expected)), !served, "{said:?}");
         }
+    }
+
+    #[test]
+    fn what_leaves_by_a_vlan_passes_the_program_of_its_parent() {
+        let link = |parent, vlan| LinkInfo { parent, vlan, ..LinkInfo::default() };
+        let links = [(3, link(3, 0)), (5, link(3, 100)), (7, link(7, 0))].into();
+        let places = Places { links, ..Places::default() };
+        assert_eq!(places.translating(|ifindex| ifindex == 3), [3, 5].into());
+        assert_eq!(places.translating(|ifindex| ifindex == 5), BTreeSet::new());
     }
 
     #[test]

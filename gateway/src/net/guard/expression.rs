@@ -74,18 +74,22 @@ pub(super) enum Meta {
     InputName,
     /// The name of the interface it leaves by, 16 bytes.
     OutputName,
+    /// The number of that interface, in the byte order of the machine.
+    OutputNumber,
     /// Its mark, in the byte order of the machine.
     Mark,
 }
 
 impl Meta {
-    const ALL: [Self; 4] = [Self::Family, Self::InputName, Self::OutputName, Self::Mark];
+    const ALL: [Self; 5] =
+        [Self::Family, Self::InputName, Self::OutputName, Self::OutputNumber, Self::Mark];
 
     fn key(self) -> u32 {
         let key = match self {
             Self::Family => libc::NFT_META_NFPROTO,
             Self::InputName => libc::NFT_META_IIFNAME,
             Self::OutputName => libc::NFT_META_OIFNAME,
+            Self::OutputNumber => libc::NFT_META_OIF,
             Self::Mark => libc::NFT_META_MARK,
         };
         key as u32

@@ -5,7 +5,8 @@
 //! is no fast path: the program is detached, an interface was replaced, the daemon is dead and the
 //! kernel forwards on its own. So it is a table of the kernel's packet filter, which stays
 //! until somebody takes it away, and names interfaces by name, so that one that is made anew
-//! is guarded from its first packet.
+//! is guarded from its first packet. What it lets through because a program is about to translate
+//! it leaves by interfaces with these numbers: one that is made anew has no program.
 //!
 //! It is nftables because a table of one's own cannot collide with the operator's rules, and
 //! because a whole change is one transaction: the rules are emptied and filled in one step, and
@@ -34,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 
+use super::IfIndex;
 use super::dialogue::{Dialogue, Family, NetlinkError};
 use super::wire::{self, Request, network_u32};
 pub use expression::Traffic;
@@ -97,9 +99,12 @@ pub struct GuardSpec {
     /// addresses as they are, because they are pods of the same network.
     pub towards: BTreeMap<String, Vec<Ipv4Net>>,
     /// Interfaces with programs: nothing is forwarded from or to them without the exempt mark.
-    /// Empty: whatever the kernel forwards is let through, and no mark excepts anything.
+    /// Empty: whatever the kernel forwards is let through.
     pub attached: BTreeSet<String>,
-    /// Packets with this mark pass where there are programs, which are about to translate them.
+    /// Interfaces, by number, where a program is about to translate what leaves with the exempt
+    /// mark: it passes there.
+    pub translating: BTreeSet<IfIndex>,
+    /// The mark of such packets.
     pub exempt: Option<ExemptMark>,
 }
 
@@ -108,7 +113,7 @@ impl GuardSpec {
     /// that nobody is there to judge.
     #[must_use]
     pub fn without_programs(self) -> Self {
-        Self { attached: BTreeSet::new(), ..self }
+        Self { attached: BTreeSet::new(), translating: BTreeSet::new(), ..self }
     }
 }
 

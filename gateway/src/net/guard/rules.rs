@@ -35,8 +35,9 @@ pub(super) fn leaving(spec: &GuardSpec) -> impl Iterator<Item = Rule> + '_ {
             .collect()
     });
     // Only where a program is that translates it: the kernel may lead a punted packet elsewhere.
-    let punted = spec.attached.iter().filter_map(|interface| {
-        let leaves = [Expression::Load(Meta::OutputName), Expression::Equals(name(interface))];
+    let punted = spec.translating.iter().filter_map(|ifindex| {
+        let number = ifindex.to_ne_bytes().to_vec();
+        let leaves = [Expression::Load(Meta::OutputNumber), Expression::Equals(number)];
         Some(leaves.into_iter().chain(marked(spec)?).collect())
     });
     punted.chain(towards).chain(guarded).chain(elsewhere)

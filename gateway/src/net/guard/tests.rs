@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
-use crate::net::testing::{FarHost, as_root_in_namespace, ip, run};
+use crate::net::testing::{FarHost, as_root_in_namespace, ip, link_named, run};
 use crate::net::{ReversePath, Sysctl};
 
 pub(super) const MARK: u32 = 0x5c00_0000;
@@ -26,13 +26,14 @@ pub(super) fn guard(interfaces: &[(&str, &[&str])]) -> GuardSpec {
             .collect(),
         towards: BTreeMap::new(),
         attached: BTreeSet::new(),
+        translating: BTreeSet::new(),
         exempt: Some(EXEMPT),
     }
 }
 
 /// The same with programs on an interface.
-fn with_programs(on: &str, interfaces: &[(&str, &[&str])]) -> GuardSpec {
-    GuardSpec { attached: [on.to_owned()].into(), ..guard(interfaces) }
+fn with_programs(on: IfIndex, interfaces: &[(&str, &[&str])]) -> GuardSpec {
+    GuardSpec { translating: [on].into(), ..guard(interfaces) }
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn a_guard_that_would_open_too_much_is_refused() {
 
 #[test]
 fn there_is_one_rule_for_each_exception_and_for_each_prefix_kept_back() {
-    let spec = with_programs("eth0", &[("eth0", &["100.64.0.0/16"]), ("eth1", &[])]);
+    let spec = with_programs(3, &[("eth0", &["100.64.0.0/16"]), ("eth1", &[])]);
     let last = |rule: Rule| match rule.last() {
         Some(Expression::Decide(verdict)) => *verdict,
         other => panic!("{other:?}"),
@@ -180,7 +181,8 @@ fn a_non_routable_source_leaves_only_by_an_exception() {
     as_root_in_namespace("guard", || {
         let far = Receiver::behind_near();
         assert_eq!(far.receives(&EVERY_KIND).len(), EVERY_KIND.len(), "no guard, all arrive");
-        let spec = with_programs("near", &[("near", &["100.65.0.0/16"])]);
+        let near = link_named("near").ifindex;
+        let spec = with_programs(near, &[("near", &["100.65.0.0/16"])]);
         assert_eq!(install(&spec).unwrap(), Installed::Written);
         assert_eq!(
             far.receives(&EVERY_KIND),
@@ -204,13 +206,16 @@ fn a_punted_packet_leaves_only_where_a_program_translates_it() {
     as_root_in_namespace("guard and punted packets", || {
         let far = Receiver::behind_near();
         let punted = [("100.64.1.1", MARK | 0x77)];
+        let near = link_named("near").ifindex;
+        let attached = [String::from("near")].into();
         for (spec, arrived) in [
             (guard(&[("near", &[])]), 0),
-            (with_programs("near", &[("near", &[])]), 1),
-            (with_programs("far", &[("near", &[])]), 0),
+            (with_programs(near, &[("near", &[])]), 1),
+            // Whatever its name: it is another one.
+            (GuardSpec { attached, ..with_programs(near + 1, &[("near", &[])]) }, 0),
         ] {
-            install(&spec).unwrap();
-            assert_eq!(far.receives(&punted).len(), arrived, "{:?}", spec.attached);
+            assert_eq!(install(&spec).unwrap(), Installed::Written);
+            assert_eq!(far.receives(&punted).len(), arrived, "{:?}", spec.translating);
         }
     });
 }
@@ -298,15 +303,17 @@ fn a_removed_guard_is_gone_and_can_be_removed_again() {
 #[test]
 fn the_operator_sees_what_was_meant() {
     as_root_in_namespace("guard as nft shows it", || {
+        ip("link add near type veth peer name far");
         // A mask of upper bits only would be shown as if it were a prefix.
         let exempt = Some(ExemptMark { value: MARK, mask: 0xff00_ff00 });
-        let spec = GuardSpec { exempt, ..with_programs("near", &[("near", &["100.65.0.0/16"])]) };
+        let near = link_named("near").ifindex;
+        let spec = GuardSpec { exempt, ..with_programs(near, &[("near", &["100.65.0.0/16"])]) };
         install(&spec).unwrap();
         let shown = run("nft", "list table inet sluice_guard");
         let lines: Vec<_> = shown.lines().map(str::trim).collect();
         for line in [
             "type filter hook postrouting priority 300; policy accept;",
-            "oifname \"near\" meta mark & 0xff00ff00 == 0x5c000000 accept",
+            "oif \"near\" meta mark & 0xff00ff00 == 0x5c000000 accept",
             "oifname \"near\" ip saddr 100.65.0.0/16 accept",
             "oifname \"near\" ip saddr 100.64.0.0/10 counter packets 0 bytes 0 counter name \"dropped\" drop",
         ] {
@@ -352,7 +359,8 @@ fn a_large_guard_fits_into_one_step() {
             interfaces: (0..64).map(|number| (format!("eth{number}"), vec![])).collect(),
             towards: BTreeMap::new(),
             attached: (0..64).map(|number| format!("eth{number}")).collect(),
-            exempt: None,
+            translating: (1..=64).collect(),
+            exempt: Some(EXEMPT),
         };
         assert_eq!(install(&spec).unwrap(), Installed::Written);
         assert_eq!(install(&spec).unwrap(), Installed::Unchanged);
