@@ -21,11 +21,11 @@ use crate::{
     net::{Concern, Follower, NetworkEvent, guard::Installed},
     serve::{self, Condition, InForce, SocketError, State},
     watched::Watched,
+    whole,
 };
 use std::{
     collections::BTreeSet,
-    fs,
-    io::{self, Read as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -48,7 +48,7 @@ const SWEEP_ROUNDS: u32 = 8;
 const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 /// How often guard, neighbours and the machine's own ports are looked at.
 const UPKEEP_EVERY: Duration = Duration::from_secs(2);
-/// Far more than a file for full tables has; a device never ends.
+/// Far more than a file for full tables has.
 const MOST_BYTES: u64 = 256 << 20;
 /// Changes of the network that may wait, and are followed together.
 const CHANGES: usize = 1024;
@@ -66,12 +66,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The file does not end where a configuration does.
-    #[error("{path} has more than {} MiB; expected a configuration", MOST_BYTES >> 20)]
-    Long {
-        /// Which.
-        path: PathBuf,
-    },
+    /// The file changes while it is read.
+    #[error("{0} is just being written, and may be half of what it will be")]
+    Written(PathBuf),
     /// The file is wrong.
     #[error("{}", .0.join("\n"))]
     Config(Vec<String>),
@@ -146,13 +143,13 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Reads and checks a configuration.
 pub fn read_config(path: &Path) -> Result<Config, StartError> {
-    let read = |source| StartError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(read)?;
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(StartError::Long { path: path.to_owned() });
-    }
+    let bytes = whole::read(path, MOST_BYTES).map_err(|source| {
+        if source.kind() == io::ErrorKind::ResourceBusy {
+            StartError::Written(path.to_owned())
+        } else {
+            StartError::Read { path: path.to_owned(), source }
+        }
+    })?;
     Config::parse_bytes(&bytes, &path.display().to_string())
         .map_err(|errors| StartError::Config(errors.iter().map(ToString::to_string).collect()))
 }

@@ -15,3 +15,4 @@ pub mod metrics;
 pub mod net;
 pub mod serve;
 mod watched;
+mod whole;

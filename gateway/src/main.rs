@@ -112,9 +112,7 @@ fn run(path: PathBuf) -> ExitCode {
         };
     match runtime.block_on(daemon::run(path)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(
-            refused @ (StartError::Config(_) | StartError::Read { .. } | StartError::Long { .. }),
-        ) => {
+        Err(refused @ (StartError::Config(_) | StartError::Read { .. })) => {
             complain(refused);
             ExitCode::from(UNUSABLE)
         }

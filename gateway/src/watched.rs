@@ -4,24 +4,18 @@
 //! is waited for: until nobody has it open for writing, as far as the kernel tells (of a file from
 //! another machine it does not), and it looks the same twice.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tracing::warn;
+
+use crate::whole;
 
 /// After so many looks it is said that somebody still writes: 10 s.
 const LONG: u32 = 20;
 
 /// What changes when a file does; nothing, if there is none.
-type Stamp = Option<(SystemTime, u64, u64)>;
-
-fn stamp(path: &Path) -> Stamp {
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.modified().ok()?, meta.len(), meta.ino()))
-}
+type Stamp = Option<whole::Stamp>;
 
 /// A file that is looked at now and then.
 pub(crate) struct Watched {
@@ -66,7 +60,7 @@ impl Watched {
     fn look(&mut self) -> (Stamp, bool) {
         // In this order: what is written after the second look is told by the next one.
         let is_written = self.writers.as_mut().is_some_and(|writers| writers.are_there(&self.path));
-        (stamp(&self.path), is_written)
+        (whole::Stamp::of(&self.path).ok(), is_written)
     }
 }
 
@@ -99,7 +93,7 @@ impl Changes {
 struct Writers {
     notices: Inotify,
     /// The file that is watched, by its number: another one may come to stand in its place.
-    watch: Option<(u64, WatchDescriptor)>,
+    watch: Option<((u64, u64), WatchDescriptor)>,
     is_written: bool,
 }
 
@@ -122,15 +116,15 @@ impl Writers {
                 }
             }
         }
-        let inode = fs::metadata(path).map(|meta| meta.ino()).ok();
-        if self.watch.map(|(watched, _)| watched) != inode {
+        let file = whole::Stamp::of(path).map(|stamp| stamp.identity).ok();
+        if self.watch.map(|(watched, _)| watched) != file {
             if let Some((_, old)) = self.watch.take() {
                 // With its file it may be gone already.
                 let _ = self.notices.rm_watch(old);
             }
             let kinds = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
-            let watch = |inode| Some((inode, self.notices.add_watch(path, kinds).ok()?));
-            self.watch = inode.and_then(watch);
+            let watch = |file| Some((file, self.notices.add_watch(path, kinds).ok()?));
+            self.watch = file.and_then(watch);
             self.is_written = false;
         }
         self.is_written
@@ -140,12 +134,12 @@ impl Writers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use std::fs::{self, File};
     use std::io::Write as _;
     use std::time::Duration;
 
     fn looks_like(length: u64) -> Stamp {
-        Some((SystemTime::UNIX_EPOCH, length, 1))
+        Some(whole::Stamp::with_length(length))
     }
 
     #[test]

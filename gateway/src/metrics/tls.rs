@@ -15,8 +15,11 @@ use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::{Accept, TlsAcceptor};
 use tracing::warn;
 
-use super::token::{Stamp, stamp};
 use crate::config::Tls;
+use crate::whole::{self, Stamp};
+
+/// Longer than any chain of certificates.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// A certificate and key in files, which may be renewed at any time.
 #[derive(Debug)]
@@ -27,7 +30,7 @@ pub struct Certificates {
 
 fn stamps(files: &Tls) -> io::Result<[Stamp; 2]> {
     let of = |path: &Path| {
-        stamp(path)
+        Stamp::of(path)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     };
     Ok([of(&files.certificate)?, of(&files.key)?])
@@ -39,14 +42,15 @@ fn invalid(path: &Path, error: impl std::fmt::Display) -> io::Error {
 
 fn read(files: &Tls) -> io::Result<Arc<ServerConfig>> {
     let bad_certificate = |error: rustls::pki_types::pem::Error| invalid(&files.certificate, error);
-    let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_file_iter(&files.certificate)
-        .map_err(bad_certificate)?
+    let pem = |path| whole::read(path, MOST_BYTES).map_err(|error| invalid(path, error));
+    let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(&pem(&files.certificate)?)
         .collect::<Result<_, _>>()
         .map_err(bad_certificate)?;
     if chain.is_empty() {
         return Err(invalid(&files.certificate, "there is no certificate in it"));
     }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| invalid(&files.key, e))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&pem(&files.key)?).map_err(|e| invalid(&files.key, e))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?

@@ -1,13 +1,13 @@
 //! The token that a reader must show.
 
-use std::fs;
 use std::hint::black_box;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
+
+use crate::whole::{self, Stamp};
 
 /// A token in a file, which may be replaced at any time.
 #[derive(Debug)]
@@ -16,19 +16,19 @@ pub struct Token {
     read: Mutex<(Stamp, Vec<u8>)>,
 }
 
-/// What changes when a file does: its inode, length, and when it was written (s, ns).
-pub(super) type Stamp = (u64, u64, i64, i64);
-
-pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
-    let found = fs::metadata(path)?;
-    Ok((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
-}
+/// Longer than any token.
+const MOST_BYTES: u64 = 4096;
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let text = fs::read(path)?;
+    let text = whole::read(path, MOST_BYTES)?;
     let token = text.trim_ascii();
+    let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     if token.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
+        return invalid("the file is empty");
+    }
+    // No reader could show anything else.
+    if !token.iter().all(u8::is_ascii_graphic) {
+        return invalid("expected one word of letters, digits and signs in it");
     }
     Ok(token.to_vec())
 }
@@ -39,7 +39,7 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or has no token.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let read = Mutex::new((stamp(path)?, read(path)?));
+        let read = Mutex::new((Stamp::of(path)?, read(path)?));
         Ok(Self { path: path.to_owned(), read })
     }
 
@@ -52,7 +52,7 @@ impl Token {
     /// The token as the file has it now; while it cannot be read, the last one.
     fn current(&self) -> Vec<u8> {
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(now) = stamp(&self.path)
+        if let Ok(now) = Stamp::of(&self.path)
             && now != last.0
         {
             match read(&self.path) {
@@ -80,6 +80,7 @@ fn same(shown: &[u8], token: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn only_the_whole_token_is_the_token() {
@@ -109,21 +110,26 @@ mod tests {
         ] {
             assert_eq!(token.is_shown(header.as_bytes()), expected, "{header}");
         }
-        fs::write(&path, "the second one\n").unwrap();
-        assert!(token.is_shown(b"Bearer the second one"));
+        fs::write(&path, "the-second-one\n").unwrap();
+        assert!(token.is_shown(b"Bearer the-second-one"));
         assert!(!token.is_shown(b"Bearer first"));
         fs::write(&path, "").unwrap();
-        assert!(token.is_shown(b"Bearer the second one"));
+        assert!(token.is_shown(b"Bearer the-second-one"));
         fs::remove_file(&path).unwrap();
-        assert!(token.is_shown(b"Bearer the second one"));
+        assert!(token.is_shown(b"Bearer the-second-one"));
         assert!(Token::open(&path).is_err());
     }
 
     #[test]
     fn a_file_without_a_token_is_refused_at_the_start() {
         let path = std::env::temp_dir().join(format!("sluice-no-token-{}", std::process::id()));
-        fs::write(&path, " \n").unwrap();
-        assert!(Token::open(&path).unwrap_err().to_string().contains("empty"));
+        for (text, said) in [(" \n", "empty"), ("one\ntwo\n", "one word"), ("\0", "one word")] {
+            fs::write(&path, text).unwrap();
+            let refused = Token::open(&path).unwrap_err().to_string();
+            assert!(refused.contains(said), "{text:?}: {refused}");
+        }
         fs::remove_file(&path).unwrap();
+        let refused = Token::open(&std::env::temp_dir()).unwrap_err().to_string();
+        assert_eq!(refused, "it is no regular file");
     }
 }
