@@ -15,9 +15,11 @@ use serde::de::{
     SeqAccess, Unexpected, Visitor,
 };
 
+use super::MOST_FAULTS;
 use super::tree::{Entry, Fault, Node, Tree, Value};
 
-/// Reads a value from the node; `None` if what is left of it is no such value.
+/// Reads a value from the node; `None` if what is left of it is no such value, or if there are too
+/// many faults to look for more: each has the reading start again.
 ///
 /// The node is named by a function because the tree changes between two attempts.
 pub(super) fn decode<T: DeserializeOwned>(
@@ -34,6 +36,10 @@ pub(super) fn decode<T: DeserializeOwned>(
         let culprit = error.culprit(tree, root);
         let root = root.id;
         faults.extend(culprit.fault);
+        if faults.len() > MOST_FAULTS {
+            tree.give_up(root);
+            return None;
+        }
         match culprit.mending {
             Mending::GiveUp(node) => {
                 tree.give_up(node);

@@ -15,7 +15,7 @@ use super::check::{Checks, domain_names, intersection, is_covered, join};
 use super::decode::{choice, decode, meant, suggestion};
 use super::settings::{Attachment, AttachmentKind, Gateway};
 use super::tree::{Fault, Node, Path, Tree, Value, at};
-use super::{Findings, convert, reach};
+use super::{Findings, MOST_FAULTS, convert, reach};
 
 /// How many outside addresses one policy may name.
 const POLICY_ADDRESSES: u64 = 256;
@@ -31,7 +31,14 @@ pub(super) fn read(tree: &mut Tree, faults: &mut Vec<Fault>) -> Vec<Document> {
         }
     }
     let count = tree.root.list("documents").len();
-    (0..count).filter_map(|n| read_one(tree, n, faults)).collect()
+    let mut documents = Vec::new();
+    for n in 0..count {
+        if faults.len() > MOST_FAULTS {
+            break;
+        }
+        documents.extend(read_one(tree, n, faults));
+    }
+    documents
 }
 
 fn nth(tree: &Tree, n: usize) -> &Node {

@@ -34,7 +34,7 @@ pub use settings::{
 
 use convert::Compiled;
 use positions::Positions;
-use tree::{Fault, Tree, at};
+use tree::{Fault, Path, Tree, at};
 
 /// A file that says what it should.
 #[derive(Clone, Debug)]
@@ -51,6 +51,9 @@ pub struct Config {
     pub warnings: Vec<ConfigError>,
     positions: Positions,
 }
+
+/// How many faults of a file are said; nobody mends more of them at once.
+const MOST_FAULTS: usize = 100;
 
 /// Something wrong in the file, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,8 +154,16 @@ fn count(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
+/// Faults in the order of the file; of too many the first, and how many more are known of: what
+/// could not be read may not have been looked for to the end.
 fn in_order(mut faults: Vec<Fault>, file: &str) -> Vec<ConfigError> {
     faults.sort_by_key(|fault| fault.position);
+    if let Some(first) = faults.get(MOST_FAULTS) {
+        let message = format!("and at least {} more, from here on", faults.len() - MOST_FAULTS);
+        let more = Fault { position: first.position, path: Path::default(), message };
+        faults.truncate(MOST_FAULTS);
+        faults.push(more);
+    }
     faults
         .into_iter()
         .map(|Fault { position, path, message }| ConfigError {
@@ -195,6 +206,9 @@ fn read(
         .then(|| decode::decode::<Gateway>(&mut tree, gateway_node, &mut findings.errors));
     let gateway = gateway.flatten();
     let documents = documents::read(&mut tree, &mut findings.errors);
+    if findings.errors.len() > MOST_FAULTS {
+        return None; // it was not read to its end
+    }
     if let Some(gateway) = &gateway {
         check::check(&tree, gateway, findings);
     }

@@ -280,6 +280,29 @@ fn every_mistake_is_reported_at_once_and_in_order() {
 }
 
 #[test]
+fn of_very_many_mistakes_the_first_are_said_and_that_there_are_more() {
+    let document = |n: usize, kind: &str, domain: &str| {
+        let spec = format!("{{ type: {kind}, domain: {domain}, addresses: [10.0.0.{n}] }}");
+        format!("  - {{ kind: Endpoint, name: e{n}, spec: {spec} }}\n")
+    };
+    for (kind, domain, known) in [("pot", "fabric", 1), ("vm", "fabrik", 50)] {
+        for (count, more) in [(100, None), (150, Some(known))] {
+            let many: String = (0..count).map(|n| document(n, kind, domain)).collect();
+            let text = GOOD.replacen("documents:\n", &format!("documents:\n{many}"), 1);
+            let faults = Config::parse(&text, "f.yaml").unwrap_err();
+            let said = faults.get(100).map(|fault| fault.message.clone());
+            let expected = more.map(|more| format!("and at least {more} more, from here on"));
+            assert_eq!(
+                (faults.len(), said),
+                (100 + usize::from(more.is_some()), expected),
+                "{kind}"
+            );
+            assert!(faults.is_sorted_by_key(|fault| fault.line));
+        }
+    }
+}
+
+#[test]
 fn places_count_what_is_wrong_before_them() {
     // Of seven documents the first, the third and the fourth cannot be read, nor of the ports of
     // the rule that is put before them the first and the last.
