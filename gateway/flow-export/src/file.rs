@@ -3,9 +3,11 @@
 //! `flows.jsonl` becomes `flows.jsonl.1`, that one `.2`, and so on to `.keep`, the oldest of which
 //! goes. Files change names between two lines and never within one, and only once all lines meant
 //! for the old file are in it. What cannot be renamed goes on growing: an operator loses disk
-//! space before records. A file that somebody else moved away is made anew.
+//! space before records. A file that somebody else moved away is made anew. Of a symbolic link the
+//! file that it leads to is put aside. One process at a time writes a file: two would put aside what
+//! the other writes.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -41,15 +43,28 @@ pub struct FileSink {
 struct Open {
     file: File,
     size: u64,
+    /// It is a file, and not a pipe or a device, which keeps its name and may be anybody's.
+    grows: bool,
     /// Device and inode.
     identity: (u64, u64),
 }
 
 impl Open {
     fn new(path: &Path) -> io::Result<Self> {
-        let mut file =
-            OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(path)?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).read(true).mode(0o640);
+        let mut file = options.open(path)?;
         let metadata = file.metadata()?;
+        let identity = (metadata.dev(), metadata.ino());
+        if !metadata.is_file() {
+            return Ok(Self { file, size: 0, grows: false, identity });
+        }
+        file.try_lock().map_err(|refused| match refused {
+            TryLockError::Error(error) => error,
+            TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::ResourceBusy, "another process writes it")
+            }
+        })?;
         let mut size = metadata.len();
         // A crash or a full disk may have left half a line: it stays one line.
         if size > 0 {
@@ -61,7 +76,7 @@ impl Open {
                 size += 1;
             }
         }
-        Ok(Self { file, size, identity: (metadata.dev(), metadata.ino()) })
+        Ok(Self { file, size, grows: true, identity })
     }
 
     fn is_still_at(&self, path: &Path) -> bool {
@@ -94,12 +109,31 @@ impl FileSink {
         Ok(Self { path, rotation, open, outbox: Outbox::default(), failing: false, overdue: false })
     }
 
+    /// Writes what waits, into as many files as it takes.
     fn send(&mut self, counts: &Counts) -> io::Result<()> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            closed => closed.insert(Open::new(&self.path)?),
-        };
-        self.outbox.send(&mut Measured(open), counts)
+        loop {
+            let open = match &mut self.open {
+                Some(open) => open,
+                closed => closed.insert(Open::new(&self.path)?),
+            };
+            let room = match self.rotation.bytes.saturating_sub(open.size) {
+                _ if !open.grows => u64::MAX,
+                // A line that is longer than a file may be gets one of its own.
+                room if open.size == 0 => room.max(self.outbox.next_line() as u64),
+                room => room,
+            };
+            self.outbox.send_into(&mut Measured(open), room, counts)?;
+            if self.outbox.waiting() == 0 {
+                return Ok(());
+            }
+            if let Err(stuck) = self.rotate() {
+                return match &mut self.open {
+                    Some(open) => self.outbox.send(&mut Measured(open), counts).and(Err(stuck)),
+                    None => Err(stuck),
+                };
+            }
+            add(&counts.rotations, 1);
+        }
     }
 
     fn has_moved(&self) -> bool {
@@ -117,13 +151,14 @@ impl FileSink {
     }
 
     fn put_aside(&self) -> io::Result<()> {
+        let path = fs::canonicalize(&self.path)?;
         let name = |number: u32| {
-            let mut name = self.path.clone().into_os_string();
+            let mut name = path.clone().into_os_string();
             name.push(format!(".{number}"));
             PathBuf::from(name)
         };
         if self.rotation.keep == 0 {
-            fs::remove_file(&self.path)?;
+            fs::remove_file(&path)?;
         } else {
             for number in (1..self.rotation.keep).rev() {
                 match fs::rename(name(number), name(number + 1)) {
@@ -131,7 +166,7 @@ impl FileSink {
                     _ => {}
                 }
             }
-            fs::rename(&self.path, name(1))?;
+            fs::rename(&path, name(1))?;
         }
         Ok(())
     }
@@ -139,18 +174,12 @@ impl FileSink {
 
 impl Sink for FileSink {
     fn line(&mut self, line: &[u8], counts: &Counts) {
-        let size = self.open.as_ref().map_or(0, |open| open.size);
-        let waiting = self.outbox.waiting() as u64;
-        let full = size + waiting > 0 && size + waiting + line.len() as u64 > self.rotation.bytes;
-        if !self.failing && (full || waiting >= ENOUGH as u64) {
-            let written = self.send(counts);
-            let done = if full { written.and_then(|()| self.rotate()) } else { written };
-            if let Err(error) = done {
-                counts.fail(&error.to_string());
-                self.failing = true;
-            } else if full {
-                add(&counts.rotations, 1);
-            }
+        if !self.failing
+            && self.outbox.waiting() >= ENOUGH
+            && let Err(error) = self.send(counts)
+        {
+            counts.fail(&error.to_string());
+            self.failing = true;
         }
         self.outbox.push(line, counts);
     }

@@ -37,10 +37,27 @@ impl Outbox {
         }
     }
 
+    /// Bytes of the next line.
+    pub(crate) fn next_line(&self) -> usize {
+        let waiting = &self.bytes[self.sent..];
+        waiting.iter().position(|byte| *byte == b'\n').map_or(waiting.len(), |end| end + 1)
+    }
+
     /// Writes what waits.
     pub(crate) fn send(&mut self, to: &mut impl Write, counts: &Counts) -> io::Result<()> {
-        while self.sent < self.bytes.len() {
-            match to.write(&self.bytes[self.sent..]) {
+        self.send_into(to, u64::MAX, counts)
+    }
+
+    /// Writes as many lines as there is room for, and the rest of one that is begun.
+    pub(crate) fn send_into(
+        &mut self,
+        to: &mut impl Write,
+        room: u64,
+        counts: &Counts,
+    ) -> io::Result<()> {
+        let end = self.sent + self.fitting(room);
+        while self.sent < end {
+            match to.write(&self.bytes[self.sent..end]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(length) => {
                     let written = &self.bytes[self.sent..self.sent + length];
@@ -56,9 +73,22 @@ impl Outbox {
                 }
             }
         }
-        self.bytes.clear();
-        self.sent = 0;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
         Ok(())
+    }
+
+    /// Bytes of the lines that there is room for.
+    fn fitting(&self, room: u64) -> usize {
+        let waiting = &self.bytes[self.sent..];
+        let Some(room) = usize::try_from(room).ok().filter(|room| *room < waiting.len()) else {
+            return waiting.len();
+        };
+        let whole =
+            waiting[..room].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if self.begun { whole.max(self.next_line()) } else { whole }
     }
 
     /// Whether the next byte begins a line.

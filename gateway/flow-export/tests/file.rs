@@ -5,6 +5,7 @@ mod common;
 use flow_export::{Counted, Exporter, FileSink, Rotation, StreamSink, json};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// A directory that goes away with the test.
@@ -147,6 +148,66 @@ fn what_cannot_be_renamed_goes_on_growing() {
     assert_eq!(counts.fault(), None);
     assert_eq!(numbers(&directory.log()), [20]);
     assert_eq!(numbers(&directory.0.join("flows.jsonl.1")), (10..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_waited_for_a_fault_to_end_is_put_into_files_as_ever() {
+    let directory = Directory::new("after-a-fault");
+    let mut exporter = exporter(&directory, 3, 5);
+    // A directory stands where the file should come when it was moved away.
+    export(&mut exporter, 10..12);
+    exporter.flush();
+    fs::rename(directory.log(), directory.0.join("elsewhere")).unwrap();
+    fs::create_dir(directory.log()).unwrap();
+    export(&mut exporter, 12..14);
+    exporter.flush();
+    export(&mut exporter, 14..20);
+    fs::remove_dir(directory.log()).unwrap();
+    exporter.flush();
+    assert_eq!(numbers(&directory.0.join("elsewhere")), [10, 11]);
+    assert_eq!(numbers(&directory.0.join("flows.jsonl.2")), [12, 13, 14]);
+    assert_eq!(numbers(&directory.0.join("flows.jsonl.1")), [15, 16, 17]);
+    assert_eq!(numbers(&directory.log()), [18, 19]);
+}
+
+#[test]
+fn of_a_link_the_file_is_put_aside_and_the_link_stays() {
+    for (keep, left) in
+        [(1, &["elsewhere", "elsewhere.1", "flows.jsonl"][..]), (0, &["elsewhere", "flows.jsonl"])]
+    {
+        let directory = Directory::new("link");
+        symlink("elsewhere", directory.log()).unwrap();
+        let mut exporter = exporter(&directory, 3, keep);
+        export(&mut exporter, 10..15);
+        exporter.flush();
+        assert_eq!(directory.names(), left.iter().map(|name| (*name).to_owned()).collect());
+        assert!(fs::symlink_metadata(directory.log()).unwrap().is_symlink());
+        assert_eq!(numbers(&directory.0.join("elsewhere")), [13, 14]);
+    }
+}
+
+#[test]
+fn what_is_no_file_keeps_its_name() {
+    let directory = Directory::new("pipe");
+    let made = std::process::Command::new("mkfifo").arg(directory.log()).status().unwrap();
+    assert!(made.success());
+    let mut exporter = exporter(&directory, 3, 2);
+    let counts = exporter.counts();
+    export(&mut exporter, 10..20);
+    exporter.flush();
+    assert_eq!(directory.names(), ["flows.jsonl".to_owned()].into());
+    assert_eq!((counts.read().written, counts.read().rotations), (10, 0));
+}
+
+#[test]
+fn a_file_that_another_process_writes_is_refused() {
+    let directory = Directory::new("refused");
+    let rotation = Rotation { bytes: 100, keep: 1 };
+    let open = |path: &Path| FileSink::open(path, rotation).map_err(|error| error.to_string());
+    let first = open(&directory.log()).unwrap();
+    assert_eq!(open(&directory.log()).unwrap_err(), "another process writes it");
+    drop(first);
+    assert!(open(&directory.log()).is_ok());
 }
 
 #[test]

@@ -181,6 +181,11 @@ fn settings_have_to_fit_together() {
             )],
         ),
         (
+            "flow_log: { path: /var/log/flows.jsonl }",
+            "flow_log: { path: /var/log/flows.jsonl, keep: 1001 }",
+            &[("keep", "gateway.flow_log.keep", "`keep` is 1001; expected at most 1000")],
+        ),
+        (
             "listen: 127.0.0.1:9464",
             "listen: 0.0.0.0:9464",
             &[(
