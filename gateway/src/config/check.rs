@@ -231,6 +231,15 @@ impl Checks<'_> {
             let at = all.child(n);
             self.name(&at.child("name"), &attachment.name);
             self.interface(&at.child("interface"), &attachment.interface);
+            let device = attachment.device();
+            if attachment.vlan.is_some() && device.len() > 15 && attachment.interface.len() <= 15 {
+                let message = format!(
+                    "`vlan` has the device {device}, of {} characters; expected at most 15, so a \
+                     shorter name of the interface",
+                    device.len()
+                );
+                self.error(&at.child("vlan"), message);
+            }
             self.exists(&at.child("domain"), "domain", &attachment.domain, &domains);
             if attachment.sources.is_empty() && !self.tree.is_damaged(&at) {
                 let message = "`sources` is empty; expected prefixes, or leave the field out for \

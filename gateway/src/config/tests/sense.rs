@@ -90,6 +90,16 @@ fn settings_have_to_fit_together() {
             )],
         ),
         (
+            "      interface: eth1\n      vlan: 100",
+            "      interface: interface-12\n      vlan: 1000",
+            &[(
+                "vlan",
+                "gateway.attachments[0].vlan",
+                "`vlan` has the device interface-12.1000, of 17 characters; expected at most 15, so \
+                 a shorter name of the interface",
+            )],
+        ),
+        (
             "      domain: prod-eu\n      sources",
             "      domain: prod-uk\n      sources",
             &[(
