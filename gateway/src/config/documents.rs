@@ -366,8 +366,12 @@ impl DocumentChecks<'_> {
                 self.carried(at, policy);
             }
         } else if policy.snat_ips.is_empty() && !damaged {
-            let message = "`snat_ips` is missing; expected outside addresses, or `no_nat: true`";
-            self.checks.error(&at.child("snat_ips"), message.to_owned());
+            let at = at.child("snat_ips");
+            let is_stated = self.checks.tree.locate(&at).2.is_some();
+            let found = if is_stated { "empty" } else { "missing" };
+            let message =
+                format!("`snat_ips` is {found}; expected outside addresses, or `no_nat: true`");
+            self.checks.error(&at, message);
         }
     }
 

@@ -212,7 +212,11 @@ fn read(
     if let Some(gateway) = &gateway {
         check::check(&tree, gateway, findings);
     }
-    documents::check(&tree, gateway.as_ref(), &documents, findings);
+    // Without any settings each name in the documents would be one that does not exist.
+    let settings = tree.root.entry("gateway").map(|entry| &entry.value.value);
+    if matches!(settings, Some(tree::Value::Map(_))) {
+        documents::check(&tree, gateway.as_ref(), &documents, findings);
+    }
     let mut gateway = gateway?;
     check::share_hooks(&tree, &mut gateway);
     if !findings.errors.is_empty() {

@@ -359,6 +359,15 @@ fn one_mistake_is_not_reported_twice() {
     let errors = Config::parse(&format!("{gateway}documents: {{}}\n"), "f.yaml").unwrap_err();
     let said = "`documents` is no list; expected a list of kind, name and spec";
     assert_eq!((errors.len(), errors[0].message.as_str()), (1, said), "{errors:?}");
+    let (_, documents) = GOOD.split_once("documents:").unwrap();
+    for (gateway, said) in [
+        ("", "`gateway` is missing"),
+        ("gateway:\n", "`gateway` is empty; expected a mapping of fields"),
+    ] {
+        let text = format!("{gateway}documents:{documents}");
+        let errors = Config::parse(&text, "f.yaml").unwrap_err();
+        assert_eq!((errors.len(), errors[0].message.as_str()), (1, said), "{errors:?}");
+    }
 }
 
 #[test]

@@ -506,6 +506,15 @@ fn snat_policies_have_to_hold_together() {
             )],
         ),
         (
+            "snat_ips: [192.0.2.1, 192.0.2.8/29]",
+            "snat_ips: []",
+            &[(
+                "snat_ips",
+                "documents[5].spec.snat_ips",
+                "`snat_ips` is empty; expected outside addresses, or `no_nat: true`",
+            )],
+        ),
+        (
             "no_nat: true",
             "no_nat: true\n      snat_ips: [192.0.2.1]\n      snat_ports: 1-2",
             &[
