@@ -18,7 +18,8 @@ pub(crate) fn refuse(in_force: &Config, next: &Config) -> Result<(), Vec<ConfigE
         let (name, old) = (old.setting, old.wanted);
         let message = format!(
             "`tables.{name}` was changed; sizes are fixed while the tables exist: set it back to \
-             {old}, or run `sluice-gateway detach` and start again"
+             {old}, or stop the gateway, run `sluice-gateway detach` and start again, which ends all \
+             sessions"
         );
         next.fault(&format!("gateway.tables.{name}"), message)
     });
@@ -96,7 +97,8 @@ gateway:
         let said: Vec<String> = faults.iter().map(ToString::to_string).collect();
         assert!(said[0].starts_with("f.yaml:3:3: gateway.socket: "), "{said:?}");
         let rules = "f.yaml:4:29: gateway.tables.rules: `tables.rules` was changed; sizes are fixed \
-                     while the tables exist: set it back to 64, or run `sluice-gateway detach`";
+                     while the tables exist: set it back to 64, or stop the gateway, run `sluice-gateway \
+                     detach`";
         assert!(said[1].starts_with(rules) && said.len() == 2, "{said:?}");
     }
 }

@@ -66,8 +66,8 @@ pub enum PublishError {
     /// More rules than there are counters: tables of an older version have one fewer than was
     /// asked for.
     #[error(
-        "{need} rules need counters; the pinned tables have room for {room}: leave one out, or run \
-         `sluice-gateway detach` and start again"
+        "{need} rules need counters; the pinned tables have room for {room}: leave one out, or stop \
+         the gateway, run `sluice-gateway detach` and start again"
     )]
     Counters {
         /// How many.
