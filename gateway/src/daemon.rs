@@ -16,7 +16,7 @@ use crate::{
     },
     engine::{Engine, EngineError},
     flows::{Collector, CollectorError, Log, live::Tables4},
-    kept::Kept,
+    kept::{self, Kept, KeptError},
     metrics::{self, MetricsError},
     net::{Concern, Follower, NetworkEvent, guard::Installed},
     serve::{self, Condition, InForce, SocketError, State},
@@ -81,6 +81,9 @@ pub enum StartError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// What the next start has to know.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The flow log.
     #[error(transparent)]
     Collector(#[from] CollectorError),
@@ -168,8 +171,9 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     privileges()?;
     descriptors::raise();
     let (follower, changes) = Follower::start(CHANGES).await?;
-    let kept = Kept::read(&config.gateway.state_dir);
     // Whatever may be refused comes before the engine, which changes what packets meet.
+    let _state_dir = kept::claim(&config.gateway.state_dir)?;
+    let kept = Kept::read(&config.gateway.state_dir);
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
     let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;

@@ -1,11 +1,13 @@
-//! What a daemon keeps in `state_dir` for its successor.
+//! What a daemon keeps in `state_dir` for its successor, and for no other.
 
 use crate::datapath::numbers::Numbers;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
 };
 use tracing::warn;
 
@@ -17,6 +19,43 @@ const COUNTERS: &str = "rule-counters.json";
 const NUMBERS: &str = "attachments.json";
 /// The devices of the attachments. Without the file none of them may be missing.
 const INTERFACES: &str = "interfaces.json";
+
+/// Held by the daemon whose directory it is.
+const LOCK: &str = "lock";
+
+/// Why nothing can be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// Another daemon's.
+    #[error("another sluice-gateway has the `state_dir` {0}; stop it first, or name another one")]
+    Taken(PathBuf),
+    /// Sessions hold attachments by number, and the next start would give them other ones.
+    #[error(
+        "the `state_dir` {path} cannot be written, so the next start would not know which number \
+         an attachment has: {source}"
+    )]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Makes a directory, and claims it until what is returned is dropped.
+pub fn claim(state_dir: &Path) -> Result<File, KeptError> {
+    let unusable = |source| KeptError::Unusable { path: state_dir.to_owned(), source };
+    fs::create_dir_all(state_dir).map_err(unusable)?;
+    // Who may open it may lock it, so that is left to its owner.
+    let mut options = File::options();
+    let options = options.create(true).write(true).truncate(false).mode(0o600);
+    let lock = options.open(state_dir.join(LOCK)).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(KeptError::Taken(state_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(unusable(source)),
+    }
+}
 
 /// What the next start has to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +109,22 @@ fn write(state_dir: &Path, file: &str, kept: &impl Serialize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_one_daemon_s_and_can_be_written() {
+        let directory = std::env::temp_dir().join(format!("sluice-state-{}", std::process::id()));
+        let claim_it = || claim(&directory).map_err(|error| error.to_string());
+        let claimed = claim_it().unwrap();
+        let refused = claim_it().unwrap_err();
+        assert!(refused.starts_with("another sluice-gateway has the `state_dir` /"), "{refused}");
+        drop(claimed);
+        assert!(claim_it().is_ok());
+        fs::remove_dir_all(&directory).unwrap();
+        fs::write(&directory, "").unwrap();
+        let refused = claim_it().unwrap_err();
+        assert!(refused.contains("cannot be written, so the next start"), "{refused}");
+        fs::remove_file(&directory).unwrap();
+    }
 
     #[test]
     fn what_is_kept_is_found_and_what_is_damaged_is_begun_anew() {

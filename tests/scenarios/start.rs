@@ -154,6 +154,14 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
     elsewhere.gateway["socket"] = json!(files.join("second.sock"));
     elsewhere.gateway["metrics"]["listen"] = json!("127.0.0.1:9465");
     elsewhere.gateway["flow_log"]["path"] = json!(files.join("second.jsonl"));
+    let shared = beside(&lab, &[], "run", &elsewhere)?;
+    assert_refused("the same state_dir", &shared, &["another sluice-gateway has the `state_dir`"])?;
+    elsewhere.gateway["state_dir"] = json!(files.join("second"));
+    let log = &config.gateway["flow_log"]["path"];
+    let mut shared = elsewhere.clone();
+    shared.gateway["flow_log"]["path"] = log.clone();
+    let shared = beside(&lab, &[], "run", &shared)?;
+    assert_refused("the same flow log", &shared, &["flows.jsonl", "another process writes it"])?;
     let second = beside(&lab, &[], "run", &elsewhere)?;
     let own = pins.to_string_lossy();
     assert_refused("the same pins", &second, &["another sluice-gateway has these tables", &own])?;
@@ -175,6 +183,12 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
             "flow_log",
             json!({ "path": files.join("sluice.yaml/flows.jsonl") }),
             "the flow log",
+        ),
+        (
+            "a state_dir below a file",
+            "state_dir",
+            json!(files.join("sluice.yaml/state")),
+            "cannot be written, so the next start would not know",
         ),
         ("a socket that is a file", "socket", json!(files.join("sluice.yaml")), "is no socket"),
     ] {
@@ -203,6 +217,7 @@ fn detaching_needs_the_daemon_stopped_and_the_privileges() -> Result<()> {
     other.gateway["socket"] = json!(lab.site().files().join("other.sock"));
     other.gateway["metrics"]["listen"] = json!("127.0.0.1:9465");
     other.gateway["flow_log"]["path"] = json!(lab.site().files().join("other.jsonl"));
+    other.gateway["state_dir"] = json!(lab.site().files().join("other"));
     for command in ["detach", "run"] {
         let refused = beside(&lab, &[], command, &other)?;
         assert_refused(
