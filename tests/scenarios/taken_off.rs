@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,7 +33,11 @@ everywhere!(what_somebody_takes_off_is_put_back);
 
 fn what_somebody_takes_off_is_put_back(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
-    show!(stand: a_link_that_is_detached_is_attached_again, tables_without_one_of_them_are_made_anew)?;
+    show!(stand:
+        a_link_that_is_detached_is_attached_again,
+        a_link_of_another_interface_is_not_taken_over,
+        tables_without_one_of_them_are_made_anew,
+    )?;
     if place.hook == Hook::Xdp {
         show!(stand: a_hook_that_somebody_else_has_is_said_to_miss_its_program)?;
     }
@@ -96,6 +101,24 @@ fn a_link_that_is_detached_is_attached_again(stand: &mut Stand) -> Result<()> {
     })?;
     ensure!(is_ready(stand)?, "{}", stand.daemon.get("/readyz")?.1);
     ensure!(stand.daemon.stderr().contains("it is attached again"), "{}", stand.daemon.stderr());
+    works(stand)
+}
+
+fn a_link_of_another_interface_is_not_taken_over(stand: &mut Stand) -> Result<()> {
+    let pins = stand.lab.site().pins();
+    let [one, other, ..] = &links(&pins, "link-tc-egress-")?[..] else {
+        return Ok(()); // one arm, one link
+    };
+    // As when two interfaces change names while programs are attached.
+    stand.daemon.kill()?;
+    let aside = pins.join("aside");
+    for (from, to) in [(one, &aside), (other, one), (&aside, other)] {
+        fs::rename(from, to)?;
+    }
+    stand.daemon.restart()?;
+    thread::sleep(Duration::from_secs(5));
+    ensure!(attached_again(stand)? == 0.0, "{}", stand.daemon.stderr());
+    ensure!(is_ready(stand)?, "{}", stand.daemon.get("/readyz")?.1);
     works(stand)
 }
 

@@ -42,6 +42,12 @@ pub enum AttachError {
         /// What it said.
         source: ProgramError,
     },
+    /// Another interface came to have its name meanwhile.
+    #[error("`{interface}` is another interface than it was a moment ago; it is tried again")]
+    Renamed {
+        /// The interface.
+        interface: String,
+    },
     /// The link could not be pinned.
     #[error("the link of `{interface}` cannot be pinned at {path}: {source}")]
     Pin {
@@ -321,13 +327,16 @@ fn attach(
         hook: place.label(),
         source,
     };
+    let renamed = || AttachError::Renamed { interface: interface.to_owned() };
     let mut object = datapath.object();
-    let held = |program: u32, link: Option<Link>| Held { ifindex, place, program, link };
     if let Some(side) = place.side().filter(|_| filter::needed()) {
         let program = object.tc(program)?;
         let number = program.info().map_err(failed)?.id();
         return match filter::put(program, interface, side, path) {
-            Ok(()) => Ok(held(number, None)),
+            Ok(()) if filter::stands(ifindex, side, number) => {
+                Ok(Held { ifindex, place, program: number, link: None })
+            }
+            Ok(()) => Err(renamed()),
             Err(FilterError::Program(source)) => Err(failed(source)),
             Err(FilterError::Pin(source)) => Err(AttachError::Pin {
                 interface: interface.to_owned(),
@@ -337,10 +346,22 @@ fn attach(
         };
     }
     let unusable = |source| AttachError::Link { path: path.to_owned(), source };
-    let opened = || {
+    // What cannot be asked is thought to be as it was.
+    let is_here = |link: &Link| link.info().map_or(true, |info| info.ifindex == ifindex);
+    // It is attached by name and held by number, and a name may change hands in between.
+    let held = |program: u32| {
         let failed = |source| AttachError::Open { path: path.to_owned(), source };
-        Link::open(path).map(Some).map_err(failed)
+        let link = Link::open(path).map_err(failed)?;
+        if is_here(&link) {
+            return Ok(Held { ifindex, place, program, link: Some(link) });
+        }
+        let _ = std::fs::remove_file(path);
+        Err(renamed())
     };
+    if Link::open(path).is_ok_and(|link| !is_here(&link)) {
+        // It was detached, or its interface is gone, or is not the one that its pin says.
+        let _ = std::fs::remove_file(path);
+    }
     let found = if path.exists() {
         Some(FdLink::from(PinnedLink::from_pin(path).map_err(unusable)?))
     } else {
@@ -353,15 +374,14 @@ fn attach(
             let link = XdpLink::try_from(found).map_err(unusable)?;
             if let Ok(id) = program.attach_to_link(link) {
                 let _link = program.take_link(id).map_err(failed)?;
-                return Ok(held(number, opened()?));
+                return held(number);
             }
-            // The interface that it was for is gone, or it was detached.
             let _ = std::fs::remove_file(path);
         }
         let id = program.attach_to_if_index(ifindex, XdpMode::Driver).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
-        return Ok(held(number, opened()?));
+        return held(number);
     }
     let program: &mut SchedClassifier = object.tc(program)?;
     let number = program.info().map_err(failed)?.id();
@@ -374,7 +394,7 @@ fn attach(
         let link = SchedClassifierLink::try_from(found).map_err(unusable)?;
         if let Ok(id) = program.attach_to_link(link) {
             let _link = program.take_link(id).map_err(failed)?;
-            return Ok(held(number, opened()?));
+            return held(number);
         }
         let _ = std::fs::remove_file(path);
     }
@@ -382,7 +402,7 @@ fn attach(
     let id = program.attach_with_options(interface, side, options).map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
     let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
-    Ok(held(number, opened()?))
+    held(number)
 }
 
 /// Pins a new link, which ends with the last of pin and descriptors.
