@@ -4,6 +4,7 @@
 //! network, the passing of time) comes to it as a message, so that two changes never meet.
 
 mod descriptors;
+mod forwarding;
 mod hooks;
 
 use crate::{
@@ -225,7 +226,17 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
     let unsuited = BTreeSet::new();
-    let looped = Loop { engine, follower, state, capture, file, problems, refused: None, unsuited };
+    let looped = Loop {
+        engine,
+        follower,
+        state,
+        capture,
+        file,
+        problems,
+        refused: None,
+        unsuited,
+        not_forwarded: Vec::new(),
+    };
     let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
@@ -256,6 +267,8 @@ struct Loop {
     refused: Option<String>,
     /// The interfaces of which it was said that XDP does not suit them.
     unsuited: BTreeSet<String>,
+    /// What is wrong with forwarding, as it was logged last.
+    not_forwarded: Vec<String>,
 }
 
 struct Signals {
@@ -393,6 +406,7 @@ impl Loop {
             .lost_pin()
             .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
         self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
+        self.look_at_forwarding();
     }
 
     fn sweep(&self) {

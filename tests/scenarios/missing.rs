@@ -32,6 +32,7 @@ fn a_missing_interface_holds_up_nothing_else(place: Place) -> Result<()> {
         a_rule_is_revoked_while_an_interface_is_away,
         an_interface_that_never_was_is_refused,
         a_start_serves_what_is_there_and_what_comes,
+        a_machine_that_does_not_forward_is_not_ready,
     )
 }
 
@@ -145,4 +146,26 @@ fn a_start_serves_what_is_there_and_what_comes(stand: &mut Stand) -> Result<()> 
     ensure!(hook(stand)? == "tc", "as a veth is served: {}", hook(stand)?);
     stand.config = place;
     stand.reload()
+}
+
+/// Everything is in its place, and no new flow gets through.
+fn a_machine_that_does_not_forward_is_not_ready(stand: &mut Stand) -> Result<()> {
+    let gateway = stand.lab.gateway.clone();
+    let explained = |stand: &Stand| {
+        let to = format!("{}/tcp", INTERNET);
+        stand.ctl(&["explain", "--from", "prod-eu:100.64.1.20", "--to", &to])
+    };
+    gateway.sysctl("net/ipv4/ip_forward", "0")?;
+    eventually("it says what is wrong", || {
+        let (status, body) = stand.daemon.get("/readyz")?;
+        Ok(status == 503 && body.contains("`net.ipv4.ip_forward` is 0"))
+    })?;
+    let said = explained(stand)?;
+    ensure!(said.contains("helper_failed"), "{said}");
+    gateway.sysctl("net/ipv4/ip_forward", "1")?;
+    eventually("it is ready again", || Ok(stand.daemon.get("/readyz")?.0 == 200))?;
+    let said = explained(stand)?;
+    ensure!(said.contains("outcome: translate"), "{said}");
+    let pod = stand.lab.pod("prod-eu", "web").netns.clone();
+    client::echo(client::connect_to(&pod, INTERNET, PATIENCE)?.open()?, 1_000).map(drop)
 }

@@ -121,10 +121,10 @@ pub(super) fn link_named(name: &str) -> Link {
 }
 
 /// A directory that is removed with the value.
-pub(super) struct ScratchDirectory(PathBuf);
+pub(crate) struct ScratchDirectory(PathBuf);
 
 impl ScratchDirectory {
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -137,7 +137,7 @@ impl Drop for ScratchDirectory {
 }
 
 /// Makes an empty directory of its own.
-pub(super) fn scratch_directory() -> ScratchDirectory {
+pub(crate) fn scratch_directory() -> ScratchDirectory {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name =
         format!("sluice-net-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

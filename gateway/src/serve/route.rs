@@ -8,10 +8,12 @@
 use std::io;
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use nix::net::if_::if_indextoname;
 use xdp::address::V4;
 use xdp::tables::Route;
 
 use crate::flows::live::AskRoute;
+use crate::net::Sysctl;
 
 const HEADER: usize = 16;
 /// Length of `struct rtmsg`.
@@ -29,6 +31,9 @@ pub fn ask_route() -> Box<AskRoute> {
     Box::new(|ifindex, source, destination| {
         let incoming = ask(&question(Some((ifindex, source)), destination), destination);
         match incoming {
+            // The kernel says the same of a way that does not exist and of a machine that does not
+            // forward; the datapath's helper does not.
+            Ok(Route::Unreachable) if !forwards(ifindex) => Route::Failed,
             Ok(route) => route,
             Err(Failure::Refused(libc::EXDEV | libc::EINVAL)) => {
                 ask(&question(None, destination), destination).unwrap_or(Route::Failed)
@@ -36,6 +41,12 @@ pub fn ask_route() -> Box<AskRoute> {
             Err(_) => Route::Failed,
         }
     })
+}
+
+/// Whether the kernel forwards what comes in by an interface, as far as it can be read.
+fn forwards(ifindex: u32) -> bool {
+    let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+    name.is_none_or(|name| Sysctl::of_kernel().forwarding(&name).unwrap_or(true))
 }
 
 #[derive(Debug, PartialEq, Eq)]

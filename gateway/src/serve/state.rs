@@ -225,13 +225,16 @@ pub enum Condition {
     Policy,
     /// The last guard against leaks stands.
     Guards,
+    /// The kernel gives routes for what comes in.
+    Forwarding,
     /// What the next daemon takes over is where it looks for it.
     Pins,
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Attached, Self::Policy, Self::Guards, Self::Pins];
+    pub const ALL: [Self; 5] =
+        [Self::Attached, Self::Policy, Self::Guards, Self::Forwarding, Self::Pins];
 
     /// Before anybody has said how it is.
     const fn unknown(self) -> &'static str {
@@ -239,6 +242,7 @@ impl Condition {
             Self::Attached => "no program has been attached yet",
             Self::Policy => "no policy has been published yet",
             Self::Guards => "the last guard against leaks has not been put up yet",
+            Self::Forwarding => "nobody has looked yet whether the kernel forwards",
             Self::Pins => "nobody has looked yet whether everything is pinned",
         }
     }
@@ -275,8 +279,8 @@ mod tests {
     #[test]
     fn ready_is_only_what_was_said_to_be() {
         let readiness = Readiness::default();
-        assert_eq!(readiness.problems().len(), 4);
-        for condition in [Condition::Attached, Condition::Policy, Condition::Pins] {
+        assert_eq!(readiness.problems().len(), Condition::ALL.len());
+        for condition in Condition::ALL.into_iter().filter(|one| *one != Condition::Guards) {
             readiness.set(condition, vec![]);
         }
         assert_eq!(readiness.problems(), ["the last guard against leaks has not been put up yet"]);

@@ -34,7 +34,10 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                 return Err(NoWay { reason: Reason::NoRoute, text });
             }
             Route::Failed => {
-                let text = format!("the kernel does not say how {destination} is reached");
+                let text = format!(
+                    "the kernel does not say how {destination} is reached; most often because it does \
+                     not forward (`net.ipv4.ip_forward`)"
+                );
                 return Err(NoWay { reason: Reason::HelperFailed, text });
             }
         };
