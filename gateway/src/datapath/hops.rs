@@ -8,7 +8,7 @@ use super::{
     tables::{Datapath, lock},
 };
 use crate::net::{Mac, NetworkState};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use xdp_abi::forward::{
     HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, HOP_USED, Hop, LINK_REDIRECT, LINK_UP,
     NextHop, ROUTABLE,
@@ -113,24 +113,6 @@ fn relinked(hop: &Hop, places: &Places) -> Hop {
         place: u64::from(link.parent) << 32 | u64::from(number) << 16 | u64::from(flags),
         checked: hop.checked,
     }
-}
-
-/// The gateways in use, on the interfaces that the kernel routes by.
-pub fn gateways(datapath: &Datapath, places: &Places) -> Vec<(u32, IpAddr)> {
-    let mut gateways: Vec<(u32, IpAddr)> = datapath
-        .hops
-        .all()
-        .iter()
-        .map(read)
-        .filter(|hop| hop.is(HOP_USED) && hop.is(HOP_REFRESH))
-        .filter_map(|hop| {
-            let ifindex = places.routed_by(hop.attachment())?;
-            Some((ifindex, IpAddr::V4(Ipv4Addr::from(hop.gateway()))))
-        })
-        .collect();
-    gateways.sort_unstable();
-    gateways.dedup();
-    gateways
 }
 
 /// Forgets the names of next hops whose attachment is gone, so that a new attachment with the
