@@ -77,8 +77,8 @@ pub struct Tuple {
 pub struct Party {
     /// The endpoint that owns the address, if one is known.
     pub endpoint: Option<String>,
-    /// The groups that hold the address.
-    pub groups: Vec<String>,
+    /// The groups that hold the address; `None`: they are not known any more.
+    pub groups: Option<Vec<String>>,
     /// The stable id of that set of groups.
     pub identity: u32,
 }

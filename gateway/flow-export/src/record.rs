@@ -169,8 +169,8 @@ pub struct End {
     pub namespace: Option<Arc<str>>,
     /// The service in front of it.
     pub service: Option<Arc<str>>,
-    /// The groups that hold the address.
-    pub groups: Arc<[Arc<str>]>,
+    /// The groups that hold the address; `None`: they are not known any more.
+    pub groups: Option<Arc<[Arc<str>]>>,
     /// The stable id of that set of groups.
     pub identity: u32,
 }

@@ -22,11 +22,11 @@ use xdp::tables::Tables;
 use xdp_abi::event::{CAPTURE, Captured, Event4};
 use zerocopy::FromBytes;
 
+use super::Directories;
 use super::live::Live;
 use super::record::{self, ClockBase};
 use super::session::{all_slots, room, sessions};
 use super::updates::{FLAG_EVERY, Updates};
-use super::{Directories, Directory};
 use crate::config::FlowLog;
 use crate::datapath::clock::monotonic;
 
@@ -215,7 +215,6 @@ fn run<L: Live>(
 /// What makes records, apart from where events come from.
 struct Desk {
     directories: Arc<Directories>,
-    names: Arc<Directory>,
     exporter: Option<Exporter>,
     /// Records that were lost when the log began to fail; `None`: it does not fail.
     failing: Option<u64>,
@@ -231,7 +230,6 @@ impl Desk {
     fn new<L: Live>(tables: &L, directories: Arc<Directories>, exporter: Option<Exporter>) -> Self {
         let now = tables.clock();
         Self {
-            names: directories.current(),
             directories,
             exporter,
             failing: None,
@@ -242,17 +240,10 @@ impl Desk {
         }
     }
 
-    fn names(&mut self, generation: u32) -> Arc<Directory> {
-        if self.names.generation != generation {
-            self.names = self.directories.of(generation);
-        }
-        Arc::clone(&self.names)
-    }
-
     fn event(&mut self, event: &Event4) {
-        let names = self.names(event.generation);
+        // Looked at anew: what is in an event was announced before it was made, and not sooner.
         if let Some(exporter) = &mut self.exporter
-            && let Some(record) = record::of_event(event, &names, &self.clock)
+            && let Some(record) = record::of_event(event, &self.directories.book(), &self.clock)
         {
             exporter.export(&record);
         }
@@ -280,13 +271,13 @@ impl Desk {
         slots: std::ops::Range<u32>,
         now: u64,
     ) {
+        let book = self.directories.book();
         for mut session in sessions(tables, slots, tables.now()) {
             if !self.updates.due(&session, now) {
                 continue;
             }
             session.told.time = now;
-            let names = self.names(session.told.generation);
-            let record = record::record(EventKind::Update, &session.told, &names, &self.clock);
+            let record = record::record(EventKind::Update, &session.told, &book, &self.clock);
             if let Some(exporter) = &mut self.exporter {
                 exporter.export(&record);
             }
@@ -304,8 +295,6 @@ impl Desk {
             tell_of_fault(&mut self.failing, counts.fault(), counts.read().dropped);
         }
         self.clock = ClockBase::now(tick);
-        // The newest names again, also where the generation did not change.
-        self.names = self.directories.of(self.names.generation);
     }
 }
 

@@ -19,9 +19,9 @@ pub struct Directory {
     pub gateway: Arc<str>,
     attachments: BTreeMap<u16, Arc<str>>,
     domains: BTreeMap<u16, Arc<str>>,
-    rules: HashMap<u32, Arc<str>>,
-    snat: HashMap<u32, Arc<str>>,
-    identities: HashMap<u32, Known>,
+    rules: Names<Arc<str>>,
+    snat: Names<Arc<str>>,
+    identities: Names<Known>,
     inventory: Arc<Inventory>,
 }
 
@@ -30,6 +30,45 @@ pub struct Directory {
 struct Known {
     groups: Arc<[Arc<str>]>,
     doubted: Arc<[Arc<str>]>,
+}
+
+/// How many names of each kind are remembered beyond those of the configuration.
+const MOST_GONE: usize = 1 << 14;
+
+/// What ids mean, of one kind of object. An id follows from the name, or of an identity from its
+/// groups, so it means the same in every generation: a session that was idle while policies came
+/// and went still has names for what judged it.
+#[derive(Clone, Debug)]
+struct Names<T> {
+    own: HashMap<u32, T>,
+    /// What earlier configurations had, each with the last generation that had it.
+    gone: HashMap<u32, (u32, T)>,
+}
+
+impl<T> FromIterator<(u32, T)> for Names<T> {
+    fn from_iter<I: IntoIterator<Item = (u32, T)>>(own: I) -> Self {
+        Self { own: own.into_iter().collect(), gone: HashMap::new() }
+    }
+}
+
+impl<T: Clone> Names<T> {
+    fn get(&self, id: u32) -> Option<&T> {
+        self.own.get(&id).or_else(|| self.gone.get(&id).map(|(_, name)| name))
+    }
+
+    /// Remembers what those before had, up to `generation`, and forgets what is gone the longest.
+    fn remember(&mut self, before: &Self, generation: u32) {
+        let had = before.own.iter().map(|(id, name)| (*id, (generation, name.clone())));
+        self.gone = before.gone.iter().map(|(id, gone)| (*id, gone.clone())).chain(had).collect();
+        self.gone.retain(|id, _| !self.own.contains_key(id));
+        let Some(beyond) = self.gone.len().checked_sub(MOST_GONE).filter(|n| *n > 0) else {
+            return;
+        };
+        let mut ages: Vec<_> = self.gone.iter().map(|(id, (last, _))| (*last, *id)).collect();
+        let (_, oldest, _) = ages.select_nth_unstable(beyond);
+        let oldest = *oldest;
+        self.gone.retain(|id, (last, _)| (*last, *id) >= oldest);
+    }
 }
 
 impl Directory {
@@ -60,43 +99,44 @@ impl Directory {
         }
     }
 
-    /// The same, knowing also the identities of another.
-    #[must_use]
-    pub fn with_identities_of(mut self, other: &Self) -> Self {
-        for (id, known) in &other.identities {
-            self.identities.entry(*id).or_insert_with(|| known.clone());
-        }
-        self
+    fn remember(&mut self, before: &Self) {
+        self.rules.remember(&before.rules, before.generation);
+        self.snat.remember(&before.snat, before.generation);
+        self.identities.remember(&before.identities, before.generation);
     }
 
-    /// The name of a rule.
+    /// The name of a rule, also of one that is gone.
     #[must_use]
     pub fn rule(&self, id: u32) -> Option<Arc<str>> {
-        self.rules.get(&id).cloned()
+        self.rules.get(id).cloned()
     }
 
     /// Whether a rule in force has this name.
     #[must_use]
     pub fn has_rule(&self, name: &str) -> bool {
-        self.rules.values().any(|known| **known == *name)
+        self.rules.own.values().any(|known| **known == *name)
     }
 
-    /// The name of a SNAT policy.
+    /// The name of a SNAT policy, also of one that is gone.
     #[must_use]
     pub fn snat(&self, id: u32) -> Option<Arc<str>> {
-        self.snat.get(&id).cloned()
+        self.snat.get(id).cloned()
     }
 
-    /// The groups of an identity; none if it is unknown.
+    /// The groups of an identity, also of one that nobody has any more; `None`: it is unknown,
+    /// which is not to be in no group.
     #[must_use]
-    pub fn groups(&self, identity: u32) -> Arc<[Arc<str>]> {
-        self.identities.get(&identity).map_or_else(|| Arc::from([]), |known| known.groups.clone())
+    pub fn groups(&self, identity: u32) -> Option<Arc<[Arc<str>]>> {
+        match identity {
+            NOBODY => Some(Arc::from([])),
+            identity => self.identities.get(identity).map(|known| known.groups.clone()),
+        }
     }
 
     /// Groups that only some claimants of a contested address with this identity are in.
     #[must_use]
     pub fn doubted(&self, identity: u32) -> Arc<[Arc<str>]> {
-        self.identities.get(&identity).map_or_else(|| Arc::from([]), |known| known.doubted.clone())
+        self.identities.get(identity).map_or_else(|| Arc::from([]), |known| known.doubted.clone())
     }
 
     /// The name of an attachment, also of one that has left; zero is none.
@@ -140,48 +180,73 @@ impl Directory {
     }
 }
 
+/// The identity of an address that no group names.
+const NOBODY: u32 = 0;
+
 /// How many generations are kept: the events of all but the newest are on their way already.
 const KEPT: usize = 8;
 
 /// The directory in force, and some before it for events that come late.
+#[derive(Clone, Debug)]
+pub struct Book {
+    /// The newest first; never empty.
+    kept: VecDeque<Arc<Directory>>,
+}
+
+impl Book {
+    /// The newest one, which knows what every id means or meant.
+    #[must_use]
+    pub fn newest(&self) -> &Arc<Directory> {
+        self.of(u32::MAX)
+    }
+
+    /// The one that a generation goes by: the newest that is no newer.
+    #[must_use]
+    pub fn of(&self, generation: u32) -> &Arc<Directory> {
+        let found = self.kept.iter().find(|directory| directory.generation <= generation);
+        found.unwrap_or_else(|| self.kept.back().expect("there was one from the beginning"))
+    }
+}
+
+/// The book of now.
 ///
 /// Publish a directory *before* the tables change to its generation: then no event is ahead of its
 /// names.
 #[derive(Debug)]
 pub struct Directories {
-    /// The newest first; never empty.
-    kept: RwLock<VecDeque<Arc<Directory>>>,
+    book: RwLock<Arc<Book>>,
 }
 
 impl Directories {
     /// Begins with one.
     #[must_use]
     pub fn new(first: Directory) -> Self {
-        Self { kept: RwLock::new(VecDeque::from([Arc::new(first)])) }
+        let book = Book { kept: VecDeque::from([Arc::new(first)]) };
+        Self { book: RwLock::new(Arc::new(book)) }
     }
 
     /// Puts a newer one into force.
-    pub fn publish(&self, directory: Directory) {
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+    pub fn publish(&self, mut directory: Directory) {
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        directory.remember(book.newest());
+        let mut kept = book.kept.clone();
         // One that was announced and whose policy was then refused has the same generation.
         kept.retain(|old| old.generation < directory.generation);
         kept.push_front(Arc::new(directory));
         kept.truncate(KEPT);
+        *book = Arc::new(Book { kept });
     }
 
-    /// The newest one.
+    /// Everything that is known now.
+    #[must_use]
+    pub fn book(&self) -> Arc<Book> {
+        Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The newest directory.
     #[must_use]
     pub fn current(&self) -> Arc<Directory> {
-        self.of(u32::MAX)
-    }
-
-    /// The one that a generation goes by: the newest that is no newer.
-    #[must_use]
-    pub fn of(&self, generation: u32) -> Arc<Directory> {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.iter().find(|directory| directory.generation <= generation);
-        let oldest = kept.back().expect("a directory was there from the beginning");
-        Arc::clone(found.unwrap_or(oldest))
+        Arc::clone(self.book().newest())
     }
 }
 
@@ -215,9 +280,10 @@ mod tests {
         assert_eq!(owner(2), Some("shop/api-2")); // the same address, another cluster
         assert_eq!(owner(0), None);
         let identity = scene.config.image.identity(DomainId(1), IpAddr::V4(pod)).id;
-        let groups: Vec<_> = directory.groups(identity).iter().map(ToString::to_string).collect();
-        assert!(groups.contains(&"shop".to_owned()), "{groups:?}");
-        assert!(directory.groups(identity ^ 1).is_empty());
+        let groups = directory.groups(identity).unwrap();
+        assert!(groups.iter().any(|group| &**group == "shop"), "{groups:?}");
+        assert_eq!(directory.groups(identity ^ 1), None);
+        assert_eq!(directory.groups(NOBODY).as_deref(), Some(&[][..]));
     }
 
     #[test]
@@ -228,13 +294,51 @@ mod tests {
             directories.publish(scene.directory(generation));
         }
         for (asked, expected) in [(2, 3), (3, 3), (4, 3), (5, 5), (8, 6), (9, 9), (100, 9)] {
-            assert_eq!(directories.of(asked).generation, expected, "{asked}");
+            assert_eq!(directories.book().of(asked).generation, expected, "{asked}");
         }
         assert_eq!(directories.current().generation, 9);
         for generation in 10..30 {
             directories.publish(scene.directory(generation));
         }
-        assert_eq!(directories.of(0).generation, 30 - KEPT as u32, "old ones are forgotten");
+        let oldest = directories.book().of(0).generation;
+        assert_eq!(oldest, 30 - KEPT as u32, "old ones are forgotten");
+    }
+
+    #[test]
+    fn an_id_keeps_its_name_however_many_policies_come_and_go() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let pod = IpAddr::V4("100.64.1.10".parse().unwrap());
+        let rule = scene.config.image.rules[1].id.0;
+        let snat = scene.config.image.snat[0].id.0;
+        let identity = scene.config.image.identity(DomainId(1), pod).id;
+        let directories = Directories::new(scene.directory(1));
+        let renamed = TWO_CLUSTERS.replace("web", "www").replace("shop", "store");
+        let renamed = testing::scene(&renamed.replace("pods-out", "pods-outwards"));
+        for generation in 2..30 {
+            directories.publish(renamed.directory(generation));
+        }
+        let now = directories.current();
+        assert_eq!(now.rule(rule).as_deref(), Some("web"));
+        assert!(!now.has_rule("web") && now.has_rule("www"));
+        assert_eq!(now.snat(snat).as_deref(), Some("pods-out"));
+        let groups = now.groups(identity).unwrap();
+        assert!(groups.iter().any(|group| &**group == "shop"), "{groups:?}");
+    }
+
+    #[test]
+    fn of_more_names_than_are_remembered_those_that_are_gone_the_longest_go() {
+        let of = |ids: std::ops::Range<u32>| ids.map(|id| (id, id)).collect::<Names<u32>>();
+        let most = MOST_GONE as u32;
+        let mut names = of(0..2);
+        for (generation, ids) in [(1, 2..most + 1), (2, most + 1..most + 2)] {
+            let mut next = of(ids);
+            next.remember(&names, generation);
+            names = next;
+        }
+        assert_eq!(names.gone.len(), MOST_GONE);
+        // One too many: of the first two one is gone.
+        let known = |id: u32| names.get(id).is_some();
+        assert_eq!([0, 1, 2, most, most + 1].map(known), [false, true, true, true, true]);
     }
 
     #[test]
@@ -246,6 +350,6 @@ mod tests {
         again.gateway = Arc::from("another");
         directories.publish(again);
         assert_eq!(&*directories.current().gateway, "another");
-        assert_eq!(directories.of(3).generation, 3);
+        assert_eq!(directories.book().of(3).generation, 3);
     }
 }

@@ -1,9 +1,9 @@
 //! Flow records and whatever else is read from the session table.
 //!
 //! The kernel says in a ring what began, ended and was refused; what goes on in between is seen by
-//! walking the table, which is mapped into this process. Both speak in numbers, and a
-//! [`Directory`] puts names to them: the one of the generation that judged the flow, because a
-//! rule may have been renamed before its last session ended.
+//! walking the table, which is mapped into this process. Both speak in numbers, and a [`Book`] puts
+//! names to them. What has an id has it in every generation; whatever else is named by the
+//! [`Directory`] of the generation that judged the flow.
 //!
 //! - [`session`]: one session out of its three places in memory, read without a lock;
 //! - [`census`]: how many there are, by policy, outside address and destination;
@@ -24,7 +24,7 @@ pub mod updates;
 
 pub use census::Census;
 pub use collector::{Collector, CollectorError, Log};
-pub use directory::{Directories, Directory};
+pub use directory::{Book, Directories, Directory};
 pub use live::{Live, Tables4};
 pub use record::ClockBase;
 pub use session::SessionView;

@@ -12,7 +12,7 @@ use xdp_abi::event::{self, Event4};
 use xdp_abi::policy::ACTION_REJECT;
 use xdp_abi::reason::Reason;
 
-use super::Directory;
+use super::Book;
 use crate::datapath::clock::monotonic;
 
 /// How the clocks of the datapath relate to the time of day, which may be set at any moment: so
@@ -43,19 +43,20 @@ impl ClockBase {
 
 /// The record of an event; `None` if it is none that this program knows.
 #[must_use]
-pub fn of_event(event: &Event4, names: &Directory, clock: &ClockBase) -> Option<FlowRecord> {
+pub fn of_event(event: &Event4, book: &Book, clock: &ClockBase) -> Option<FlowRecord> {
     let kind = match event.kind {
         event::START => EventKind::Start,
         event::END => EventKind::End,
         event::DENY => EventKind::Deny,
         _ => return None,
     };
-    Some(record(kind, event, names, clock))
+    Some(record(kind, event, book, clock))
 }
 
 /// The record of a flow at the moment `event.time`, with `event.last_seen` in ticks before it.
 #[must_use]
-pub fn record(kind: EventKind, event: &Event4, names: &Directory, clock: &ClockBase) -> FlowRecord {
+pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &ClockBase) -> FlowRecord {
+    let (names, then) = (book.newest(), book.of(event.generation));
     // A refused packet is a flow that ends where it begins.
     let began = if event.began == 0 { event.time } else { event.began };
     let ticks = u32::try_from(event.last_seen).unwrap_or(u32::MAX);
@@ -72,16 +73,24 @@ pub fn record(kind: EventKind, event: &Event4, names: &Directory, clock: &ClockB
     let rule = |id: u32| (id != 0).then(|| Named { id, name: names.rule(id) });
     FlowRecord {
         time: clock.time(event.time),
-        gateway: Arc::clone(&names.gateway),
+        gateway: Arc::clone(&then.gateway),
         event: kind,
         // The very first session has the number zero.
         session: (kind != EventKind::Deny).then_some(SessionId(event.session)),
         verdict: verdict(kind, event),
         reason: reason(kind, event),
         protocol: Protocol(event.protocol),
-        source: end(names, event.domain, event.source, inside.source_port, event.source_identity),
+        source: end(
+            book,
+            event.generation,
+            event.domain,
+            event.source,
+            inside.source_port,
+            event.source_identity,
+        ),
         destination: end(
-            names,
+            book,
+            event.generation,
             event.destination_domain,
             event.destination,
             inside.destination_port,
@@ -93,8 +102,8 @@ pub fn record(kind: EventKind, event: &Event4, names: &Directory, clock: &ClockB
         snat_policy: (event.snat_policy != 0)
             .then(|| Named { id: event.snat_policy, name: names.snat(event.snat_policy) }),
         mark: (event.mark != 0).then_some(event.mark),
-        ingress: names.attachment(event.ingress),
-        egress: names.attachment(event.egress),
+        ingress: then.attachment(event.ingress),
+        egress: then.attachment(event.egress),
         start: clock.time(began),
         last_seen: clock.time(last_seen),
         duration_ms: (last_seen - began) / 1_000_000,
@@ -118,18 +127,19 @@ fn tuple(event: &Event4) -> Tuple {
     }
 }
 
-fn end(names: &Directory, domain: u16, bytes: [u8; 4], port: u16, identity: u32) -> End {
+fn end(book: &Book, generation: u32, domain: u16, bytes: [u8; 4], port: u16, identity: u32) -> End {
     let shared = |text: &String| Arc::from(text.as_str());
-    let owner = names.owner(domain, Ipv4Addr::from(bytes));
+    let then = book.of(generation);
+    let owner = then.owner(domain, Ipv4Addr::from(bytes));
     End {
         address: address(bytes),
         port,
-        domain: names.domain(domain),
+        domain: then.domain(domain),
         endpoint: owner.map(|owner| shared(&owner.name)),
         cluster: owner.and_then(|owner| owner.cluster.as_ref().map(shared)),
         namespace: owner.and_then(|owner| owner.namespace.as_ref().map(shared)),
         service: owner.and_then(|owner| owner.service.as_ref().map(shared)),
-        groups: names.groups(identity),
+        groups: book.newest().groups(identity),
         identity,
     }
 }
@@ -183,7 +193,7 @@ mod tests {
         ClockBase { offset: 1_767_225_600_000_000_000, tick: Duration::from_nanos(62_500_000) };
 
     fn records(scene: &testing::Scene) -> Vec<FlowRecord> {
-        let names = scene.directory(1);
+        let names = scene.book(1);
         let events = scene.memory.take_events();
         events.iter().map(|event| of_event(event, &names, &CLOCK).unwrap()).collect()
     }
@@ -201,7 +211,7 @@ mod tests {
         assert_eq!(start.source.endpoint.as_deref(), Some("shop/api-1"));
         assert_eq!(start.source.namespace.as_deref(), Some("shop"));
         assert_eq!(start.source.domain.as_ref(), "red");
-        assert!(start.source.groups.iter().any(|group| &**group == "shop"));
+        assert!(start.source.groups.iter().flat_map(|all| &**all).any(|group| &**group == "shop"));
         assert_eq!(start.destination.domain.as_ref(), "fabric");
         assert_eq!(start.rule.as_ref().unwrap().name.as_deref(), Some("web"));
         assert_eq!(start.would_match.as_ref().unwrap().name.as_deref(), Some("watch-web"));
@@ -243,7 +253,7 @@ mod tests {
     #[test]
     fn what_was_never_seen_is_not_before_the_beginning() {
         let scene = testing::scene(TWO_CLUSTERS);
-        let names = scene.directory(1);
+        let names = scene.book(1);
         for (last_seen, expected) in [(0, 2_000), (16, 1_000), (31, 62), (32, 0), (10_000, 0)] {
             let time = 12_000_000_000;
             let event = Event4 {
@@ -267,7 +277,7 @@ mod tests {
             (event::DENY, None),
         ] {
             let event = Event4 { kind, ..Event4::default() };
-            let record = of_event(&event, &scene.directory(1), &CLOCK).unwrap();
+            let record = of_event(&event, &scene.book(1), &CLOCK).unwrap();
             assert_eq!(record.session, expected, "{kind}");
         }
     }
@@ -281,14 +291,17 @@ mod tests {
             rule: 4_000_000_000,
             snat_policy: 4_000_000_001,
             domain: 77,
+            source_identity: 4_000_000_002,
             ingress: 500,
             protocol: 47,
             ..Event4::default()
         };
-        let record = of_event(&event, &scene.directory(1), &CLOCK).unwrap();
+        let record = of_event(&event, &scene.book(1), &CLOCK).unwrap();
         assert_eq!(record.rule, Some(Named { id: 4_000_000_000, name: None }));
         assert_eq!(record.snat_policy, Some(Named { id: 4_000_000_001, name: None }));
         assert_eq!(record.source.domain.as_ref(), "77");
+        assert_eq!(record.source.groups, None, "unknown is not in none");
+        assert_eq!(record.destination.groups.as_deref(), Some(&[][..]));
         assert_eq!((record.reason, record.ingress), (None, None));
         assert_eq!(record.original.tcp_flags, None);
     }
@@ -298,7 +311,7 @@ mod tests {
         let scene = testing::scene(TWO_CLUSTERS);
         for kind in [0, event::CAPTURE, 99] {
             let event = Event4 { kind, ..Event4::default() };
-            assert_eq!(of_event(&event, &scene.directory(1), &CLOCK), None);
+            assert_eq!(of_event(&event, &scene.book(1), &CLOCK), None);
         }
     }
 

@@ -23,9 +23,9 @@ use xdp_abi::policy::{
     LOG_END, LOG_START, PoolAddress, Rule, Snat, SnatBits,
 };
 
-use super::Directory;
 use super::live::Live;
 use super::session::{SessionView, all_slots, sessions};
+use super::{Book, Directories, Directory};
 use crate::config::{AttachmentKind, Config, convert};
 use crate::datapath::behind::{self, Sources};
 use crate::datapath::numbers::Numbers;
@@ -297,6 +297,11 @@ impl Scene {
     /// The names of the configuration, as of a generation.
     pub(crate) fn directory(&self, generation: u32) -> Directory {
         Directory::new(generation, &self.config, &self.numbers())
+    }
+
+    /// The names of the configuration alone.
+    pub(crate) fn book(&self, generation: u32) -> Arc<Book> {
+        Directories::new(self.directory(generation)).book()
     }
 
     /// What a daemon would say is in force.

@@ -50,7 +50,7 @@ fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<I
         let id = image.identities[index as usize].id;
         let identity = all.entry(id).or_insert_with(|| Identity {
             id,
-            groups: words(&names.groups(id)),
+            groups: words(&names.groups(id).unwrap_or_default()),
             doubted: words(&names.doubted(id)),
             hosts: 0,
             prefixes: 0,

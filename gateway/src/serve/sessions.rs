@@ -21,7 +21,7 @@ use xdp_abi::session::Class;
 use super::problem::{Refusal, blocking, domain_number};
 use super::state::State;
 use crate::flows::session::{SessionView, all_slots, sessions, socket, span};
-use crate::flows::{Directories, Directory, Live};
+use crate::flows::{Book, Live};
 
 /// How many are shown if nobody says how many.
 const USUAL: usize = 1000;
@@ -49,10 +49,10 @@ pub(super) async fn list<L: Live>(
         let mut shown = Vec::new();
         let mut matched = 0;
         let show = Show::now(&*state.live);
-        walk(&state, &filter, |view, names| {
+        walk(&state, &filter, |view, book| {
             matched += 1;
             if shown.len() < limit {
-                shown.push(show.session(view, names));
+                shown.push(show.session(view, book));
             }
         });
         if matched == 0 {
@@ -103,46 +103,21 @@ fn names_something<L: Live>(state: &State<L>, filter: &Filter) -> Result<(), Ref
     }
 }
 
-/// Every session that a filter holds for, with the names that it goes by.
-fn walk<L: Live>(
-    state: &State<L>,
-    filter: &Filter,
-    mut each: impl FnMut(&SessionView, &Directory),
-) {
+/// Every session that a filter holds for, with the names there are.
+fn walk<L: Live>(state: &State<L>, filter: &Filter, mut each: impl FnMut(&SessionView, &Book)) {
     let tables = &*state.live;
-    let mut names = Names::new(&state.directories);
+    let book = state.directories.book();
     for view in sessions(tables, 0..all_slots(tables), tables.now()) {
-        let names = names.of(view.told.generation);
-        if filter.wants(!view.lives()) && holds(filter, &view.told, names) {
-            each(&view, names);
+        if filter.wants(!view.lives()) && holds(filter, &view.told, &book) {
+            each(&view, &book);
         }
-    }
-}
-
-/// The directory of the last session, which is mostly that of the next.
-struct Names<'a> {
-    all: &'a Directories,
-    asked: u32,
-    last: Arc<Directory>,
-}
-
-impl<'a> Names<'a> {
-    fn new(all: &'a Directories) -> Self {
-        Self { all, asked: u32::MAX, last: all.current() }
-    }
-
-    fn of(&mut self, generation: u32) -> &Directory {
-        if self.asked != generation {
-            self.asked = generation;
-            self.last = self.all.of(generation);
-        }
-        &self.last
     }
 }
 
 /// [`Filter::matches`] on numbers, but for the state: a million sessions are not put into words to show
 /// ten.
-fn holds(filter: &Filter, told: &Event4, names: &Directory) -> bool {
+fn holds(filter: &Filter, told: &Event4, book: &Book) -> bool {
+    let (names, then) = (book.newest(), book.of(told.generation));
     let inside = tuple(told);
     let outside = outside_tuple(told);
     let ends = [inside.source, inside.destination, outside.source, outside.destination];
@@ -159,8 +134,8 @@ fn holds(filter: &Filter, told: &Event4, names: &Directory) -> bool {
             .as_ref()
             .is_none_or(|rule| names.rule(told.rule).is_some_and(|name| *name == **rule))
         && filter.domain.as_ref().is_none_or(|domain| {
-            *names.domain(told.domain) == **domain
-                || *names.domain(told.destination_domain) == **domain
+            *then.domain(told.domain) == **domain
+                || *then.domain(told.destination_domain) == **domain
         })
 }
 
@@ -189,12 +164,13 @@ impl Show {
         Self { tick: tables.tick_length(), clock: tables.clock() }
     }
 
-    pub(super) fn session(&self, view: &SessionView, names: &Directory) -> Session {
+    pub(super) fn session(&self, view: &SessionView, book: &Book) -> Session {
         let told = &view.told;
+        let (names, then) = (book.newest(), book.of(told.generation));
         let object = |id: u32, name: Option<Arc<str>>| {
             (id != 0).then(|| ObjectRef { id, name: name.map(|name| name.to_string()) })
         };
-        let attachment = |number| names.attachment(number).map_or("-".into(), |n| n.to_string());
+        let attachment = |number| then.attachment(number).map_or("-".into(), |n| n.to_string());
         let seconds = |ticks| span(ticks, self.tick).as_secs();
         let traffic = |direction: usize| Traffic {
             packets: told.packets[direction],
@@ -206,13 +182,14 @@ impl Show {
             protocol: Protocol(told.protocol),
             inside: tuple(told),
             outside: outside_tuple(told),
-            domain: names.domain(told.domain).to_string(),
-            destination_domain: names.domain(told.destination_domain).to_string(),
+            domain: then.domain(told.domain).to_string(),
+            destination_domain: then.domain(told.destination_domain).to_string(),
             ingress: attachment(told.ingress),
             egress: attachment(told.egress),
-            source: party(names, told.domain, told.source, told.source_identity),
+            source: party(book, told, told.domain, told.source, told.source_identity),
             destination: party(
-                names,
+                book,
+                told,
                 told.destination_domain,
                 told.destination,
                 told.destination_identity,
@@ -232,10 +209,12 @@ impl Show {
     }
 }
 
-fn party(names: &Directory, domain: u16, address: [u8; 4], identity: u32) -> Party {
+fn party(book: &Book, told: &Event4, domain: u16, address: [u8; 4], identity: u32) -> Party {
+    let owner = book.of(told.generation).owner(domain, address.into());
+    let groups = book.newest().groups(identity);
     Party {
-        endpoint: names.owner(domain, address.into()).map(|owner| owner.name.clone()),
-        groups: names.groups(identity).iter().map(ToString::to_string).collect(),
+        endpoint: owner.map(|owner| owner.name.clone()),
+        groups: groups.map(|groups| groups.iter().map(ToString::to_string).collect()),
         identity,
     }
 }
@@ -260,10 +239,10 @@ mod tests {
     use proptest::prelude::*;
     use xdp_abi::session::Class;
 
-    fn shown(told: Event4, names: &Directory) -> Session {
+    fn shown(told: Event4, book: &Book) -> Session {
         let view = SessionView { told, class: Class::Udp, log: 0, expires_in: 0, lease: None };
         let show = Show { tick: std::time::Duration::from_millis(62), clock: 0 };
-        show.session(&view, names)
+        show.session(&view, book)
     }
 
     proptest! {
@@ -288,7 +267,7 @@ mod tests {
             ),
         ) {
             let scene = testing::scene(TWO_CLUSTERS);
-            let names = scene.directory(1);
+            let names = scene.book(1);
             let rules = [0, scene.config.image.rules[1].id.0, 12345];
             let address = |n: usize| [10, 0, 0, addresses[n]];
             let port = |n: usize| ports[n].to_be_bytes();

@@ -94,7 +94,7 @@ async fn sessions_are_shown_with_names_and_ended_by_filter() {
     assert_eq!(one.matched, 1);
     assert_eq!(session.domain, "red");
     assert_eq!(session.source.endpoint.as_deref(), Some("shop/api-1"));
-    assert!(session.source.groups.contains(&"shop".to_owned()));
+    assert!(session.source.groups.unwrap().contains(&"shop".to_owned()));
     assert_eq!(session.rule.unwrap().name.as_deref(), Some("web"));
     assert_eq!(session.would_match.unwrap().name.as_deref(), Some("watch-web"));
     assert_eq!(session.snat_policy.unwrap().name.as_deref(), Some("pods-out"));

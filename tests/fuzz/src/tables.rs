@@ -1,22 +1,23 @@
 //! What user space reads out of the kernel's memory: events of the ring, and sessions as they stand
 //! in their tables, which may be caught in the middle of a change.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use gateway::datapath::numbers::Numbers;
 use gateway::flows::session::{all_slots, sessions};
-use gateway::flows::{ClockBase, Directory, record};
+use gateway::flows::{Book, ClockBase, Directories, Directory, record};
 use xdp::memory::{Memory, Sizes};
 use xdp::tables::Tables as _;
 use xdp_abi::event::Event4;
 use zerocopy::FromBytes as _;
 
-fn names() -> &'static Directory {
-    static NAMES: OnceLock<Directory> = OnceLock::new();
+fn names() -> &'static Book {
+    static NAMES: OnceLock<Arc<Book>> = OnceLock::new();
     NAMES.get_or_init(|| {
         let config = crate::example();
-        Directory::new(1, config, &Numbers::default().with(&config.gateway))
+        let names = Directory::new(1, config, &Numbers::default().with(&config.gateway));
+        Directories::new(names).book()
     })
 }
 

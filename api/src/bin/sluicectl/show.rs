@@ -73,7 +73,11 @@ impl Show for Status {
 
 /// The endpoint, else the groups.
 fn who(party: &Party) -> String {
-    party.endpoint.clone().unwrap_or_else(|| list(&party.groups))
+    match (&party.endpoint, &party.groups) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, Some(groups)) => list(groups),
+        (None, None) => format!("#{}", party.identity),
+    }
 }
 
 fn outside(session: &Session) -> String {

@@ -32,9 +32,10 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                 |owner| format!("{} {}", owner.kind, owner.name),
             ),
         };
-        let groups = match &self.names.groups(identity.id)[..] {
-            [] => "in no group but anywhere".to_owned(),
-            groups => format!("in {}", groups.join(", ")),
+        let groups = match self.names.groups(identity.id).as_deref() {
+            None => format!("in groups whose names are not known (identity {})", identity.id),
+            Some([]) => "in no group but anywhere".to_owned(),
+            Some(groups) => format!("in {}", groups.join(", ")),
         };
         let doubted = match &self.names.doubted(identity.id)[..] {
             [] => String::new(),
