@@ -317,7 +317,7 @@ fn tell_of_fault(failing: &mut Option<u64>, fault: Option<String>, dropped: u64)
 mod tests {
     use super::*;
     use crate::flows::testing::{self, SECOND, TWO_CLUSTERS};
-    use flow_export::{FlowRecord, json};
+    use flow_export::{End, FlowRecord, json};
     use std::collections::VecDeque;
     use std::sync::Mutex;
     use zerocopy::IntoBytes as _;
@@ -418,6 +418,48 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_gets_the_address_of_another_is_not_told_as_the_other() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (mut desk, paper) = desk(&scene);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        scene.pass(SECOND);
+        let moved = TWO_CLUSTERS.replace("shop/api-1", "ads/web-1");
+        let moved = moved.replacen("namespace: shop", "namespace: ads", 1);
+        let next = testing::scene(&moved).directory(2);
+        desk.directories.announce(next, scene.memory.clock());
+        // A refusal that the tables made when they had not yet followed.
+        scene.syn(1, "100.64.1.10:40001", "198.51.100.9:22");
+        scene.publish(&moved);
+        desk.directories.publish(scene.directory(1), scene.memory.clock());
+        scene.syn(1, "100.64.1.10:40002", "198.51.100.9:22");
+        scene.pass(7_441 * SECOND);
+        scene.sweep();
+        for event in scene.memory.take_events() {
+            desk.event(&Event4 { generation: 1, ..event });
+        }
+        desk.flush(scene.memory.tick_length());
+        let told: Vec<_> = paper
+            .records()
+            .iter()
+            .map(|record| {
+                let End { endpoint, namespace, groups, .. } = &record.source;
+                let shop = groups.iter().flat_map(|all| &**all).any(|group| &**group == "shop");
+                let name = endpoint.as_deref().unwrap().to_owned();
+                (record.event, name, namespace.as_deref().unwrap().to_owned(), shop)
+            })
+            .collect();
+        let old = |kind| (kind, "shop/api-1".to_owned(), "shop".to_owned(), true);
+        let new = |kind| (kind, "ads/web-1".to_owned(), "ads".to_owned(), false);
+        let expected = [
+            old(EventKind::Start),
+            old(EventKind::Deny),
+            new(EventKind::Deny),
+            old(EventKind::End),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
     fn names_are_those_of_the_generation_that_judged() {
         let mut scene = testing::scene(TWO_CLUSTERS);
         let (mut desk, paper) = desk(&scene);
@@ -425,7 +467,7 @@ mod tests {
         let events = scene.memory.take_events();
         let mut renamed = scene.directory(2);
         renamed.gateway = Arc::from("renamed");
-        desk.directories.publish(renamed);
+        desk.directories.publish(renamed, 0);
         for generation in [1, 2, 1] {
             desk.event(&Event4 { generation, ..events[0] });
         }

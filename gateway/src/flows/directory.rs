@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
-use smartgroups::{Conflict, DomainId, Endpoint, Inventory};
+use ipnet::IpNet;
+use smartgroups::{Conflict, DomainId, Endpoint, Inventory, longest_match};
 
 use crate::config::Config;
 use crate::datapath::numbers::Numbers;
@@ -15,6 +16,8 @@ use crate::datapath::numbers::Numbers;
 pub struct Directory {
     /// The generation whose numbers these are; later ones too, until another is published.
     pub generation: u32,
+    /// From when on it holds, nanoseconds of the monotonic clock; a little before the tables do.
+    since: u64,
     /// The gateway's name.
     pub gateway: Arc<str>,
     attachments: BTreeMap<u16, Arc<str>>,
@@ -23,6 +26,9 @@ pub struct Directory {
     snat: Names<Arc<str>>,
     identities: Names<Known>,
     inventory: Arc<Inventory>,
+    /// The ids of identities by address, as in the tables.
+    hosts: Vec<(DomainId, IpAddr, u32)>,
+    prefixes: Vec<(DomainId, IpNet, u32)>,
 }
 
 /// What is known of an identity.
@@ -82,9 +88,11 @@ impl Directory {
         let groups: HashMap<_, Arc<str>> =
             image.groups.iter().map(|group| (group.id, Arc::from(group.name.as_str()))).collect();
         let names = |ids: &[_]| ids.iter().filter_map(|id| groups.get(id).cloned()).collect();
+        let id = |index: u32| image.identities[index as usize].id;
         let domains = gateway.domains.iter().map(|d| (d.number.get(), Arc::from(d.name.as_str())));
         Self {
             generation,
+            since: 0,
             gateway: Arc::from(gateway.name.as_str()),
             attachments: numbers.iter().map(|(name, number)| (number, Arc::from(name))).collect(),
             domains: domains.chain([(0, Arc::from(FABRIC))]).collect(),
@@ -96,6 +104,8 @@ impl Directory {
                 .map(|i| (i.id, Known { groups: names(&i.groups), doubted: names(&i.doubted) }))
                 .collect(),
             inventory: Arc::clone(inventory),
+            hosts: image.hosts.iter().map(|(d, address, i)| (*d, *address, id(*i))).collect(),
+            prefixes: image.prefixes.iter().map(|(d, prefix, i)| (*d, *prefix, id(*i))).collect(),
         }
     }
 
@@ -167,6 +177,12 @@ impl Directory {
         self.domains.values().map(|name| &**name)
     }
 
+    /// The identity that the tables have for an address.
+    fn identity(&self, domain: u16, address: Ipv4Addr) -> u32 {
+        let address = IpAddr::V4(address);
+        longest_match(&self.hosts, &self.prefixes, DomainId(domain), address).unwrap_or(NOBODY)
+    }
+
     /// The endpoint that owns an address.
     #[must_use]
     pub fn owner(&self, domain: u16, address: Ipv4Addr) -> Option<&Endpoint> {
@@ -183,14 +199,17 @@ impl Directory {
 /// The identity of an address that no group names.
 const NOBODY: u32 = 0;
 
-/// How many generations are kept: the events of all but the newest are on their way already.
+/// How many are kept: who had an address when a flow began is known for so many changes of it.
 const KEPT: usize = 8;
 
-/// The directory in force, and some before it for events that come late.
+/// The directory in force, and some before it: for events that come late, and for flows that began
+/// when somebody else had their addresses.
 #[derive(Clone, Debug)]
 pub struct Book {
     /// The newest first; never empty.
     kept: VecDeque<Arc<Directory>>,
+    /// Whether the newest is not in force yet.
+    is_announced: bool,
 }
 
 impl Book {
@@ -206,35 +225,87 @@ impl Book {
         let found = self.kept.iter().find(|directory| directory.generation <= generation);
         found.unwrap_or_else(|| self.kept.back().expect("there was one from the beginning"))
     }
+
+    /// The endpoint that had an address when a flow began (`at`, nanoseconds of the monotonic clock)
+    /// to which the datapath gave this identity. The identity decides where the moment does not
+    /// agree with it: a directory is announced before the tables follow, and a session that is
+    /// judged again after its address went to another has the other's. `None`: nobody had it, or
+    /// it is not known any more.
+    #[must_use]
+    pub fn owner(
+        &self,
+        domain: u16,
+        address: Ipv4Addr,
+        identity: u32,
+        at: u64,
+    ) -> Option<&Endpoint> {
+        let held = self.kept.iter().position(|directory| directory.since <= at);
+        let held = held.unwrap_or(self.kept.len() - 1);
+        // The one of that moment, then the nearest.
+        let later = (0..held).rev();
+        let earlier = held + 1..self.kept.len();
+        [held]
+            .into_iter()
+            .chain(later)
+            .chain(earlier)
+            .map(|place| &self.kept[place])
+            .find(|directory| directory.identity(domain, address) == identity)?
+            .owner(domain, address)
+    }
 }
 
 /// The book of now.
-///
-/// Publish a directory *before* the tables change to its generation: then no event is ahead of its
-/// names.
 #[derive(Debug)]
 pub struct Directories {
     book: RwLock<Arc<Book>>,
 }
 
 impl Directories {
-    /// Begins with one.
+    /// Begins with one, which is taken to have held always.
     #[must_use]
     pub fn new(first: Directory) -> Self {
-        let book = Book { kept: VecDeque::from([Arc::new(first)]) };
+        let book = Book { kept: VecDeque::from([Arc::new(first)]), is_announced: false };
         Self { book: RwLock::new(Arc::new(book)) }
     }
 
-    /// Puts a newer one into force.
-    pub fn publish(&self, mut directory: Directory) {
+    /// Says what is about to come into force, *before* the tables change: then no event is ahead
+    /// of its names. `now` in nanoseconds of the monotonic clock.
+    pub fn announce(&self, directory: Directory, now: u64) {
+        self.put(directory, now, true);
+    }
+
+    /// Puts one into force, which is the one that was announced, if one was.
+    pub fn publish(&self, directory: Directory, now: u64) {
+        self.put(directory, now, false);
+    }
+
+    /// What was announced does not come into force.
+    pub fn withdraw(&self) {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        if !book.is_announced {
+            return;
+        }
+        let mut kept = book.kept.clone();
+        if let (Some(announced), Some(old)) = (kept.pop_front(), kept.front_mut()) {
+            // Some of it may have been in force for a moment.
+            Arc::make_mut(old).remember(&announced);
+        }
+        *book = Arc::new(Book { kept, is_announced: false });
+    }
+
+    fn put(&self, mut directory: Directory, now: u64, is_announced: bool) {
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        directory.since = now;
         directory.remember(book.newest());
         let mut kept = book.kept.clone();
-        // One that was announced and whose policy was then refused has the same generation.
-        kept.retain(|old| old.generation < directory.generation);
+        if book.is_announced
+            && let Some(announced) = kept.pop_front()
+        {
+            directory.since = announced.since;
+        }
         kept.push_front(Arc::new(directory));
         kept.truncate(KEPT);
-        *book = Arc::new(Book { kept });
+        *book = Arc::new(Book { kept, is_announced });
     }
 
     /// Everything that is known now.
@@ -291,14 +362,14 @@ mod tests {
         let scene = testing::scene(TWO_CLUSTERS);
         let directories = Directories::new(scene.directory(3));
         for generation in [5, 6, 9] {
-            directories.publish(scene.directory(generation));
+            directories.publish(scene.directory(generation), 0);
         }
         for (asked, expected) in [(2, 3), (3, 3), (4, 3), (5, 5), (8, 6), (9, 9), (100, 9)] {
             assert_eq!(directories.book().of(asked).generation, expected, "{asked}");
         }
         assert_eq!(directories.current().generation, 9);
         for generation in 10..30 {
-            directories.publish(scene.directory(generation));
+            directories.publish(scene.directory(generation), 0);
         }
         let oldest = directories.book().of(0).generation;
         assert_eq!(oldest, 30 - KEPT as u32, "old ones are forgotten");
@@ -315,7 +386,7 @@ mod tests {
         let renamed = TWO_CLUSTERS.replace("web", "www").replace("shop", "store");
         let renamed = testing::scene(&renamed.replace("pods-out", "pods-outwards"));
         for generation in 2..30 {
-            directories.publish(renamed.directory(generation));
+            directories.publish(renamed.directory(generation), 0);
         }
         let now = directories.current();
         assert_eq!(now.rule(rule).as_deref(), Some("web"));
@@ -342,14 +413,56 @@ mod tests {
     }
 
     #[test]
-    fn what_was_announced_and_refused_is_replaced() {
+    fn what_was_announced_and_refused_is_gone() {
         let scene = testing::scene(TWO_CLUSTERS);
         let directories = Directories::new(scene.directory(3));
-        directories.publish(scene.directory(4));
-        let mut again = scene.directory(4);
-        again.gateway = Arc::from("another");
-        directories.publish(again);
-        assert_eq!(&*directories.current().gateway, "another");
-        assert_eq!(directories.book().of(3).generation, 3);
+        directories.withdraw();
+        assert_eq!(directories.current().generation, 3, "nothing was announced");
+        directories.announce(scene.directory(4), 10);
+        directories.withdraw();
+        assert_eq!(directories.current().generation, 3);
+        directories.announce(scene.directory(4), 20);
+        let mut amended = scene.directory(3);
+        amended.gateway = Arc::from("another");
+        directories.publish(amended, 30);
+        let book = directories.book();
+        assert_eq!((book.kept.len(), &*book.of(3).gateway), (2, "another"));
+        assert_eq!(book.newest().since, 20, "since it was announced");
+    }
+
+    #[test]
+    fn an_address_that_moves_is_whose_it_was_when_the_flow_began() {
+        // Three pods one after the other, the last of them in the groups of the one before.
+        let of = |name: &str, app: &str| {
+            let text = TWO_CLUSTERS.replace("app: api }", &format!("app: {app} }}"));
+            let group = "  - { kind: SmartGroup, name: ads, spec: { selectors: [{ labels: { app: ads } }] } }\n";
+            testing::scene(&format!("{}{group}", text.replace("shop/api-1", name)))
+        };
+        let pod = "100.64.1.10".parse().unwrap();
+        let scenes = [of("shop/first", "api"), of("shop/second", "ads"), of("shop/third", "ads")];
+        let id = |n: usize| scenes[n].config.image.identity(DomainId(1), IpAddr::V4(pod)).id;
+        let (first, second) = (id(0), id(1));
+        assert!(first != second && second == id(2));
+        let directories = Directories::new(scenes[0].directory(1));
+        for (scene, now) in [(&scenes[1], 100), (&scenes[2], 200)] {
+            directories.announce(scene.directory(2), now);
+            directories.publish(scene.directory(1), now + 5);
+        }
+        let book = directories.book();
+        for (at, identity, expected, why) in [
+            (50, first, Some("shop/first"), "idle since then"),
+            (99, first, Some("shop/first"), ""),
+            (101, first, Some("shop/first"), "announced, and the tables are still the old ones"),
+            (102, second, Some("shop/second"), ""),
+            (50, second, Some("shop/second"), "judged again when another had its address"),
+            (199, second, Some("shop/second"), ""),
+            (200, second, Some("shop/third"), ""),
+            (250, first, Some("shop/first"), "late, and nobody else has these groups"),
+            (250, 77, None, "whose nobody knows"),
+        ] {
+            let owner = book.owner(1, pod, identity, at).map(|owner| owner.name.as_str());
+            assert_eq!(owner, expected, "{at}: {why}");
+        }
+        assert!(book.owner(0, pod, NOBODY, 50).is_none(), "nobody has it there");
     }
 }

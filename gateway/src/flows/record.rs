@@ -70,6 +70,21 @@ pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &ClockBase) -
         destination_address: address(event.outside_destination),
         destination_port: u16::from_be_bytes(event.outside_destination_port),
     };
+    let shared = |text: &String| Arc::from(text.as_str());
+    let end = |domain, bytes, port, identity| {
+        let owner = book.owner(domain, Ipv4Addr::from(bytes), identity, began);
+        End {
+            address: address(bytes),
+            port,
+            domain: then.domain(domain),
+            endpoint: owner.map(|owner| shared(&owner.name)),
+            cluster: owner.and_then(|owner| owner.cluster.as_ref().map(shared)),
+            namespace: owner.and_then(|owner| owner.namespace.as_ref().map(shared)),
+            service: owner.and_then(|owner| owner.service.as_ref().map(shared)),
+            groups: names.groups(identity),
+            identity,
+        }
+    };
     let rule = |id: u32| (id != 0).then(|| Named { id, name: names.rule(id) });
     FlowRecord {
         time: clock.time(event.time),
@@ -80,17 +95,8 @@ pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &ClockBase) -
         verdict: verdict(kind, event),
         reason: reason(kind, event),
         protocol: Protocol(event.protocol),
-        source: end(
-            book,
-            event.generation,
-            event.domain,
-            event.source,
-            inside.source_port,
-            event.source_identity,
-        ),
+        source: end(event.domain, event.source, inside.source_port, event.source_identity),
         destination: end(
-            book,
-            event.generation,
             event.destination_domain,
             event.destination,
             inside.destination_port,
@@ -124,23 +130,6 @@ fn tuple(event: &Event4) -> Tuple {
         source_port: u16::from_be_bytes(event.source_port),
         destination_address: address(event.destination),
         destination_port: u16::from_be_bytes(event.destination_port),
-    }
-}
-
-fn end(book: &Book, generation: u32, domain: u16, bytes: [u8; 4], port: u16, identity: u32) -> End {
-    let shared = |text: &String| Arc::from(text.as_str());
-    let then = book.of(generation);
-    let owner = then.owner(domain, Ipv4Addr::from(bytes));
-    End {
-        address: address(bytes),
-        port,
-        domain: then.domain(domain),
-        endpoint: owner.map(|owner| shared(&owner.name)),
-        cluster: owner.and_then(|owner| owner.cluster.as_ref().map(shared)),
-        namespace: owner.and_then(|owner| owner.namespace.as_ref().map(shared)),
-        service: owner.and_then(|owner| owner.service.as_ref().map(shared)),
-        groups: book.newest().groups(identity),
-        identity,
     }
 }
 

@@ -170,6 +170,15 @@ impl Show {
         let object = |id: u32, name: Option<Arc<str>>| {
             (id != 0).then(|| ObjectRef { id, name: name.map(|name| name.to_string()) })
         };
+        let party = |domain, address: [u8; 4], identity| {
+            let owner = book.owner(domain, address.into(), identity, told.began);
+            let groups = names.groups(identity);
+            Party {
+                endpoint: owner.map(|owner| owner.name.clone()),
+                groups: groups.map(|groups| groups.iter().map(ToString::to_string).collect()),
+                identity,
+            }
+        };
         let attachment = |number| then.attachment(number).map_or("-".into(), |n| n.to_string());
         let seconds = |ticks| span(ticks, self.tick).as_secs();
         let traffic = |direction: usize| Traffic {
@@ -186,10 +195,8 @@ impl Show {
             destination_domain: then.domain(told.destination_domain).to_string(),
             ingress: attachment(told.ingress),
             egress: attachment(told.egress),
-            source: party(book, told, told.domain, told.source, told.source_identity),
+            source: party(told.domain, told.source, told.source_identity),
             destination: party(
-                book,
-                told,
                 told.destination_domain,
                 told.destination,
                 told.destination_identity,
@@ -206,16 +213,6 @@ impl Show {
             expires_in: seconds(view.expires_in),
             generation: told.generation,
         }
-    }
-}
-
-fn party(book: &Book, told: &Event4, domain: u16, address: [u8; 4], identity: u32) -> Party {
-    let owner = book.of(told.generation).owner(domain, address.into());
-    let groups = book.newest().groups(identity);
-    Party {
-        endpoint: owner.map(|owner| owner.name.clone()),
-        groups: groups.map(|groups| groups.iter().map(ToString::to_string).collect()),
-        identity,
     }
 }
 

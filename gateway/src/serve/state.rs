@@ -103,18 +103,18 @@ impl<L: Live> State<L> {
     /// Says what is about to be published, so that its first events find their names. They carry
     /// the next generation, or this one if identities are all that changes.
     pub fn announce(&self, next: &InForce) {
-        self.directories.publish(next.directory(self.generation().wrapping_add(1)));
+        let next = next.directory(self.generation().wrapping_add(1));
+        self.directories.announce(next, self.live.clock());
     }
 
     /// What was announced was refused: the names in force go on.
     pub fn withdraw(&self) {
-        let next = self.generation().wrapping_add(1);
-        self.directories.publish(self.in_force().directory(next));
+        self.directories.withdraw();
     }
 
     /// What is in force from now on.
     pub fn accept(&self, in_force: InForce) {
-        self.directories.publish(in_force.directory(self.generation()));
+        self.directories.publish(in_force.directory(self.generation()), self.live.clock());
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = in_force;
         *self.reload.write().unwrap_or_else(PoisonError::into_inner) = Reload::success();
     }
