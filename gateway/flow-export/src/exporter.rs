@@ -9,7 +9,10 @@ use crate::{FlowRecord, json};
 pub trait Sink: Send {
     /// Takes a line with its end; it may wait here for a while.
     fn line(&mut self, line: &[u8], counts: &Counts);
-    /// Writes whatever waits. Called about once a second.
+    /// Writes whatever waits, unless that failed since the last flush. Called whenever there is
+    /// nothing to add at the moment: a process that is killed takes what waits with it, uncounted.
+    fn write(&mut self, counts: &Counts);
+    /// Writes whatever waits, and looks how all is. Called about once a second.
     fn flush(&mut self, counts: &Counts);
     /// Writes what can be written, and drops the rest: there is no later.
     fn close(&mut self, counts: &Counts);
@@ -46,7 +49,12 @@ impl Exporter {
         }
     }
 
-    /// Writes whatever waits.
+    /// Writes whatever waits, for now.
+    pub fn write(&mut self) {
+        self.sink.write(&self.counts);
+    }
+
+    /// Writes whatever waits, and looks how all is.
     pub fn flush(&mut self) {
         self.sink.flush(&self.counts);
     }

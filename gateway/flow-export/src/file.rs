@@ -140,6 +140,14 @@ impl FileSink {
         self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path))
     }
 
+    /// What goes into a file that has no name any more is lost, and counted as written.
+    fn leave_moved(&mut self) {
+        if self.outbox.is_between_lines() && self.has_moved() {
+            self.open = None;
+            self.overdue = false;
+        }
+    }
+
     /// Everything meant for the file is in it: it may change its name, and a new one takes its place.
     fn rotate(&mut self) -> io::Result<()> {
         let aside = self.put_aside();
@@ -184,13 +192,20 @@ impl Sink for FileSink {
         self.outbox.push(line, counts);
     }
 
+    fn write(&mut self, counts: &Counts) {
+        if self.failing || self.outbox.waiting() == 0 {
+            return;
+        }
+        self.leave_moved();
+        if let Err(error) = self.send(counts) {
+            counts.fail(&error.to_string());
+            self.failing = true;
+        }
+    }
+
     fn flush(&mut self, counts: &Counts) {
         self.failing = false;
-        // What goes into a file that has no name any more is lost, and counted as written.
-        if self.outbox.is_between_lines() && self.has_moved() {
-            self.open = None;
-            self.overdue = false;
-        }
+        self.leave_moved();
         if let Err(error) = self.send(counts) {
             counts.fail(&error.to_string());
             self.failing = true;

@@ -46,8 +46,14 @@ fn is_stall(error: &io::Error) -> bool {
 impl<W: Write + Send> Sink for StreamSink<W> {
     fn line(&mut self, line: &[u8], counts: &Counts) {
         self.outbox.push(line, counts);
+        if self.outbox.waiting() >= ENOUGH {
+            self.write(counts);
+        }
+    }
+
+    fn write(&mut self, counts: &Counts) {
         if !self.failing
-            && self.outbox.waiting() >= ENOUGH
+            && self.outbox.waiting() > 0
             && let Err(error) = self.send(counts)
             && !is_stall(&error)
         {

@@ -36,7 +36,7 @@ const STEP: u32 = 1 << 16;
 const BATCH: u32 = 4096;
 /// More events than the ring has room for: what a last look takes, as traffic goes on.
 const RING: u32 = 1 << 16;
-/// How often lines are written that nobody asked for.
+/// How often it is looked how the log is, and tried again to write to one that fails.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How long the last records may take. What they are written to may never answer.
 const END_WITHIN: Duration = Duration::from_secs(2);
@@ -206,6 +206,7 @@ fn run<L: Live>(
             flushed = Instant::now();
             desk.flush(tables.tick_length());
         }
+        desk.write();
         if !desk.is_walking() && taken < BATCH {
             ring.wait(Duration::from_millis(200));
         }
@@ -286,6 +287,14 @@ impl Desk {
 
     fn is_walking(&self) -> bool {
         self.at.is_some()
+    }
+
+    /// Writes what this turn has told. Once a turn, because what is read from the ring and not
+    /// written is lost when this process is killed; the more there is, the longer is a turn.
+    fn write(&mut self) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.write();
+        }
     }
 
     fn flush(&mut self, tick: Duration) {
@@ -415,6 +424,40 @@ mod tests {
         let ring = Waiting(std::iter::repeat_n(event.as_bytes().to_vec(), waiting).collect());
         run(ring, &*scene.memory, desk, Box::new(|_| ()), &AtomicBool::new(true));
         assert_eq!(paper.records().len(), waiting);
+    }
+
+    /// A ring that notes, when it is waited for, how many records there were and are written.
+    struct Noting {
+        waiting: VecDeque<Vec<u8>>,
+        counts: Arc<Counts>,
+        noted: mpsc::Sender<(u64, u64)>,
+        stop: Arc<AtomicBool>,
+    }
+
+    impl Events for Noting {
+        fn next(&mut self, take: impl FnOnce(&[u8])) -> bool {
+            self.waiting.pop_front().map(|item| take(&item)).is_some()
+        }
+        fn wait(&self, _: Duration) {
+            let counted = self.counts.read();
+            self.noted.send((counted.generated, counted.written)).unwrap();
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_written_before_anything_is_waited_for() {
+        let mut scene = testing::scene(TWO_CLUSTERS);
+        let (desk, _) = desk(&scene);
+        scene.open_tcp("100.64.1.10:40000", "198.51.100.9:443");
+        let waiting = scene.memory.take_events().iter().map(|e| e.as_bytes().to_vec()).collect();
+        let counts = desk.exporter.as_ref().unwrap().counts();
+        let (noted, notes) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let ring = Noting { waiting, counts, noted, stop: Arc::clone(&stop) };
+        run(ring, &*scene.memory, desk, Box::new(|_| ()), &stop);
+        let (generated, written) = notes.recv().unwrap();
+        assert!(generated > 0 && written == generated, "{written} of {generated}");
     }
 
     #[test]
