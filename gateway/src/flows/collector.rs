@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 
 use super::Directories;
 use super::live::Live;
-use super::record::{self, ClockBase};
+use super::record::{self, Clock};
 use super::session::{all_slots, room, sessions};
 use super::updates::{FLAG_EVERY, Updates};
 use crate::config::FlowLog;
@@ -204,7 +204,7 @@ fn run<L: Live>(
         desk.look(tables, monotonic());
         if flushed.elapsed() >= FLUSH_EVERY {
             flushed = Instant::now();
-            desk.flush(tables.tick_length());
+            desk.flush();
         }
         desk.write();
         if !desk.is_walking() && taken < BATCH {
@@ -220,7 +220,7 @@ struct Desk {
     /// Records that were lost when the log began to fail; `None`: it does not fail.
     failing: Option<u64>,
     updates: Updates,
-    clock: ClockBase,
+    clock: Clock,
     /// The next slot to look at, while a walk is on.
     at: Option<u32>,
     /// When the last walk began, nanoseconds.
@@ -235,7 +235,7 @@ impl Desk {
             exporter,
             failing: None,
             updates: Updates::new(room(tables), now),
-            clock: ClockBase::now(tables.tick_length()),
+            clock: Clock::now(tables.tick_length()),
             at: None,
             walked: now,
         }
@@ -297,13 +297,13 @@ impl Desk {
         }
     }
 
-    fn flush(&mut self, tick: Duration) {
+    fn flush(&mut self) {
         if let Some(exporter) = &mut self.exporter {
             exporter.flush();
             let counts = exporter.counts();
             tell_of_fault(&mut self.failing, counts.fault(), counts.read().dropped);
         }
-        self.clock = ClockBase::now(tick);
+        self.clock.look();
     }
 }
 
@@ -372,7 +372,7 @@ mod tests {
             scene.pass(seconds * SECOND);
             desk.look(&*scene.memory, scene.memory.clock());
             assert!(!desk.is_walking(), "the table is smaller than one step");
-            desk.flush(scene.memory.tick_length());
+            desk.flush();
             kinds = paper.records().iter().map(|record| record.event).collect();
         }
         // After 5 s the answer's flags are new; nothing happens after that.
@@ -480,7 +480,7 @@ mod tests {
         for event in scene.memory.take_events() {
             desk.event(&Event4 { generation: 1, ..event });
         }
-        desk.flush(scene.memory.tick_length());
+        desk.flush();
         let told: Vec<_> = paper
             .records()
             .iter()
@@ -514,7 +514,7 @@ mod tests {
         for generation in [1, 2, 1] {
             desk.event(&Event4 { generation, ..events[0] });
         }
-        desk.flush(scene.memory.tick_length());
+        desk.flush();
         let gateways: Vec<_> = paper.records().iter().map(|r| r.gateway.to_string()).collect();
         assert_eq!(gateways, ["gw-test", "renamed", "gw-test"]);
     }

@@ -26,5 +26,5 @@ pub use census::Census;
 pub use collector::{Collector, CollectorError, Log};
 pub use directory::{Book, Directories, Directory};
 pub use live::{Live, Tables4};
-pub use record::ClockBase;
+pub use record::Clock;
 pub use session::SessionView;

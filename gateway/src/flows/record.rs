@@ -15,35 +15,77 @@ use xdp_abi::reason::Reason;
 use super::Book;
 use crate::datapath::clock::monotonic;
 
-/// How the clocks of the datapath relate to the time of day, which may be set at any moment: so
-/// this is taken again now and then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockBase {
-    /// Time of day at zero of the monotonic clock, nanoseconds since 1970.
-    pub offset: u64,
+/// A time of day that was set by less than this (nanoseconds) was not set: two clocks are never read
+/// in the same moment.
+const SET: u64 = 10_000_000;
+/// How many settings are remembered: more than a sound machine sees.
+const MOST_SET: usize = 1 << 10;
+
+/// How the monotonic clock of the datapath relates to the time of day, which may be set at any
+/// moment: a moment has the time of day that was right then, also when it is told of later, so that
+/// every record of a session has the same `start`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clock {
     /// How long a tick is.
-    pub tick: Duration,
+    tick: Duration,
+    /// From which moment on the time of day was ahead of the monotonic clock by how much,
+    /// nanoseconds. The first holds for all before it as well.
+    ahead: Vec<(u64, u64)>,
 }
 
-impl ClockBase {
+impl Clock {
+    /// A relation that has always been so: the time of day at zero of the monotonic clock.
+    #[must_use]
+    pub fn new(tick: Duration, ahead: u64) -> Self {
+        Self { tick, ahead: vec![(0, ahead)] }
+    }
+
     /// The relation as it is now.
     #[must_use]
     pub fn now(tick: Duration) -> Self {
-        let time_of_day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time_of_day = u64::try_from(time_of_day.as_nanos()).unwrap_or(u64::MAX);
-        Self { offset: time_of_day.saturating_sub(monotonic()), tick }
+        Self::new(tick, read().1)
+    }
+
+    /// Looks whether the time of day was set.
+    pub fn look(&mut self) {
+        let (now, ahead) = read();
+        self.set(now, ahead);
+    }
+
+    fn set(&mut self, now: u64, ahead: u64) {
+        if self.ahead.last().is_none_or(|(_, before)| before.abs_diff(ahead) >= SET) {
+            self.ahead.push((now, ahead));
+            let beyond = self.ahead.len().saturating_sub(MOST_SET);
+            self.ahead.drain(..beyond);
+        }
     }
 
     /// The time of day at a reading of the monotonic clock.
     #[must_use]
-    pub const fn time(&self, monotonic: u64) -> Timestamp {
-        Timestamp(self.offset.saturating_add(monotonic))
+    pub fn time(&self, monotonic: u64) -> Timestamp {
+        let held = self.ahead.iter().rfind(|(from, _)| *from <= monotonic);
+        let ahead = held.or(self.ahead.first()).map_or(0, |(_, ahead)| *ahead);
+        Timestamp(ahead.saturating_add(monotonic))
     }
+}
+
+/// The monotonic clock, and how far the time of day is ahead of it: of some readings the one that
+/// was interrupted least.
+fn read() -> (u64, u64) {
+    let reading = |_| {
+        let before = monotonic();
+        let time_of_day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time_of_day = u64::try_from(time_of_day.as_nanos()).unwrap_or(u64::MAX);
+        let took = monotonic() - before;
+        (took, before, time_of_day.saturating_sub(before + took / 2))
+    };
+    let (_, now, ahead) = (0..4).map(reading).min().unwrap_or_default();
+    (now, ahead)
 }
 
 /// The record of an event; `None` if it is none that this program knows.
 #[must_use]
-pub fn of_event(event: &Event4, book: &Book, clock: &ClockBase) -> Option<FlowRecord> {
+pub fn of_event(event: &Event4, book: &Book, clock: &Clock) -> Option<FlowRecord> {
     let kind = match event.kind {
         event::START => EventKind::Start,
         event::END => EventKind::End,
@@ -55,7 +97,7 @@ pub fn of_event(event: &Event4, book: &Book, clock: &ClockBase) -> Option<FlowRe
 
 /// The record of a flow at the moment `event.time`, with `event.last_seen` in ticks before it.
 #[must_use]
-pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &ClockBase) -> FlowRecord {
+pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &Clock) -> FlowRecord {
     let (names, then) = (book.newest(), book.of(event.generation));
     // A refused packet is a flow that ends where it begins.
     let began = if event.began == 0 { event.time } else { event.began };
@@ -178,13 +220,14 @@ mod tests {
     use super::*;
     use crate::flows::testing::{self, SECOND, TWO_CLUSTERS};
 
-    const CLOCK: ClockBase =
-        ClockBase { offset: 1_767_225_600_000_000_000, tick: Duration::from_nanos(62_500_000) };
+    fn clock() -> Clock {
+        Clock::new(Duration::from_nanos(62_500_000), 1_767_225_600_000_000_000)
+    }
 
     fn records(scene: &testing::Scene) -> Vec<FlowRecord> {
         let names = scene.book(1);
         let events = scene.memory.take_events();
-        events.iter().map(|event| of_event(event, &names, &CLOCK).unwrap()).collect()
+        events.iter().map(|event| of_event(event, &names, &clock()).unwrap()).collect()
     }
 
     #[test]
@@ -240,6 +283,35 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_keeps_its_time_of_day_when_the_clock_is_set() {
+        const HOUR: u64 = 3_600_000_000_000;
+        let mut clock = Clock::new(Duration::from_millis(62), 100 * HOUR);
+        clock.set(HOUR, 100 * HOUR + SET - 1); // two readings of the same
+        clock.set(2 * HOUR, 101 * HOUR);
+        clock.set(3 * HOUR, 101 * HOUR - SET);
+        for (moment, expected) in [
+            (0, 100 * HOUR),
+            (2 * HOUR - 1, 102 * HOUR - 1),
+            (2 * HOUR, 103 * HOUR),
+            (3 * HOUR, 104 * HOUR - SET),
+        ] {
+            assert_eq!(clock.time(moment).0, expected, "{moment}");
+        }
+        for n in 0..2 * MOST_SET as u64 {
+            clock.set((4 + n) * HOUR, n * HOUR);
+        }
+        assert_eq!(clock.ahead.len(), MOST_SET);
+    }
+
+    #[test]
+    fn the_time_of_day_is_not_set_by_being_read() {
+        let mut clock = Clock::now(Duration::from_millis(62));
+        let before = clock.clone();
+        (0..100).for_each(|_| clock.look());
+        assert_eq!(clock, before);
+    }
+
+    #[test]
     fn what_was_never_seen_is_not_before_the_beginning() {
         let scene = testing::scene(TWO_CLUSTERS);
         let names = scene.book(1);
@@ -252,7 +324,7 @@ mod tests {
                 last_seen,
                 ..Event4::default()
             };
-            let record = of_event(&event, &names, &CLOCK).unwrap();
+            let record = of_event(&event, &names, &clock()).unwrap();
             assert_eq!(record.duration_ms, expected, "{last_seen} ticks");
         }
     }
@@ -266,7 +338,7 @@ mod tests {
             (event::DENY, None),
         ] {
             let event = Event4 { kind, ..Event4::default() };
-            let record = of_event(&event, &scene.book(1), &CLOCK).unwrap();
+            let record = of_event(&event, &scene.book(1), &clock()).unwrap();
             assert_eq!(record.session, expected, "{kind}");
         }
     }
@@ -285,7 +357,7 @@ mod tests {
             protocol: 47,
             ..Event4::default()
         };
-        let record = of_event(&event, &scene.book(1), &CLOCK).unwrap();
+        let record = of_event(&event, &scene.book(1), &clock()).unwrap();
         assert_eq!(record.rule, Some(Named { id: 4_000_000_000, name: None }));
         assert_eq!(record.snat_policy, Some(Named { id: 4_000_000_001, name: None }));
         assert_eq!(record.source.domain.as_ref(), "77");
@@ -300,7 +372,7 @@ mod tests {
         let scene = testing::scene(TWO_CLUSTERS);
         for kind in [0, event::CAPTURE, 99] {
             let event = Event4 { kind, ..Event4::default() };
-            assert_eq!(of_event(&event, &scene.book(1), &CLOCK), None);
+            assert_eq!(of_event(&event, &scene.book(1), &clock()), None);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gateway::datapath::numbers::Numbers;
 use gateway::flows::session::{all_slots, sessions};
-use gateway::flows::{Book, ClockBase, Directories, Directory, record};
+use gateway::flows::{Book, Clock, Directories, Directory, record};
 use xdp::memory::{Memory, Sizes};
 use xdp::tables::Tables as _;
 use xdp_abi::event::Event4;
@@ -24,7 +24,7 @@ fn names() -> &'static Book {
 /// An event becomes a record.
 pub(crate) fn event(bytes: &[u8]) {
     let Ok((event, _)) = Event4::read_from_prefix(bytes) else { return };
-    let clock = ClockBase { offset: 1 << 60, tick: Duration::from_millis(64) };
+    let clock = Clock::new(Duration::from_millis(64), 1 << 60);
     if let Some(record) = record::of_event(&event, names(), &clock) {
         serde_json::to_string(&record).expect("a record can be written");
     }
@@ -55,7 +55,7 @@ pub(crate) fn session(bytes: &[u8]) {
         }
     }
     for view in sessions(&memory, 0..all_slots(&memory), now) {
-        let clock = ClockBase { offset: 1 << 60, tick: Duration::from_millis(64) };
+        let clock = Clock::new(Duration::from_millis(64), 1 << 60);
         if let Some(record) = record::of_event(&view.told, names(), &clock) {
             serde_json::to_string(&record).expect("a record can be written");
         }
