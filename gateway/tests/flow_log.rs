@@ -75,6 +75,23 @@ curl -s http://127.0.0.1:9464/readyz
 terminate
 "#;
 
+/// As many sessions as the ring has room for, and some, are ended at once.
+const CLEARS: &str = r#"
+sed -i "s/sessions: 4096/sessions: 65536/" "$1/sluice.yaml"
+start env
+flows 1000 32999
+ask() { curl -s --unix-socket "$1/sluice.sock" -H 'content-type: application/json' "http://x/v1/$2" -d "$3"; }
+metric sluice_sessions
+ask "$1" sessions/clear '{"filter":""}'
+echo
+ask "$1" sessions/clear '{"filter":""}'
+echo
+becomes sluice_sessions_ended_total 32000
+becomes sluice_flow_records_written_total 64000
+metric sluice_flow_events_lost_total
+terminate
+"#;
+
 fn played(script: &str, name: &str, path: &str, tools: &[&str]) -> Option<String> {
     if !can_run("a flow log that nobody reads", tools) {
         return None;
@@ -108,4 +125,12 @@ fn a_log_that_never_answers_keeps_nobody_from_ending_the_daemon() {
 fn a_log_that_shares_the_pipe_of_the_records_keeps_nobody_from_ending_the_daemon() {
     let Some(said) = played(SHARES, "shares", "-", &["bash", "curl"]) else { return };
     assert_eq!(said, "ready\n");
+}
+
+#[test]
+fn a_record_of_every_session_that_is_cleared_is_written() {
+    let log = concat!(env!("CARGO_TARGET_TMPDIR"), "/clears/flows.jsonl");
+    let Some(said) = played(CLEARS, "clears", log, &["bash", "curl", "ip"]) else { return };
+    let words: Vec<&str> = said.lines().take(4).collect();
+    assert_eq!(words, ["32000", r#"{"cleared":32000}"#, r#"{"cleared":0}"#, "0"], "{said}");
 }

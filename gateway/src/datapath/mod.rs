@@ -2,6 +2,7 @@
 //! is attached where.
 
 pub mod attach;
+pub mod backlog;
 pub(crate) mod behind;
 pub mod carry;
 pub mod claim;

@@ -25,7 +25,7 @@ use xdp_abi::{
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-xdp"));
 
 /// The ring of events: about 30,000 of them, should the daemon be busy for a moment.
-const EVENT_BYTES: u32 = 4 << 20;
+pub(super) const EVENT_BYTES: u32 = 4 << 20;
 
 /// The policy in force and the one that is written next have a half each.
 const BANKS: u32 = 2;

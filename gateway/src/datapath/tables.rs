@@ -4,10 +4,11 @@
 //! finds there, sessions included, if the layout and the sizes are its own.
 
 use super::{
+    backlog::Backlog,
     clock::Clock,
     layout::{self, LayoutError, Older},
     memory::Mapped,
-    object::{Hooks, Object, ObjectError, Shown, Sizes},
+    object::{EVENT_BYTES, Hooks, Object, ObjectError, Shown, Sizes},
 };
 use aya::{
     Pod, TestRun as _,
@@ -107,6 +108,7 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, [u64; COUNTER_WORDS]>,
     rule_counts: Mutex<PerCpuArray<MapData, [u64; RULE_COUNT_WORDS]>>,
     events: Mutex<Option<RingBuf<MapData>>>,
+    backlog: Backlog,
     clock: Clock,
     object: Mutex<Object>,
     /// Whether sessions of an earlier daemon were taken over.
@@ -147,6 +149,9 @@ impl Datapath {
         object.fill(names::FREE_OVERFLOW4, overflow)?;
         let free_hops = Mutex::new(object.fill(names::FREE_NEXT_HOPS, hop_numbers)?);
         let free_bitmaps = Mutex::new(object.fill(names::FREE_BITMAPS, bitmap_numbers)?);
+        let events: RingBuf<MapData> = object.take(names::EVENTS)?;
+        let backlog = Backlog::new(&events)
+            .map_err(|source| ObjectError::Memory { name: names::EVENTS, source })?;
         if !adopted {
             let c = &config.all()[0];
             c.seed.store(random_seed());
@@ -189,7 +194,8 @@ impl Datapath {
             pairs: Mutex::new(object.take(names::PAIRS4)?),
             counters: object.take(names::COUNTERS)?,
             rule_counts: Mutex::new(object.take(names::RULE_COUNTS)?),
-            events: Mutex::new(Some(object.take(names::EVENTS)?)),
+            events: Mutex::new(Some(events)),
+            backlog,
             config,
             shared,
             slots,
@@ -232,6 +238,11 @@ impl Datapath {
     /// The ring of events; once.
     pub fn take_events(&self) -> Option<RingBuf<MapData>> {
         lock(&self.events).take()
+    }
+
+    /// Whether events come faster than they are read: less than half of their ring is free.
+    pub fn events_pile_up(&self) -> bool {
+        self.backlog.bytes() > EVENT_BYTES as usize / 2
     }
 
     /// What an earlier daemon left in another layout, to be carried over; once.

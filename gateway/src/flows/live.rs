@@ -24,6 +24,7 @@ use xdp_abi::port::{PairKey4, Ports};
 use xdp_abi::session::{Entry4, Record, State};
 use xdp_abi::word::Word;
 
+use super::SessionView;
 use crate::datapath::memory::Mapped;
 use crate::datapath::object::Loaded;
 use crate::datapath::tables::{Datapath, lock};
@@ -41,11 +42,14 @@ pub trait Live: Tables<A = V4> + Send + Sync + 'static {
     /// # Errors
     /// The kernel was asked and refused.
     fn rule_counts(&self) -> io::Result<Vec<RuleCount>>;
-    /// Ends a session as an operator does, if it is still the one that is meant.
+    /// Ends a session as an operator does, if it is still the one that is meant; says whether it
+    /// lived until then.
     ///
     /// # Errors
     /// The kernel was asked and refused.
-    fn clear(&self, record: u32, incarnation: u32) -> io::Result<()>;
+    fn clear(&self, record: u32, incarnation: u32) -> io::Result<bool>;
+    /// Whether events come faster than they are read.
+    fn events_pile_up(&self) -> bool;
     /// The programs that are loaded; none where packets go without the kernel.
     fn loaded(&self) -> Vec<Loaded>;
     /// Now, in ticks.
@@ -92,8 +96,20 @@ impl Live for Tables4 {
     fn rule_counts(&self) -> io::Result<Vec<RuleCount>> {
         self.datapath.rule_counts().map_err(io::Error::other)
     }
-    fn clear(&self, record: u32, incarnation: u32) -> io::Result<()> {
-        self.datapath.clear(record, incarnation, ENDED_CLEARED).map_err(io::Error::other)
+    fn clear(&self, record: u32, incarnation: u32) -> io::Result<bool> {
+        // The kernel does not say what became of an order.
+        let lives = || {
+            let found = SessionView::of_record(self, record, self.datapath.now());
+            found.is_some_and(|found| found.incarnation() == incarnation && found.lives())
+        };
+        if !lives() {
+            return Ok(false);
+        }
+        self.datapath.clear(record, incarnation, ENDED_CLEARED).map_err(io::Error::other)?;
+        Ok(!lives())
+    }
+    fn events_pile_up(&self) -> bool {
+        self.datapath.events_pile_up()
     }
     fn loaded(&self) -> Vec<Loaded> {
         self.datapath.object().loaded()

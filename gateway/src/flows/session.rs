@@ -40,6 +40,12 @@ pub struct Lease {
 }
 
 impl SessionView {
+    /// The session of a record, at tick `now`.
+    pub fn of_record<T: Tables<A = V4>>(tables: &T, number: u32, now: u32) -> Option<Self> {
+        let slot = halves(tables.record(number)?).forward;
+        Self::read(tables, slot, now).filter(|session| session.record() == number)
+    }
+
     /// The session whose forward entry stands in `slot`, at tick `now`.
     pub fn read<T: Tables<A = V4>>(tables: &T, slot: u32, now: u32) -> Option<Self> {
         let forward = tables.slot(slot)?;

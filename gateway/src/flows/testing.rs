@@ -11,6 +11,7 @@ use policy_compiler::{Action, Egress, Log, Protocol, SnatAction};
 use xdp::address::V4;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, RouteEntry, Sizes, rule_set};
 use xdp::pipeline::{Fate, Hook};
+use xdp::session::Ended;
 use xdp::tables::Tables;
 use xdp_abi::count::{Counters, RuleCount};
 use xdp_abi::event::ENDED_CLEARED;
@@ -437,10 +438,12 @@ impl Live for Memory {
     fn rule_counts(&self) -> io::Result<Vec<RuleCount>> {
         Ok((0..64).map(|counter| self.rule_count(counter)).collect())
     }
-    fn clear(&self, record: u32, incarnation: u32) -> io::Result<()> {
+    fn clear(&self, record: u32, incarnation: u32) -> io::Result<bool> {
         let ending = xdp::session::Ending::now(ENDED_CLEARED, incarnation);
-        xdp::session::end(self, record, ending, Live::now(self));
-        Ok(())
+        Ok(xdp::session::end(self, record, ending, Live::now(self)) != Ended::Lives)
+    }
+    fn events_pile_up(&self) -> bool {
+        false
     }
     fn loaded(&self) -> Vec<Loaded> {
         Vec::new()

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::document::Document;
 use api::filter::Filter;
@@ -77,12 +78,39 @@ pub(super) async fn clear<L: Live>(
         if meant.is_empty() {
             names_something(&state, &filter)?;
         }
-        for (record, incarnation) in &meant {
-            state.live.clear(*record, *incarnation).map_err(Refusal::kernel)?;
+        let mut cleared = 0;
+        let mut pace = Pace::new();
+        for (record, incarnation) in meant {
+            pace.keep(|| state.live.events_pile_up(), std::thread::sleep);
+            let ended = state.live.clear(record, incarnation).map_err(Refusal::kernel)?;
+            cleared += u64::from(ended);
         }
-        Ok(Json(ClearResponse { cleared: meant.len() as u64 }))
+        Ok(Json(ClearResponse { cleared }))
     })
     .await?
+}
+
+/// Ends no more sessions than their records are read. A reader that does not go on holds up
+/// nobody for good: then records are lost, and counted.
+struct Pace {
+    /// How much longer the reader is waited for, all in all.
+    patience: Duration,
+}
+
+impl Pace {
+    /// How long the reader has before it is looked at again.
+    const NAP: Duration = Duration::from_millis(1);
+
+    const fn new() -> Self {
+        Self { patience: Duration::from_secs(10) }
+    }
+
+    fn keep(&mut self, piles_up: impl Fn() -> bool, sleep: impl Fn(Duration)) {
+        while !self.patience.is_zero() && piles_up() {
+            sleep(Self::NAP);
+            self.patience = self.patience.saturating_sub(Self::NAP);
+        }
+    }
 }
 
 /// Whether the rule and the domain of a filter exist. Asked only when it held for nothing: sessions
@@ -155,7 +183,7 @@ fn outside_tuple(told: &Event4) -> Tuple {
 
 /// What it takes to put a session into words.
 pub(super) struct Show {
-    tick: std::time::Duration,
+    tick: Duration,
     clock: u64,
 }
 
@@ -238,8 +266,23 @@ mod tests {
 
     fn shown(told: Event4, book: &Book) -> Session {
         let view = SessionView { told, class: Class::Udp, log: 0, expires_in: 0, lease: None };
-        let show = Show { tick: std::time::Duration::from_millis(62), clock: 0 };
+        let show = Show { tick: Duration::from_millis(62), clock: 0 };
         show.session(&view, book)
+    }
+
+    #[test]
+    fn whoever_ends_many_sessions_waits_for_the_reader_of_their_records_but_not_for_ever() {
+        let slept = std::cell::Cell::new(0u32);
+        let sleep = |_| slept.set(slept.get() + 1);
+        let mut pace = Pace::new();
+        pace.keep(|| false, sleep);
+        assert_eq!(slept.get(), 0);
+        pace.keep(|| slept.get() < 7, sleep);
+        assert_eq!(slept.get(), 7, "until the reader has caught up");
+        pace.keep(|| true, sleep);
+        assert_eq!(slept.get(), 10_000, "all in all ten seconds");
+        pace.keep(|| true, sleep);
+        assert_eq!(slept.get(), 10_000);
     }
 
     proptest! {
