@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use crate::session::{Phase, Session};
+use crate::session::{Phase, Session, SessionId};
 use crate::value::{Prefix, Protocol};
 
 /// Terms that must all hold; without any it holds for everything.
@@ -30,6 +30,8 @@ pub struct Filter {
     pub domain: Option<String>,
     /// `outside`: the source address after translation.
     pub outside: Option<IpAddr>,
+    /// `id`: this one, by the number that records and captures have.
+    pub id: Option<SessionId>,
     /// `state`: whether it lives; if not stated, it does.
     pub state: Option<State>,
 }
@@ -75,7 +77,7 @@ pub enum FilterError {
     #[error("`{0}` is not key=value, such as src=100.64.0.0/16")]
     NoValue(String),
     /// A key that does not exist.
-    #[error("`{0}` is not a key; use src, dst, port, proto, rule, domain, outside or state")]
+    #[error("`{0}` is not a key; use src, dst, port, proto, rule, domain, outside, id or state")]
     UnknownKey(String),
     /// A key that stands twice.
     #[error("`{0}` stands twice; all terms must hold, so give each key once")]
@@ -142,6 +144,7 @@ impl FromStr for Filter {
                 "rule" => set(&mut filter.rule, "rule", value, "the name of a rule")?,
                 "domain" => set(&mut filter.domain, "domain", value, "the name of a domain")?,
                 "outside" => set(&mut filter.outside, "outside", value, "an address")?,
+                "id" => set(&mut filter.id, "id", value, "the hexadecimal digits of a session")?,
                 "state" => set(&mut filter.state, "state", value, "live, resting or all")?,
                 _ => return Err(FilterError::UnknownKey(key.to_owned())),
             }
@@ -152,7 +155,7 @@ impl FromStr for Filter {
 
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let terms: [(&str, Option<&dyn fmt::Display>); 8] = [
+        let terms: [(&str, Option<&dyn fmt::Display>); 9] = [
             ("src", self.src.as_ref().map(|value| value as _)),
             ("dst", self.dst.as_ref().map(|value| value as _)),
             ("port", self.port.as_ref().map(|value| value as _)),
@@ -160,6 +163,7 @@ impl fmt::Display for Filter {
             ("rule", self.rule.as_ref().map(|value| value as _)),
             ("domain", self.domain.as_ref().map(|value| value as _)),
             ("outside", self.outside.as_ref().map(|value| value as _)),
+            ("id", self.id.as_ref().map(|value| value as _)),
             ("state", self.state.as_ref().map(|value| value as _)),
         ];
         let mut separator = "";
@@ -217,6 +221,9 @@ impl Filter {
                 refused(format!("outside={address}"), "only IPv4 is looked into")
             }
             Self { port: Some(0), .. } => refused("port=0".into(), "the datapath takes it for any"),
+            Self { id: Some(SessionId(0)), .. } => {
+                refused("id=0".into(), "that is what a packet of no session carries")
+            }
             Self { proto: Some(Protocol(0)), .. } => {
                 refused("proto=0".into(), "the datapath takes it for any")
             }
@@ -247,6 +254,7 @@ impl Filter {
                 *domain == session.domain || *domain == session.destination_domain
             })
             && self.outside.is_none_or(|address| outside.source.ip() == address)
+            && self.id.is_none_or(|id| id == session.id)
             && self.wants(session.phase == Phase::Resting)
     }
 }
@@ -254,7 +262,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{ObjectRef, Party, SessionId, Traffic, Tuple};
+    use crate::session::{ObjectRef, Party, Traffic, Tuple};
     use proptest::prelude::*;
 
     fn session() -> Session {
@@ -313,6 +321,9 @@ mod tests {
             ("domain=prod-us", false),
             ("outside=10.10.0.17", true),
             ("outside=100.64.1.10", false),
+            ("id=0000000000000001", true),
+            ("id=1 port=443", true),
+            ("id=10", false),
             ("  src=100.64.0.0/16   proto=tcp port=443 ", true),
             ("src=100.64.0.0/16 proto=tcp port=444", false),
         ] {
@@ -356,7 +367,7 @@ mod tests {
             ("tcp", "`tcp` is not key=value, such as src=100.64.0.0/16"),
             (
                 "source=10.0.0.1",
-                "`source` is not a key; use src, dst, port, proto, rule, domain, outside or state",
+                "`source` is not a key; use src, dst, port, proto, rule, domain, outside, id or state",
             ),
             ("port=1 port=2", "`port` stands twice; all terms must hold, so give each key once"),
             ("port=65536", "`port=65536` is wrong; expected a number from 0 to 65535"),
@@ -384,6 +395,8 @@ mod tests {
             ("port=0", Some("`port=0` cannot be asked")),
             ("port=1 proto=1", None),
             ("proto=0", Some("`proto=0` cannot be asked")),
+            ("id=1", None),
+            ("id=0", Some("a packet of no session carries")),
         ] {
             let said = text.parse::<Filter>().unwrap().of_packets().map_err(|e| e.to_string());
             match expected {
@@ -401,6 +414,7 @@ mod tests {
             proto in proptest::option::of(any::<u8>()),
             rule in proptest::option::of("[a-z=/-]{1,9}"),
             outside in proptest::option::of(any::<u32>()),
+            id in proptest::option::of(any::<u64>().prop_map(SessionId)),
             state in proptest::option::of(
                 prop_oneof![Just(State::Live), Just(State::Resting), Just(State::All)]
             ),
@@ -414,6 +428,7 @@ mod tests {
                 proto: proto.map(Protocol),
                 rule,
                 outside: outside.map(|bits| IpAddr::V4(bits.into())),
+                id,
                 state,
                 ..Filter::default()
             };

@@ -1,6 +1,6 @@
 //! Sessions as the local API shows them.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::str::FromStr;
 
@@ -20,10 +20,12 @@ impl fmt::Display for SessionId {
 }
 
 impl FromStr for SessionId {
-    type Err = std::num::ParseIntError;
+    type Err = ();
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
+    /// Reads what is displayed; leading zeros may be left out.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u64::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(())
     }
 }
 
@@ -58,7 +60,7 @@ impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
             Some(name) => f.write_str(name),
-            None => write!(f, "#{:08x}", self.id),
+            None => write!(f, "#{}", self.id),
         }
     }
 }
@@ -90,8 +92,40 @@ pub struct Traffic {
     pub packets: u64,
     /// Bytes, from the IP header on.
     pub bytes: u64,
-    /// Every TCP flag seen, as the bits of the header (FIN is 1); `None` if it is not TCP.
-    pub tcp_flags: Option<u8>,
+    /// Every TCP flag seen; `None` if it is not TCP.
+    pub tcp_flags: Option<TcpFlags>,
+}
+
+/// TCP flags as the bits of the header, written as the letters of flow records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// FIN, SYN, RST, PSH, ACK, URG, ECE, CWR; from the lowest bit on.
+    const LETTERS: &str = "FSRPAUEC";
+}
+
+impl fmt::Display for TcpFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letters = (0..).zip(Self::LETTERS.chars()).filter(|(bit, _)| self.0 >> bit & 1 != 0);
+        letters.into_iter().try_for_each(|(_, letter)| f.write_char(letter))
+    }
+}
+
+impl Serialize for TcpFlags {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TcpFlags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.chars().try_fold(Self(0), |flags, letter| match Self::LETTERS.find(letter) {
+            Some(bit) => Ok(Self(flags.0 | 1 << bit)),
+            None => Err(de::Error::custom(format!("`{letter}` is no TCP flag"))),
+        })
+    }
 }
 
 /// What a session is in the middle of; each has a timer of its own.
@@ -216,14 +250,32 @@ mod tests {
             assert_eq!(serde_json::to_string(&id).unwrap(), json);
             assert_eq!(serde_json::from_str::<SessionId>(json).unwrap(), id);
         }
+        for (text, expected) in [
+            ("2a", Ok(SessionId(42))),
+            ("000000000000002A", Ok(SessionId(42))),
+            ("", Err(())),
+            ("+2a", Err(())),
+            ("10000000000000000", Err(())), // one digit too many
+        ] {
+            assert_eq!(text.parse(), expected, "{text}");
+        }
         let error = serde_json::from_str::<SessionId>("\"seven\"").unwrap_err().to_string();
         assert!(error.contains("expected the 16 hexadecimal digits"), "{error}");
     }
 
     #[test]
+    fn tcp_flags_are_letters() {
+        for (flags, json) in [(0, "\"\""), (0x1b, "\"FSPA\""), (0xff, "\"FSRPAUEC\"")] {
+            assert_eq!(serde_json::to_string(&TcpFlags(flags)).unwrap(), json);
+            assert_eq!(serde_json::from_str::<TcpFlags>(json).unwrap(), TcpFlags(flags));
+        }
+        assert!(serde_json::from_str::<TcpFlags>("\"X\"").is_err());
+    }
+
+    #[test]
     fn an_object_without_a_name_shows_its_id() {
         assert_eq!(ObjectRef { id: 7, name: Some("web".into()) }.to_string(), "web");
-        assert_eq!(ObjectRef { id: 7, name: None }.to_string(), "#00000007");
+        assert_eq!(ObjectRef { id: 77, name: None }.to_string(), "#77");
     }
 
     #[test]

@@ -122,6 +122,7 @@ fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
         (&["sessions", "sorce=10.0.0.1"][..], "`sorce` is not a key; use src, dst"),
         (&["sessions", "clear"], "required arguments were not provided"),
         (&["sessions", "clear", ""], "say --all if that is meant"),
+        (&["sessions", "id=seven"], "expected the hexadecimal digits of a session"),
         (&["capture", "port=http"], "expected a number from 0 to 65535"),
         (&["capture", "--count", "0"], "0 is not in 1..=100000"),
         (&["capture", "--count", "100001"], "100001 is not in 1..=100000"),

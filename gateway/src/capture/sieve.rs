@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::filter::Filter;
+use api::session::SessionId;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::copies::{Copies, addresses};
@@ -15,6 +16,7 @@ pub(super) struct Sieve {
     src: Option<Ipv4Net>,
     dst: Option<Ipv4Net>,
     outside: Option<Ipv4Addr>,
+    session: Option<SessionId>,
     pub(super) rule: Option<String>,
 }
 
@@ -27,6 +29,7 @@ impl Sieve {
                 IpAddr::V4(address) => Some(address),
                 IpAddr::V6(_) => None,
             }),
+            session: filter.id,
             rule: filter.rule.clone(),
         }
     }
@@ -40,6 +43,7 @@ impl Sieve {
         within(self.src, 0)
             && within(self.dst, 1)
             && self.rule.as_deref().is_none_or(|wanted| rule == Some(wanted))
+            && self.session.is_none_or(|session| packet.after.session == session.0)
             && self.outside.is_none_or(|outside| {
                 before.is_some_and(|[_, destination]| destination == outside)
                     || addresses(&packet.after).is_some_and(|[source, _]| source == outside)
@@ -71,13 +75,13 @@ pub(super) fn lower(filter: &Filter) -> (u64, u64) {
 mod tests {
     use super::*;
     use crate::capture::copies::tests::{OUTSIDE, POD, SERVER, copy};
-    use xdp_abi::event::{STAGE_AFTER, STAGE_BEFORE};
+    use xdp_abi::event::{Captured, STAGE_AFTER, STAGE_BEFORE};
 
     /// A packet of a session, and its answer.
     fn both_ways() -> [Copies; 2] {
         let packet = |from, to, new_from, new_to| Copies {
             before: Some(copy(1, STAGE_BEFORE, from, to)),
-            after: copy(1, STAGE_AFTER, new_from, new_to),
+            after: Captured { session: 7, ..copy(1, STAGE_AFTER, new_from, new_to) },
         };
         [packet(POD, SERVER, OUTSIDE, SERVER), packet(SERVER, OUTSIDE, SERVER, POD)]
     }
@@ -97,6 +101,8 @@ mod tests {
             ("outside=203.0.113.1 src=198.51.100.9", false, true),
             ("rule=web", true, true),
             ("rule=ssh", false, false),
+            ("id=7", true, true),
+            ("id=8", false, false),
             ("rule=web src=100.64.1.10", true, false),
         ] {
             let sieve = Sieve::new(&text.parse().unwrap());

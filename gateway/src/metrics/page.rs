@@ -106,7 +106,7 @@ impl Facts {
 }
 
 fn named(hits: HashMap<u32, RuleCount>, names: &Directory) -> Vec<(String, RuleCount)> {
-    let name = |id| names.rule(id).map_or_else(|| format!("#{id:08x}"), |name| name.to_string());
+    let name = |id| names.rule(id).map_or_else(|| format!("#{id}"), |name| name.to_string());
     hits.into_iter().map(|(id, count)| (name(id), count)).collect()
 }
 

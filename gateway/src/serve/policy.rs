@@ -240,7 +240,7 @@ fn pool_row<L: Live>(
 }
 
 fn policy_name(names: &Directory, id: u32) -> String {
-    names.snat(id).map_or_else(|| format!("#{id:08x}"), |name| name.to_string())
+    names.snat(id).map_or_else(|| format!("#{id}"), |name| name.to_string())
 }
 
 /// The fullest pairs of outside address and destination, once for each range that policies lend of

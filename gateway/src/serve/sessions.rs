@@ -7,8 +7,8 @@ use std::time::Duration;
 use api::document::Document;
 use api::filter::Filter;
 use api::session::{
-    ClearRequest, ClearResponse, ObjectRef, Party, Phase, Session, SessionId, Sessions, Traffic,
-    Tuple,
+    ClearRequest, ClearResponse, ObjectRef, Party, Phase, Session, SessionId, Sessions, TcpFlags,
+    Traffic, Tuple,
 };
 use api::value::Protocol;
 use axum::Json;
@@ -157,6 +157,7 @@ fn holds(filter: &Filter, told: &Event4, book: &Book) -> bool {
         && filter.port.is_none_or(|port| ends.iter().any(|end| end.port() == port))
         && filter.proto.is_none_or(|protocol| protocol.0 == told.protocol)
         && filter.outside.is_none_or(|address| outside.source.ip() == address)
+        && filter.id.is_none_or(|id| id.0 == told.session)
         && filter
             .rule
             .as_ref()
@@ -212,7 +213,7 @@ impl Show {
         let traffic = |direction: usize| Traffic {
             packets: told.packets[direction],
             bytes: told.bytes[direction],
-            tcp_flags: (told.protocol == TCP).then_some(told.tcp_flags[direction]),
+            tcp_flags: (told.protocol == TCP).then_some(TcpFlags(told.tcp_flags[direction])),
         };
         Session {
             id: SessionId(told.session),
@@ -302,9 +303,11 @@ mod tests {
                     Just("domain=red".to_owned()),
                     Just("domain=3".to_owned()),
                     (0u8..4).prop_map(|n| format!("outside=10.0.0.{n}")),
+                    (0u64..2).prop_map(|n| format!("id={n}")),
                 ],
                 0..3,
             ),
+            session in 0u64..2,
         ) {
             let scene = testing::scene(TWO_CLUSTERS);
             let names = scene.book(1);
@@ -312,7 +315,7 @@ mod tests {
             let address = |n: usize| [10, 0, 0, addresses[n]];
             let port = |n: usize| ports[n].to_be_bytes();
             let told = Event4 {
-                protocol, domain, destination_domain: towards, rule: rules[rule],
+                protocol, domain, session, destination_domain: towards, rule: rules[rule],
                 source: address(0), destination: address(1),
                 outside: address(2), outside_destination: address(3),
                 source_port: port(0), destination_port: port(1),

@@ -17,6 +17,7 @@ pub(crate) struct Arguments {
     /// Which packets; all if not given. Of a packet as it comes in: src=PREFIX its source,
     /// dst=PREFIX its destination, port=N one of its ports, proto=NAME its protocol. rule=NAME
     /// decided on it. outside=IP is its source after translation, or where an answer comes in for.
+    /// id=SESSION is the session that it belongs to.
     filter: Vec<String>,
     /// Write pcapng into this file instead of lines; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]

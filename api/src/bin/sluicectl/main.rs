@@ -29,7 +29,7 @@ use show::Show;
 /// Asks a Sluice gateway what it does.
 ///
 /// FILTER is words such as src=100.64.0.0/16 dst=192.0.2.7 port=443 proto=tcp rule=NAME
-/// domain=NAME outside=10.10.0.17; all of them must hold. `capture` takes all but domain, and
+/// domain=NAME outside=10.10.0.17 id=SESSION; all of them must hold. `capture` takes all but domain, and
 /// `sluicectl capture --help` says what they mean of packets.
 #[derive(Parser)]
 #[command(name = "sluicectl", version)]
@@ -92,8 +92,8 @@ struct SessionsArguments {
     #[command(subcommand)]
     command: Option<SessionsCommand>,
     /// Which sessions; all live ones if not given. src=PREFIX, dst=PREFIX, port=N, proto=NAME,
-    /// rule=NAME, domain=NAME, outside=IP; state=resting are those that ended and whose outside
-    /// port rests, state=all both.
+    /// rule=NAME, domain=NAME, outside=IP, id=SESSION as in records and captures; state=resting
+    /// are those that ended and whose outside port rests, state=all both.
     filter: Vec<String>,
     /// How many at most.
     #[arg(long, default_value_t = 1000)]

@@ -112,10 +112,11 @@ impl Show for Sessions {
             "BYTES",
             "IDLE",
             "EXPIRES",
+            "ID",
         ])
         .fit(Fit::Words, &["FROM", "TO", "RULE"])
         .spare(&[
-            "BYTES", "EXPIRES", "PHASE", "PACKETS", "IDLE", "TO", "FROM", "RULE", "PROTO",
+            "ID", "BYTES", "EXPIRES", "PHASE", "PACKETS", "IDLE", "TO", "FROM", "RULE", "PROTO",
             "OUTSIDE",
         ]);
         for session in &self.sessions {
@@ -134,6 +135,7 @@ impl Show for Sessions {
                 format!("{}/{}", original.bytes, reply.bytes),
                 span(session.idle),
                 span(session.expires_in),
+                session.id.to_string(),
             ]);
         }
         let shown = self.sessions.len() as u64;
@@ -163,7 +165,7 @@ impl Show for Identities {
             let doubted = identity.doubted.iter().map(|group| format!("perhaps {group}"));
             let groups: Vec<String> = identity.groups.iter().cloned().chain(doubted).collect();
             table.row([
-                format!("{:08x}", identity.id),
+                identity.id.to_string(),
                 list(&groups),
                 identity.hosts.to_string(),
                 identity.prefixes.to_string(),
@@ -432,8 +434,8 @@ mod tests {
             "destination": { "endpoint": null, "groups": ["s3", "public-internet"], "identity": 2 },
             "rule": { "id": 1, "name": "payments-to-s3" }, "would_match": null,
             "snat_policy": null, "mark": null, "phase": "tcp_established",
-            "original": { "packets": 10, "bytes": 1000, "tcp_flags": 2 },
-            "reply": { "packets": 9, "bytes": 90000, "tcp_flags": 18 },
+            "original": { "packets": 10, "bytes": 1000, "tcp_flags": "S" },
+            "reply": { "packets": 9, "bytes": 90000, "tcp_flags": "SA" },
             "age": 61, "idle": 1, "expires_in": 7439, "generation": 3
         });
         Sessions { sessions: vec![serde_json::from_value(session).unwrap()], matched: 1 }
@@ -480,7 +482,7 @@ mod tests {
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
             "tcp prod-eu 100.64.1.10:40000 192.0.2.7:443 10.10.0.17:50000 checkout/api s3, public-internet \
-             payments-to-s3 tcp_established 10/9 1000/90000 1s 2h3m"
+             payments-to-s3 tcp_established 10/9 1000/90000 1s 2h3m 0000000000000001"
         );
         assert_eq!(lines[2], "1 session");
         for width in [80, 90, 100, 110, 120, 140] {
@@ -516,7 +518,7 @@ mod tests {
 PROTO  DOMAIN   SOURCE                 DESTINATION          OUTSIDE               FROM      RULE
 tcp    prod-eu  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkou…  payment…
 tcp    prod-us  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535  checkou…  payment…
-not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO; -o wide shows all
+not shown: ID, BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO; -o wide shows all
 2 sessions
 "
         );
@@ -526,7 +528,7 @@ not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO; -o wide shows all
 PROTO  DOMAIN   SOURCE                 DESTINATION          OUTSIDE
 tcp    prod-eu  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535
 tcp    prod-us  100.127.255.254:65535  203.0.113.254:65535  198.51.100.254:65535
-not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide shows all
+not shown: ID, BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide shows all
 2 sessions
 "
         );
@@ -575,8 +577,8 @@ not shown: BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide shows a
         assert_eq!(
             lines[1..],
             [
-                "00000001 shop 2 0 red:100.64.0.1 shop/a, red:100.64.0.2",
-                "00000002 shop, perhaps ads, perhaps api 1 0 red:100.64.0.3 contested: shop/b or \
+                "1 shop 2 0 red:100.64.0.1 shop/a, red:100.64.0.2",
+                "2 shop, perhaps ads, perhaps api 1 0 red:100.64.0.3 contested: shop/b or \
                  shop/c",
             ]
         );
