@@ -156,7 +156,7 @@ pub struct PoolAddress {
     pub lendable: u32,
     /// Whether the gateway's own kernel uses the address too.
     pub shared_with_host: bool,
-    /// Live sessions on it.
+    /// Live sessions that the policy has given it; those of other policies are in rows of their own.
     pub sessions: u64,
 }
 

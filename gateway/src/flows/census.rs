@@ -22,8 +22,8 @@ pub struct Census {
     pub resting: u64,
     /// Live ones by the id of their SNAT policy.
     pub by_policy: HashMap<u32, u64>,
-    /// Live ones with a lent port, by outside address.
-    pub by_address: HashMap<Ipv4Addr, u64>,
+    /// Live ones with a lent port, by SNAT policy and outside address.
+    pub by_address: HashMap<(u32, Ipv4Addr), u64>,
     /// What could be lent when this was counted.
     pub lendings: Vec<Lending>,
     /// Ports lent or resting, by what they are taken from.
@@ -74,7 +74,8 @@ impl Census {
             *self.by_policy.entry(session.told.snat_policy).or_default() += 1;
         }
         if let Some(Lease { pair, .. }) = session.lease {
-            *self.by_address.entry(Ipv4Addr::from(pair.outside)).or_default() += 1;
+            let place = (session.told.snat_policy, Ipv4Addr::from(pair.outside));
+            *self.by_address.entry(place).or_default() += 1;
         }
     }
 
@@ -215,8 +216,10 @@ mod tests {
         scene.open_tcp("100.64.1.10:40002", "198.51.100.10:443");
         let census = Census::take(&*scene.memory, scene.now);
         assert_eq!((census.live, census.resting), (3, 0));
-        assert_eq!(census.by_policy, HashMap::from([(scene.config.image.snat[0].id.0, 3)]));
-        assert_eq!(census.by_address, HashMap::from([("203.0.113.1".parse().unwrap(), 3)]));
+        let policy = scene.config.image.snat[0].id.0;
+        assert_eq!(census.by_policy, HashMap::from([(policy, 3)]));
+        let address = "203.0.113.1".parse().unwrap();
+        assert_eq!(census.by_address, HashMap::from([((policy, address), 3)]));
         let used: Vec<u32> = census.fullest(9).into_iter().map(|fill| fill.used).collect();
         assert_eq!(used, [2, 1]);
         assert_eq!(census.fullest(1)[0].stock.pair.destination, [198, 51, 100, 9]);
@@ -275,6 +278,10 @@ mod tests {
             .iter()
             .map(|fill| (fill.stock.pair.destination[3], fill.used, fill.size))
             .collect();
+        let by_policy = |n: usize| scene.config.image.snat[n].id.0;
+        let address = "203.0.113.1".parse().unwrap();
+        let sessions = [0, 1].map(|n| census.by_address[&(by_policy(n), address)]);
+        assert_eq!(sessions, [6, 1], "each policy has its own");
         // The large range holds the same ports, so they are missing in it too.
         assert_eq!(fills, [(9, 5, 5), (10, 1, 5), (9, 5, 64_512), (10, 2, 64_512)]);
         assert_eq!(census.fullest(2)[1].size, 5);

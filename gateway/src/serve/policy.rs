@@ -235,7 +235,7 @@ fn pool_row<L: Live>(
         address: lending.address,
         lendable: lending.ports,
         shared_with_host: tables.is_local(xdp::address::V4(lending.address.octets())),
-        sessions: census.by_address.get(&lending.address).copied().unwrap_or(0),
+        sessions: census.by_address.get(&(lending.policy, lending.address)).copied().unwrap_or(0),
     }
 }
 
