@@ -140,6 +140,17 @@ fn what_is_wrong_with_the_command_line_is_told_without_a_gateway() {
 }
 
 #[test]
+fn help_is_as_wide_as_the_terminal() {
+    for arguments in [&["--help"][..], &["sessions", "--help"], &["capture", "--help"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluicectl"));
+        let help = command.args(arguments).env("COLUMNS", "80").output().unwrap().stdout;
+        let help = text(&help);
+        assert!(help.lines().count() > 10, "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+    }
+}
+
+#[test]
 fn without_a_gateway_one_sentence_says_so() {
     let directory = Directory::new("absent");
     let output = directory.run(&["rules"]);
