@@ -234,10 +234,11 @@ impl Show for Rules {
     }
 }
 
+/// A connection, or an interface as `ip route` has it: the word may not cost the name its room.
 fn way_out(policy: &SnatPolicyStatus) -> String {
     match (&policy.connection, &policy.interface) {
         (Some(connection), _) => connection.clone(),
-        (None, Some(interface)) => format!("interface {interface}"),
+        (None, Some(interface)) => format!("dev {interface}"),
         (None, None) => "-".to_owned(),
     }
 }
@@ -262,7 +263,7 @@ impl Show for Snat {
             "LENDS",
             "SESSIONS",
         ])
-        .fit(Fit::Words, &["POLICY", "LEAVES BY"])
+        .fit(Fit::Words, &["POLICY"])
         .fit(Fit::Items, &["LENDS"])
         .spare(&["ORDER", "PROTO", "LEAVES BY"]);
         for policy in &self.policies {
@@ -541,6 +542,28 @@ not shown: ID, BYTES, EXPIRES, PHASE, PACKETS, IDLE, TO, FROM, RULE; -o wide sho
         let text = sessions.show(80);
         assert!(text.contains("production-eu-a  100.127.255.254:65535  203.0"), "{text}");
         assert!(text.lines().take(3).all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn the_interface_that_a_policy_is_for_is_whole_on_every_terminal() {
+        let policy = |name: &str, interface: &str| {
+            serde_json::json!({
+                "id": 1, "name": name, "order": 10, "source": "100.64.0.0/16",
+                "destination": null, "protocol": "any", "connection": null,
+                "interface": interface, "snat_ips": ["192.0.2.1", "192.0.2.3-192.0.2.9"],
+                "no_nat": false, "sessions": 4
+            })
+        };
+        let policies =
+            [policy("pods-to-internet", "eth0"), policy("nodes-to-internet", "enp129s0f0np0.100")];
+        let snat = serde_json::json!({ "policies": policies, "pools": [], "fill": [] });
+        let snat: Snat = serde_json::from_value(snat).unwrap();
+        for width in [80, 100, 140] {
+            let text = snat.show(width);
+            assert!(text.contains("  dev eth0 "), "{text}");
+            assert!(text.contains("  dev enp129s0f0np0.100 "), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+        }
     }
 
     #[test]
