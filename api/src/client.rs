@@ -37,6 +37,9 @@ pub enum ClientError {
         /// What happened.
         source: io::Error,
     },
+    /// The gateway went away in the middle of a stream.
+    #[error("the gateway on {0} ended before its answer did")]
+    Ended(PathBuf),
     /// The far end does not speak as it should.
     #[error("the answer from {path} is not what was expected: {what}")]
     Answer {
@@ -95,7 +98,14 @@ impl Client {
         let client = self.clone();
         Ok(body.lines().filter(|line| !matches!(line, Ok(line) if line.trim().is_empty())).map(
             move |line| {
-                let line = line.map_err(|source| client.io(source))?;
+                let line = line.map_err(|source| {
+                    use io::ErrorKind::{ConnectionReset, UnexpectedEof};
+                    if matches!(source.kind(), ConnectionReset | UnexpectedEof) {
+                        ClientError::Ended(client.socket.clone())
+                    } else {
+                        client.io(source)
+                    }
+                })?;
                 serde_json::from_str(&line).map_err(|error| client.answer(error))
             },
         ))
@@ -210,13 +220,18 @@ fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+fn cut_off(where_it_ends: &str) -> io::Error {
+    let what = format!("the answer ends within its {where_it_ends}");
+    io::Error::new(io::ErrorKind::UnexpectedEof, what)
+}
+
 /// A line without its end; an error if the connection ends before it.
 fn read_line(inner: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     inner.take(HEADER_BYTES).read_line(&mut line)?;
     match line.strip_suffix('\n') {
         Some(text) => Ok(text.trim_end_matches('\r').to_owned()),
-        None => Err(invalid("the answer ends within its headers")),
+        None => Err(cut_off("headers")),
     }
 }
 
@@ -277,7 +292,7 @@ impl<R: BufRead> Read for Body<R> {
         let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let got = self.inner.read(&mut buffer[..wanted])?;
         if got == 0 {
-            return Err(invalid("the answer ends within its body"));
+            return Err(cut_off("body"));
         }
         let left = left - got as u64;
         self.extent = match self.extent {
@@ -436,6 +451,23 @@ mod tests {
         let numbers: Result<Vec<u8>, _> = Client::new(&socket).stream("/", &[]).unwrap().collect();
         assert_eq!(numbers.unwrap(), [12, 3, 4]);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_has_lost_its_gateway() {
+        let directory = Directory::new("stream-cut");
+        for (n, rest) in ["", "3\r\n2", "1\r\n2\r\n"].into_iter().enumerate() {
+            let socket = directory.0.join(n.to_string());
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n1\n\r\n{rest}");
+            let server = answering(&socket, answer.leak());
+            let client = Client::new(&socket);
+            let mut numbers = client.stream::<u8>("/", &[]).unwrap();
+            assert_eq!(numbers.next().unwrap().unwrap(), 1);
+            let error = numbers.next().unwrap().unwrap_err();
+            assert!(matches!(error, ClientError::Ended(_)), "{rest:?}: {error}");
+            server.join().unwrap();
+        }
     }
 
     #[test]

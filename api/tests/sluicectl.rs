@@ -257,3 +257,44 @@ fn captured_packets_go_into_a_file_and_what_is_missing_is_said() {
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
     gateway.join().unwrap();
 }
+
+#[test]
+fn a_capture_that_loses_its_gateway_or_its_reader_says_what_there_was() {
+    const COPY: &str = r#"{"time":1,"interface":"eth0","stage":"after","verdict":"passed","reason":null,"rule":null,"session":null,"length":60,"bytes":"00ff"}"#;
+    let directory = Directory::new("capture-cut");
+    let file = directory.0.join("packets.pcapng");
+    let name = file.to_str().unwrap();
+    // One copy, and then no end.
+    let body = format!("{:x}\r\n{COPY}\n\r\n", COPY.len() + 1);
+    let chunked = "200 OK\r\nTransfer-Encoding: chunked";
+    let gateway = directory.gateway(chunked, &body);
+    let output = directory.run(&["capture", "-w", name]);
+    gateway.join().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.starts_with(&format!("1 copies captured; written to {name}\n")), "{said}");
+    assert!(
+        said.contains("sluicectl: the gateway on ") && said.contains(" ended before"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 2, "{said}");
+
+    // Whoever reads has seen enough, as `head` does.
+    for arguments in [&["capture"][..], &["capture", "-o", "json"], &["capture", "-w", "-"]] {
+        let gateway = directory.gateway(chunked, &body);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_sluicectl"))
+            .arg("--socket")
+            .arg(directory.socket())
+            .args(arguments)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        gateway.join().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    }
+}

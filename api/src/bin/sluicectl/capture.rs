@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::capture::{End, Frame, Line, MOST_PACKETS, MOST_SAMPLE, MOST_SECONDS};
 use api::path;
@@ -49,7 +49,7 @@ impl Sink {
                 Output::Json => Self::Json,
             });
         };
-        let failed = |source| Failure::Write { path: path.clone(), source };
+        let failed = |source| not_written(path, source);
         let out: Box<dyn Write> = if path.as_os_str() == "-" {
             Box::new(io::stdout())
         } else {
@@ -61,8 +61,7 @@ impl Sink {
     fn put(&mut self, frame: &Frame) -> Result<(), Failure> {
         let line = match self {
             Self::File { writer, path } => {
-                let failed = |source| Failure::Write { path: path.clone(), source };
-                return writer.frame(frame).map_err(failed);
+                return writer.frame(frame).map_err(|source| not_written(path, source));
             }
             Self::Lines => line(frame),
             Self::Json => {
@@ -70,6 +69,15 @@ impl Sink {
             }
         };
         writeln!(io::stdout(), "{line}").map_err(Failure::Print)
+    }
+}
+
+/// Standard output that nobody reads any more is no failure, whatever is written there.
+fn not_written(path: &Path, source: io::Error) -> Failure {
+    if path.as_os_str() == "-" {
+        Failure::Print(source)
+    } else {
+        Failure::Write { path: path.to_owned(), source }
     }
 }
 
@@ -98,16 +106,20 @@ pub(crate) fn run(gateway: &Gateway, arguments: &Arguments) -> Result<(), Failur
     // The gateway is asked first: a file that is there already stays if it refuses.
     let lines = gateway.client.stream::<Line>(path::CAPTURE, &query)?;
     let mut sink = Sink::open(arguments.write.as_ref(), gateway.output)?;
-    let (mut copies, mut end) = (0u64, None);
+    let (mut copies, mut end, mut broken) = (0u64, None, None);
     for line in lines {
-        match line? {
-            Line::Frame(frame) => {
+        match line {
+            Ok(Line::Frame(frame)) => {
                 sink.put(&frame)?;
                 copies += 1;
             }
             // The last line has the sum.
-            Line::Lost { .. } => {}
-            Line::End { end: last } => end = Some(last),
+            Ok(Line::Lost { .. }) => {}
+            Ok(Line::End { end: last }) => end = Some(last),
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
         }
     }
     let file = match &sink {
@@ -116,7 +128,10 @@ pub(crate) fn run(gateway: &Gateway, arguments: &Arguments) -> Result<(), Failur
     };
     match end {
         Some(end) => eprintln!("{}{file}", sum(&end, copies)),
-        None => eprintln!("{copies} copies{file}"),
+        None => eprintln!("{copies} copies captured{file}"),
+    }
+    if let Some(broken) = broken {
+        return Err(broken.into());
     }
     for sentence in missing(end) {
         eprintln!("sluicectl: {sentence}");
