@@ -65,17 +65,32 @@ impl ExplainRequest {
         let protocol: Protocol = protocol.parse().map_err(|_| not_a_destination())?;
         let (destination, destination_port) =
             address_and_port(address).ok_or_else(not_a_destination)?;
+        let domain = domain.to_owned();
+        let request = Self { domain, source, source_port, destination, destination_port, protocol };
+        request.has_fitting_ports()?;
+        Ok(request)
+    }
+
+    /// Whether there are ports where the protocol has some, and only there.
+    pub fn has_fitting_ports(&self) -> Result<(), ParseExplainError> {
+        let Self { domain, source, source_port, destination, destination_port, protocol } = self;
+        let to = || format!("{}/{protocol}", end(*destination, *destination_port));
         match (protocol.has_ports(), destination_port) {
-            (true, None) => return Err(ParseExplainError::NoPort(to.to_owned(), protocol)),
-            (false, Some(_)) => return Err(ParseExplainError::Port(to.to_owned(), protocol)),
+            (true, None) => return Err(ParseExplainError::NoPort(to(), *protocol)),
+            (false, Some(_)) => return Err(ParseExplainError::Port(to(), *protocol)),
             (true, Some(_)) | (false, None) => {}
         }
-        if source_port.is_some() && !protocol.has_ports() && protocol != Protocol::ICMP {
-            return Err(ParseExplainError::SourcePort(from.to_owned(), protocol));
+        if source_port.is_some() && !protocol.has_ports() && *protocol != Protocol::ICMP {
+            let from = format!("{domain}:{}", end(*source, *source_port));
+            return Err(ParseExplainError::SourcePort(from, *protocol));
         }
-        let domain = domain.to_owned();
-        Ok(Self { domain, source, source_port, destination, destination_port, protocol })
+        Ok(())
     }
+}
+
+/// An address, with a port if it has one.
+fn end(address: IpAddr, port: Option<u16>) -> String {
+    port.map_or_else(|| address.to_string(), |port| SocketAddr::new(address, port).to_string())
 }
 
 fn address_and_port(text: &str) -> Option<(IpAddr, Option<u16>)> {

@@ -14,7 +14,7 @@ mod sieve;
 
 use crate::{
     flows::{Directories, Live},
-    serve::Refusal,
+    serve::{Refusal, asked, no_such_method},
 };
 use api::{
     capture::{Bytes, Frame, MOST_PACKETS, MOST_SAMPLE, MOST_SECONDS, PacketVerdict, Stage},
@@ -24,7 +24,7 @@ use api::{
 use axum::{
     Router,
     body::Body,
-    extract::{Query, State},
+    extract::{Query, State, rejection::QueryRejection},
     http::header,
     response::{IntoResponse, Response},
     routing::get,
@@ -108,7 +108,10 @@ impl<L: Live> Capture<L> {
 
     /// The route.
     pub fn routes(self: &Arc<Self>) -> Router {
-        Router::new().route(api::path::CAPTURE, get(capture)).with_state(Arc::clone(self))
+        Router::new()
+            .route(api::path::CAPTURE, get(capture))
+            .method_not_allowed_fallback(no_such_method)
+            .with_state(Arc::clone(self))
     }
 
     fn received(&self) -> MutexGuard<'_, Received> {
@@ -176,7 +179,7 @@ impl<L: Live> Looking<L> {
     /// Puts a filter into the datapath, if there is none.
     fn begin(capture: &Arc<Capture<L>>, filter: &Filter, sample: u64) -> Result<Self, Refusal> {
         if capture.busy.swap(true, Ordering::SeqCst) {
-            return Err(Refusal::bad_request(
+            return Err(Refusal::conflict(
                 "somebody else captures",
                 "one capture runs at a time; it ends by itself",
             ));
@@ -215,8 +218,9 @@ impl<L: Live> Drop for Looking<L> {
 
 async fn capture<L: Live>(
     State(capture): State<Arc<Capture<L>>>,
-    Query(wanted): Query<Wanted>,
+    query: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
+    let wanted = asked(query)?;
     let filter: Filter =
         wanted.filter.parse().map_err(|error| Refusal::bad_request(WRONG, error))?;
     filter.of_packets().map_err(|error| Refusal::bad_request(WRONG, error))?;

@@ -1,6 +1,6 @@
 //! Captures over a real socket, of copies that a test hands over in place of the ring.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -142,6 +142,33 @@ async fn whoever_hangs_up_ends_the_capture() {
         assert!(begun.elapsed() < Duration::from_secs(5), "it goes on");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What a request is told that is refused.
+async fn refused(running: &Running, method: &str, query: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(&running.path).unwrap();
+    let request = format!("{method} /v1/capture{query} HTTP/1.0\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut said = String::new();
+    let read = move || stream.read_to_string(&mut said).map(|_| said);
+    let said = tokio::task::spawn_blocking(read).await.unwrap().unwrap();
+    assert!(said.contains("content-type: application/problem+json\r\n"), "{said}");
+    let (_, body) = said.split_once("\r\n\r\n").unwrap();
+    let problem: api::status::Problem = serde_json::from_str(body).unwrap();
+    assert!(said.starts_with(&format!("HTTP/1.0 {} ", problem.status)), "{said}");
+    (problem.status, problem.detail.unwrap())
+}
+
+#[tokio::test]
+async fn whoever_asks_wrongly_or_at_the_wrong_time_is_refused_with_a_problem() {
+    let running = Running::new("capture-refused");
+    let (status, detail) = refused(&running, "GET", "?secnds=1").await;
+    assert!(status == 400 && detail.contains("unknown field `secnds`"), "{status}: {detail}");
+    let (status, detail) = refused(&running, "POST", "").await;
+    assert!(status == 405 && detail.contains("/v1/capture does not take POST"), "{detail}");
+    let _first = running.ask("seconds=600").await;
+    let (status, detail) = refused(&running, "GET", "").await;
+    assert_eq!((status, &*detail), (409, "one capture runs at a time; it ends by itself"));
 }
 
 #[test]

@@ -21,7 +21,8 @@ use axum::routing::{get, post};
 
 use crate::flows::Live;
 pub use explain::explain;
-pub use problem::Refusal;
+pub(crate) use problem::asked;
+pub use problem::{Refusal, no_such_method};
 pub use route::ask_route;
 pub use socket::{Socket, SocketError};
 pub use state::{Condition, Connections, InForce, Readiness, Reload, State};
@@ -40,6 +41,7 @@ pub fn router<L: Live>(state: Arc<State<L>>) -> Router {
         .route(api::path::MAPS, get(kernel::maps::<L>))
         .route(api::path::EXPLAIN, post(explain::route::<L>))
         .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
         .with_state(state)
 }
 

@@ -2,7 +2,9 @@
 
 use api::status::Problem;
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::flows::Directory;
@@ -20,6 +22,12 @@ impl Refusal {
     #[must_use]
     pub fn bad_request(title: &str, detail: impl ToString) -> Self {
         Self::new(StatusCode::BAD_REQUEST, title, detail.to_string())
+    }
+
+    /// What is asked for cannot be had beside what is going on.
+    #[must_use]
+    pub fn conflict(title: &str, detail: impl ToString) -> Self {
+        Self::new(StatusCode::CONFLICT, title, detail.to_string())
     }
 
     /// The kernel did not answer.
@@ -48,6 +56,15 @@ pub(super) async fn no_such_path(uri: Uri) -> Refusal {
     )
 }
 
+/// The answer to a path that is there, by another method.
+pub async fn no_such_method(method: Method, uri: Uri) -> Refusal {
+    Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "no such method",
+        format!("{} does not take {method}; the header `allow` says what it takes", uri.path()),
+    )
+}
+
 /// The number of a domain that a request names.
 pub(super) fn domain_number(names: &Directory, domain: &str) -> Result<u16, Refusal> {
     names.domain_number(domain).ok_or_else(|| {
@@ -55,6 +72,14 @@ pub(super) fn domain_number(names: &Directory, domain: &str) -> Result<u16, Refu
         let detail = format!("there is no domain `{domain}`; there are {}", known.join(", "));
         Refusal::bad_request("no such domain", detail)
     })
+}
+
+/// What a request asks by its query, which is refused whole if one name of it is not known.
+pub(crate) fn asked<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    match query {
+        Ok(Query(asked)) => Ok(asked),
+        Err(error) => Err(Refusal::bad_request("bad query", error.body_text())),
+    }
 }
 
 /// Has something done that takes long, apart from the threads that serve.

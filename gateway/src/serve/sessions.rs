@@ -19,7 +19,7 @@ use xdp::packet::TCP;
 use xdp_abi::event::Event4;
 use xdp_abi::session::Class;
 
-use super::problem::{Refusal, blocking, domain_number};
+use super::problem::{Refusal, asked, blocking, domain_number};
 use super::state::State;
 use crate::flows::session::{SessionView, all_slots, sessions, socket, span};
 use crate::flows::{Book, Live};
@@ -28,6 +28,7 @@ use crate::flows::{Book, Live};
 const USUAL: usize = 1000;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     #[serde(default)]
     filter: String,
@@ -40,10 +41,9 @@ fn parse(filter: &str) -> Result<Filter, Refusal> {
 
 pub(super) async fn list<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
-    asked: Result<Query<Asked>, QueryRejection>,
+    query: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<Sessions>, Refusal> {
-    let Query(asked) =
-        asked.map_err(|error| Refusal::bad_request("bad query", error.body_text()))?;
+    let asked = asked(query)?;
     let filter = parse(&asked.filter)?;
     let limit = asked.limit.unwrap_or(USUAL);
     blocking(move || {

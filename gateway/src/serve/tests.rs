@@ -152,6 +152,8 @@ async fn a_wrong_request_is_refused_in_words() {
     for (path, query, expected) in [
         (path::SESSIONS, &[("filter", "prot=tcp")] as &[_], "`prot` is not a key"),
         (path::SESSIONS, &[("limit", "many")], "invalid digit"),
+        (path::SESSIONS, &[("lmit", "1")], "unknown field `lmit`, expected `filter` or `limit`"),
+        (path::EXPLAIN, &[], "/v1/explain does not take GET"),
         (path::SESSIONS, &[("filter", "rule=wbe")], "there is no rule `wbe`; `sluicectl rules`"),
         (
             path::SESSIONS,

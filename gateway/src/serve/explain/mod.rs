@@ -61,7 +61,8 @@ pub(super) async fn route<L: Live>(
 /// Explains what the tables would do at tick `now`. `used` says how many ports of a stock are lent.
 ///
 /// # Errors
-/// The request names a domain that does not exist, or mixes address families.
+/// The request names a domain that does not exist, mixes address families, or has no port where
+/// there is one.
 pub fn explain<T: Tables<A = V4>>(
     tables: &T,
     names: &Directory,
@@ -69,6 +70,7 @@ pub fn explain<T: Tables<A = V4>>(
     used: &dyn Fn(&Stock) -> u32,
     request: &ExplainRequest,
 ) -> Result<Explanation, Refusal> {
+    request.has_fitting_ports().map_err(|error| Refusal::bad_request("bad request", error))?;
     let domain = domain_number(names, &request.domain)?;
     let policy = PolicyWord(tables.config().policy.load());
     let mut told = Told { tables, names, policy, steps: Vec::new(), rule: None };

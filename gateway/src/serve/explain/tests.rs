@@ -333,6 +333,12 @@ fn a_wrong_question_is_refused_with_what_would_be_right() {
         let detail = refused.unwrap_err().0.detail.unwrap();
         assert!(detail.contains(expected), "{detail}");
     }
+    // The command line would not have sent it.
+    let mut request = ExplainRequest::parse("red:100.64.1.10", "198.51.100.9:443/tcp").unwrap();
+    request.destination_port = None;
+    let refused = explain(&*scene.memory, &scene.directory(1), 0, &|_| 0, &request);
+    let detail = refused.unwrap_err().0.detail.unwrap();
+    assert!(detail.starts_with("the destination `198.51.100.9/tcp` has no port"), "{detail}");
 }
 
 proptest! {
