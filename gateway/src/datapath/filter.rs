@@ -127,7 +127,7 @@ pub(super) fn take_off(pin: &Path) -> io::Result<()> {
 }
 
 /// The name of an interface, if it is there.
-pub(super) fn name_of(ifindex: u32) -> io::Result<String> {
+pub(crate) fn name_of(ifindex: u32) -> io::Result<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call asks for.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };

@@ -8,10 +8,10 @@
 use std::io;
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
-use nix::net::if_::if_indextoname;
 use xdp::address::V4;
 use xdp::tables::Route;
 
+use crate::datapath::filter;
 use crate::flows::live::AskRoute;
 use crate::net::Sysctl;
 
@@ -45,8 +45,12 @@ pub fn ask_route() -> Box<AskRoute> {
 
 /// Whether the kernel forwards what comes in by an interface, as far as it can be read.
 fn forwards(ifindex: u32) -> bool {
-    let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
-    name.is_none_or(|name| Sysctl::of_kernel().forwarding(&name).unwrap_or(true))
+    interface_name(ifindex).is_none_or(|name| Sysctl::of_kernel().forwarding(&name).unwrap_or(true))
+}
+
+/// The name of an interface of this network namespace.
+pub(super) fn interface_name(index: u32) -> Option<String> {
+    filter::name_of(index).ok()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -199,6 +203,8 @@ mod tests {
 
     #[test]
     fn the_kernel_knows_itself() {
+        assert_eq!(interface_name(1).as_deref(), Some("lo"));
+        assert_eq!(interface_name(u32::MAX), None);
         let route = ask_route()(1, V4([127, 0, 0, 1]), V4([127, 0, 0, 1]));
         assert_eq!(route, Route::Unreachable);
     }

@@ -48,8 +48,9 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         let ahead = number.and_then(|number| Some((number, self.tables.attachment(number)?)));
         let Some((number, attachment)) = ahead else {
             let text = format!(
-                "the kernel routes to {gateway} by interface {ifindex}, where no attachment has \
-                 {destination} ahead"
+                "the kernel routes to {gateway} by interface {}, where no attachment has \
+                 {destination} ahead",
+                self.interface_name(ifindex)
             );
             return Err(NoWay { reason: Reason::NoEgress, text });
         };

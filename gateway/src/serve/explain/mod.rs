@@ -34,6 +34,7 @@ use xdp_abi::reason::Reason;
 use self::exit::NoWay;
 use self::rules::Refused;
 use super::problem::{Refusal, blocking, domain_number};
+use super::route::interface_name;
 use super::state::State;
 use crate::flows::census::Stock;
 use crate::flows::{Directory, Live};
@@ -53,9 +54,19 @@ pub(super) async fn route<L: Live>(
         let tables = &*state.live;
         let census = state.census.no_older_than(FRESH, tables, tables.now());
         let used = |stock: &Stock| census.lent.get(stock).copied().unwrap_or(0);
-        explain(tables, &state.directories.current(), tables.now(), &used, &request).map(Json)
+        let names = Names { directory: &state.directories.current(), interface: &interface_name };
+        explain(tables, names, tables.now(), &used, &request).map(Json)
     })
     .await?
+}
+
+/// Names for the numbers of the tables.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    /// For those of the configuration.
+    pub directory: &'a Directory,
+    /// The name of an interface of the kernel, by its index.
+    pub interface: &'a dyn Fn(u32) -> Option<String>,
 }
 
 /// Explains what the tables would do at tick `now`. `used` says how many ports of a stock are lent.
@@ -65,7 +76,7 @@ pub(super) async fn route<L: Live>(
 /// there is one.
 pub fn explain<T: Tables<A = V4>>(
     tables: &T,
-    names: &Directory,
+    Names { directory: names, interface }: Names<'_>,
     now: u32,
     used: &dyn Fn(&Stock) -> u32,
     request: &ExplainRequest,
@@ -73,7 +84,7 @@ pub fn explain<T: Tables<A = V4>>(
     request.has_fitting_ports().map_err(|error| Refusal::bad_request("bad request", error))?;
     let domain = domain_number(names, &request.domain)?;
     let policy = PolicyWord(tables.config().policy.load());
-    let mut told = Told { tables, names, policy, steps: Vec::new(), rule: None };
+    let mut told = Told { tables, names, interface, policy, steps: Vec::new(), rule: None };
     let end = match (request.source, request.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let key = Key {
@@ -119,6 +130,7 @@ struct End {
 struct Told<'a, T> {
     tables: &'a T,
     names: &'a Directory,
+    interface: &'a dyn Fn(u32) -> Option<String>,
     policy: PolicyWord,
     steps: Vec<Step>,
     rule: Option<ObjectRef>,
@@ -141,6 +153,10 @@ impl<T: Tables<A = V4>> Told<'_, T> {
     fn attachment_name(&self, number: u16) -> String {
         let name = self.names.attachment(number);
         name.map_or_else(|| format!("number {number}"), |name| name.to_string())
+    }
+
+    fn interface_name(&self, index: u32) -> String {
+        (self.interface)(index).unwrap_or_else(|| format!("number {index}"))
     }
 
     fn packet(

@@ -7,10 +7,15 @@ use xdp::pipeline::Fate;
 use xdp::snat::{FlowFacts, matching};
 use xdp_abi::policy::Snat;
 
+fn names(directory: &Directory) -> Names<'_> {
+    Names { directory, interface: &|index| (index < 9).then(|| format!("eth{index}")) }
+}
+
 fn ask(scene: &Scene, from: &str, to: &str, port: Option<u16>) -> Explanation {
     let from = port.map_or_else(|| from.to_owned(), |port| format!("{from}:{port}"));
     let request = ExplainRequest::parse(&from, to).unwrap();
-    explain(&*scene.memory, &scene.directory(1), scene.now, &|_| 0, &request).unwrap()
+    let directory = scene.directory(1);
+    explain(&*scene.memory, names(&directory), scene.now, &|_| 0, &request).unwrap()
 }
 
 fn stages(explanation: &Explanation) -> Vec<&str> {
@@ -72,6 +77,21 @@ fn every_refusal_says_where_and_why() {
     }
     let local = ask(&scene, "red:100.64.1.10", "10.255.1.1:22/tcp", None);
     assert_eq!((local.outcome, local.reason), (Outcome::Local, None));
+}
+
+#[test]
+fn a_way_out_without_an_attachment_is_named_as_the_kernel_names_it() {
+    let mut scene = testing::scene(TWO_CLUSTERS);
+    scene.tables().add_route(RouteEntry {
+        to: Prefix { network: V4([198, 51, 100, 0]), bits: 24 },
+        ifindex: 3,
+        gateway: None,
+        mtu: None,
+    });
+    let told = ask(&scene, "red:100.64.1.10", "198.51.100.9:443/tcp", None);
+    assert_eq!(told.reason.as_deref(), Some("no_egress"));
+    let text = &told.steps.last().unwrap().text;
+    assert!(text.contains("by interface eth3, where"), "{text}");
 }
 
 #[test]
@@ -255,9 +275,10 @@ fn a_session_that_is_judged_again_is_told_step_by_step() {
 fn a_full_range_is_said_before_it_is_met() {
     let scene = testing::scene(TWO_CLUSTERS);
     let request = ExplainRequest::parse("red:100.64.1.10", "10.20.0.1:53/udp").unwrap();
-    let names = scene.directory(1);
+    let directory = scene.directory(1);
     for (lent, expected) in [(99, None), (100, Some("snat_ports_exhausted"))] {
-        let told = explain(&*scene.memory, &names, scene.now, &|_| lent, &request).unwrap();
+        let told = explain(&*scene.memory, names(&directory), scene.now, &|_| lent, &request);
+        let told = told.unwrap();
         assert_eq!(told.reason.as_deref(), expected, "{lent} of 100");
     }
 }
@@ -324,19 +345,20 @@ fn a_translation_that_depends_on_the_source_port_says_so_if_none_is_stated() {
 #[test]
 fn a_wrong_question_is_refused_with_what_would_be_right() {
     let scene = testing::scene(TWO_CLUSTERS);
+    let directory = scene.directory(1);
     for (from, to, expected) in [
         ("green:100.64.1.10", "198.51.100.9:443/tcp", "there are fabric, red, blue"),
         ("red:100.64.1.10", "[2001:db8::2]:443/tcp", "give both as IPv4"),
     ] {
         let request = ExplainRequest::parse(from, to).unwrap();
-        let refused = explain(&*scene.memory, &scene.directory(1), 0, &|_| 0, &request);
+        let refused = explain(&*scene.memory, names(&directory), 0, &|_| 0, &request);
         let detail = refused.unwrap_err().0.detail.unwrap();
         assert!(detail.contains(expected), "{detail}");
     }
     // The command line would not have sent it.
     let mut request = ExplainRequest::parse("red:100.64.1.10", "198.51.100.9:443/tcp").unwrap();
     request.destination_port = None;
-    let refused = explain(&*scene.memory, &scene.directory(1), 0, &|_| 0, &request);
+    let refused = explain(&*scene.memory, names(&directory), 0, &|_| 0, &request);
     let detail = refused.unwrap_err().0.detail.unwrap();
     assert!(detail.starts_with("the destination `198.51.100.9/tcp` has no port"), "{detail}");
 }
