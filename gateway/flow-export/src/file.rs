@@ -136,6 +136,11 @@ impl FileSink {
         }
     }
 
+    /// What is wrong, with the name of what it is wrong with.
+    fn fault(&self, error: &io::Error) -> String {
+        format!("{}: {error}", self.path.display())
+    }
+
     fn has_moved(&self) -> bool {
         self.open.as_ref().is_some_and(|open| !open.is_still_at(&self.path))
     }
@@ -186,7 +191,7 @@ impl Sink for FileSink {
             && self.outbox.waiting() >= ENOUGH
             && let Err(error) = self.send(counts)
         {
-            counts.fail(&error.to_string());
+            counts.fail(&self.fault(&error));
             self.failing = true;
         }
         self.outbox.push(line, counts);
@@ -198,7 +203,7 @@ impl Sink for FileSink {
         }
         self.leave_moved();
         if let Err(error) = self.send(counts) {
-            counts.fail(&error.to_string());
+            counts.fail(&self.fault(&error));
             self.failing = true;
         }
     }
@@ -207,7 +212,7 @@ impl Sink for FileSink {
         self.failing = false;
         self.leave_moved();
         if let Err(error) = self.send(counts) {
-            counts.fail(&error.to_string());
+            counts.fail(&self.fault(&error));
             self.failing = true;
             // Whoever removed the file of a full disk gets its room back when it is closed here.
             if self.has_moved() {

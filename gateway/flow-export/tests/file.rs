@@ -265,3 +265,19 @@ fn records_add_up_when_nothing_can_be_written() {
     assert_eq!((counted.generated, counted.written, counted.dropped), (50, 0, 50));
     assert!(counted.errors > 0);
 }
+
+#[test]
+fn a_log_that_cannot_be_written_is_named() {
+    let directory = Directory::new("named");
+    let mut exporter = exporter(&directory, 50, 2);
+    let counts = exporter.counts();
+    let aside = directory.0.with_extension("aside");
+    fs::rename(&directory.0, &aside).unwrap();
+    export(&mut exporter, 10..11);
+    exporter.flush();
+    let fault = counts.fault().unwrap();
+    fs::rename(&aside, &directory.0).unwrap();
+    assert!(fault.starts_with(&format!("{}: ", directory.log().display())), "{fault}");
+    exporter.flush();
+    assert_eq!((counts.fault(), numbers(&directory.log())), (None, vec![10]));
+}
