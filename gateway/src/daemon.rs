@@ -120,13 +120,15 @@ impl StartError {
                 | EngineError::Publish(PublishError::Counters { .. })
         )
     }
+}
 
-    /// The first of its faults, where there may be many.
-    fn first(&self) -> String {
-        if let Self::Config(faults) = self {
-            return faults.first().cloned().unwrap_or_default();
-        }
-        with_causes(self)
+/// The first of faults, which are a line each, and how many more there are.
+fn first_of(faults: &str) -> String {
+    let mut lines = faults.lines();
+    let first = lines.next().unwrap_or_default();
+    match lines.count() {
+        0 => first.to_owned(),
+        more => format!("{first} (and {more} more, which are in the daemon's log)"),
     }
 }
 
@@ -338,9 +340,7 @@ impl Loop {
         let config = match read_config(self.file.path()) {
             Ok(config) => Arc::new(config),
             Err(refused) => {
-                error!("{refused}");
-                error!("the file is refused; the configuration in force stays");
-                self.state.refuse(refused.first());
+                self.refuse(&refused, "the file is refused; the configuration in force stays");
                 return;
             }
         };
@@ -359,13 +359,18 @@ impl Loop {
             }
             Err(refused) => {
                 self.state.withdraw();
-                let refused = with_causes(&refused);
-                error!("{refused}");
-                error!("the configuration in force stays");
-                self.state.refuse(refused.lines().next().unwrap_or_default().to_owned());
+                self.refuse(&refused, "the configuration in force stays");
             }
         }
         keep(&self.engine);
+    }
+
+    /// Says why the file is not in force, each fault in a line of its own.
+    fn refuse(&self, refused: &dyn std::error::Error, outcome: &str) {
+        let faults = with_causes(refused);
+        faults.lines().for_each(|fault| error!("{fault}"));
+        error!("{outcome}");
+        self.state.refuse(first_of(&faults));
     }
 
     fn network_changed(&mut self, changes: &[NetworkEvent]) {
@@ -487,6 +492,17 @@ mod tests {
             (&read, "cannot read /etc/sluice.yaml: Device or resource busy (os error 16)"),
         ] {
             assert_eq!(with_causes(error), said);
+        }
+    }
+
+    #[test]
+    fn of_many_faults_the_first_is_said_and_how_many_there_are() {
+        for (faults, said) in [
+            ("one", "one"),
+            ("one\ntwo", "one (and 1 more, which are in the daemon's log)"),
+            ("one\ntwo\nthree", "one (and 2 more, which are in the daemon's log)"),
+        ] {
+            assert_eq!(first_of(faults), said);
         }
     }
 
