@@ -13,7 +13,7 @@ use gateway::{
     daemon::{self, StartError},
     engine,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Firewall and SNAT gateway for Kubernetes networks.
 #[derive(Parser)]
@@ -83,6 +83,31 @@ fn complain(what: impl Display) {
 /// Exit code for a daemon that could not start or go on.
 const FAILED: u8 = 1;
 
+/// Says what is logged.
+const LOG: &str = "SLUICE_LOG";
+/// What is logged if it does not say.
+const USUAL_LOG: &str = "info";
+
+/// What is logged, and what is wrong with what was stated. A word that is no level would name a part of
+/// the program, and nothing but that would be logged.
+fn log_filter(stated: Option<&str>) -> (EnvFilter, Option<String>) {
+    let usual = |why| (EnvFilter::new(USUAL_LOG), why);
+    let stated = match stated {
+        None | Some("") => return usual(None),
+        Some(stated) => stated,
+    };
+    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    let mut words = stated.split(',').filter(|directive| !directive.contains(['=', '[', ']']));
+    if let Some(word) = words.find(|word| !is_level(word)) {
+        let why = format!("`{word}` is no level; expected error, warn, info, debug, trace or off");
+        return usual(Some(why));
+    }
+    match EnvFilter::try_new(stated) {
+        Ok(filter) => (filter, None),
+        Err(error) => usual(Some(format!("`{stated}`: {error}"))),
+    }
+}
+
 fn run(path: PathBuf) -> ExitCode {
     let output = match std::io::stderr().as_fd().try_clone_to_owned() {
         Ok(output) => Unblocked::new(output.into()),
@@ -91,6 +116,8 @@ fn run(path: PathBuf) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    let stated = std::env::var_os(LOG).map(|stated| stated.to_string_lossy().into_owned());
+    let (filter, misread) = log_filter(stated.as_deref());
     // Whoever reads the log may stop, and it may be the same pipe as the flow log's: what finds no
     // room is lost, and nothing waits for it.
     tracing_subscriber::fmt()
@@ -98,10 +125,11 @@ fn run(path: PathBuf) -> ExitCode {
         .log_internal_errors(false)
         .with_ansi(false)
         .with_target(false)
-        .with_env_filter(
-            EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
-        )
+        .with_env_filter(filter)
         .init();
+    if let Some(why) = misread {
+        tracing::warn!("{LOG} is taken for `{USUAL_LOG}`: {why}");
+    }
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
             Ok(runtime) => runtime,
@@ -164,6 +192,32 @@ fn check(path: &Path) -> ExitCode {
         Err(refused) => {
             complain(refused);
             ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_logged_is_understood_or_told_to_be_wrong() {
+        for (stated, filter, misread) in [
+            (None, "info", None),
+            (Some(""), "info", None),
+            (Some("debug"), "debug", None),
+            (Some("WARN"), "warn", None),
+            (Some("off"), "off", None),
+            (Some("gateway::net=trace,info"), "gateway::net=trace,info", None),
+            (Some("deubg"), "info", Some("`deubg` is no level; expected error, warn")),
+            (Some("info,gateway"), "info", Some("`gateway` is no level")),
+            (Some("gateway=loud"), "info", Some("`gateway=loud`: ")),
+        ] {
+            let (found, why) = log_filter(stated);
+            assert_eq!(found.to_string(), filter, "{stated:?}");
+            let said = why.as_deref().unwrap_or_default();
+            assert!(why.is_some() == misread.is_some(), "{stated:?}: {said}");
+            assert!(said.contains(misread.unwrap_or_default()), "{stated:?}: {said}");
         }
     }
 }
