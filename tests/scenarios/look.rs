@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::client;
+use lab::client::{self, UdpLoad};
 use lab::daemon::ctl_binary;
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
@@ -18,12 +18,70 @@ everywhere!(a_capture_shows_what_was_asked_for);
 fn a_capture_shows_what_was_asked_for(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
     show!(stand:
+        what_is_counted_is_what_was_sent,
         packets_are_counted_and_shown_before_and_after,
         answers_are_found_by_the_address_that_they_come_in_for,
         of_a_sample_as_many_are_shown_as_are_due,
         a_rule_that_does_not_exist_is_told,
         a_session_that_is_judged_again_is_explained_before_it_is,
     )
+}
+
+/// What the metrics say that was sent on: packets and bytes, from who began a session and back.
+fn sent_on(stand: &Stand) -> Result<[f64; 4]> {
+    let metric = |name: &str, direction: &str| {
+        stand.daemon.metric(name, &[&format!("direction=\"{direction}\"")])
+    };
+    let [packets, bytes] = ["sluice_packets_total", "sluice_bytes_total"];
+    let of = |direction: &str| {
+        Ok::<_, anyhow::Error>([metric(packets, direction)?, metric(bytes, direction)?])
+    };
+    let ([a, b], [c, d]) = (of("original")?, of("reply")?);
+    Ok([a, b, c, d])
+}
+
+fn what_is_counted_is_what_was_sent(stand: &mut Stand) -> Result<()> {
+    const PORT: u16 = 45_678;
+    const PACKETS: u32 = 40;
+    const PAYLOAD: usize = 100;
+    const IP: u32 = PACKETS * (20 + 8 + PAYLOAD as u32);
+    const ETHERNET: u32 = IP + PACKETS * 14;
+    let pod = stand.lab.pod("prod-us", "web").netns.clone();
+    let to = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+    // What finds no next hop yet is counted as punted: not these.
+    client::udp(&pod, to, UdpLoad::default())?;
+    let before = sent_on(stand)?;
+    let load =
+        UdpLoad { from_port: PORT, packets: PACKETS, payload: PAYLOAD, ..UdpLoad::default() };
+    let report = client::udp(&pod, to, load)?;
+    ensure!((report.sent, report.answered) == (PACKETS, PACKETS), "{report:?}");
+    let after = sent_on(stand)?;
+    let added: Vec<f64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    let [packets, bytes] = [PACKETS, ETHERNET].map(f64::from);
+    ensure!(added == [packets, bytes, packets, bytes], "{added:?} of {packets} and {bytes}");
+    let counted = |flow: &Value| -> Result<()> {
+        for direction in ["original", "reply"] {
+            let traffic = &flow[direction];
+            let right = traffic["packets"] == PACKETS && traffic["bytes"] == IP;
+            ensure!(right, "{direction}, {PACKETS} packets of {IP} bytes: {flow:#}");
+        }
+        Ok(())
+    };
+    let filter = [&format!("port={PORT}"), "proto=udp"];
+    let shown: Value =
+        serde_json::from_str(&stand.ctl(&[&["-o", "json", "sessions"], &filter[..]].concat())?)?;
+    ensure!(shown["matched"] == 1, "{shown:#}");
+    let session = &shown["sessions"][0];
+    counted(session)?;
+    let id = session["id"].as_str().context("a session has an id")?;
+    let wide = stand.ctl(&["-o", "wide", "sessions", &format!("id={id}")])?;
+    ensure!(wide.contains(id) && wide.contains("\n1 session\n"), "{wide}");
+    stand.ctl(&[&["sessions", "clear"], &filter[..]].concat())?;
+    let end = stand.record("of the end of the flow", |record| {
+        record["event"] == "end" && record["session"] == id
+    })?;
+    ensure!(end["reason"] == "cleared", "{end:#}");
+    counted(&end)
 }
 
 /// What a capture of so many packets shows while a pod pings a server.
@@ -115,11 +173,14 @@ fn of_a_sample_as_many_are_shown_as_are_due(stand: &mut Stand) -> Result<()> {
 }
 
 fn a_rule_that_does_not_exist_is_told(stand: &mut Stand) -> Result<()> {
+    let socket = stand.lab.site().files().join("sluice.sock");
+    let socket = socket.to_string_lossy();
     for command in ["capture", "sessions"] {
-        let said = match stand.ctl(&[command, "rule=no-such"]) {
-            Err(error) => format!("{error:#}"),
-            Ok(printed) => printed,
-        };
+        let arguments = ["--socket", &*socket, command, "rule=no-such"];
+        let program = ctl_binary()?;
+        let output = stand.lab.gateway.output(&program.to_string_lossy(), &arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1), "{command}: {output:?}");
         ensure!(said.contains("there is no rule `no-such`; `sluicectl rules`"), "{said}");
     }
     Ok(())
