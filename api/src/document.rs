@@ -232,11 +232,11 @@ pub enum Action {
 pub enum Log {
     /// None.
     Off,
-    /// The beginning, or the refusal.
+    /// The beginning; and refusals, as by all that follow.
     Start,
     /// The end.
     End,
-    /// Beginning and end.
+    /// Beginning and end, and what goes on in between.
     #[default]
     Both,
 }

@@ -230,7 +230,10 @@ fn packets(page: &Page, counters: &Counters) -> prometheus::Result<()> {
     };
     amounts(
         ("sluice_received_packets_total", "Packets that reached an ingress hook."),
-        ("sluice_received_bytes_total", "Bytes that reached an ingress hook."),
+        (
+            "sluice_received_bytes_total",
+            "Bytes that reached an ingress hook, from the Ethernet header on.",
+        ),
         counters.received,
     )?;
     let [original, reply] = counters.forwarded;
@@ -245,23 +248,29 @@ fn packets(page: &Page, counters: &Counters) -> prometheus::Result<()> {
     )?;
     page.counters(
         "sluice_bytes_total",
-        "Bytes sent on: from who began a session, and the answers.",
+        "Bytes sent on, from the Ethernet header on: from who began a session, and the answers.",
         ["direction"],
         by_direction(original.bytes, reply.bytes),
     )?;
     amounts(
         ("sluice_passed_packets_total", "Packets left to the kernel: they are not transit."),
-        ("sluice_passed_bytes_total", "Bytes left to the kernel."),
+        ("sluice_passed_bytes_total", "Bytes left to the kernel, from the Ethernet header on."),
         counters.passed,
     )?;
     amounts(
         ("sluice_punted_packets_total", "Packets sent up for the kernel to route."),
-        ("sluice_punted_bytes_total", "Bytes sent up for the kernel to route."),
+        (
+            "sluice_punted_bytes_total",
+            "Bytes sent up for the kernel to route, from the Ethernet header on.",
+        ),
         counters.punted,
     )?;
     amounts(
         ("sluice_translated_late_packets_total", "Packets translated where the kernel sends."),
-        ("sluice_translated_late_bytes_total", "Bytes translated where the kernel sends."),
+        (
+            "sluice_translated_late_bytes_total",
+            "Bytes translated where the kernel sends, from the Ethernet header on.",
+        ),
         counters.translated_late,
     )?;
     page.counter(
@@ -349,7 +358,8 @@ fn rules(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     )?;
     page.counters(
         "sluice_rule_bytes_total",
-        "Bytes of the packets counted as hits: of a permitted flow only the first packet.",
+        "Bytes of the packets counted as hits, from the IP header on: of a permitted flow only the \
+         first packet.",
         ["rule"],
         hit.iter().map(|(name, count)| ([name.clone()], count.bytes)),
     )?;

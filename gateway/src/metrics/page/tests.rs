@@ -25,6 +25,8 @@ fn the_page_says_what_the_tables_say() {
     for line in [
         "sluice_build_info{gateway=\"gw-test\",version=\"0.1.0\"} 1",
         "sluice_received_packets_total 7",
+        "sluice_received_bytes_total 378", // from the Ethernet header on
+        "sluice_rule_bytes_total{rule=\"no-ssh\"} 40", // from the IP header on
         "sluice_packets_total{direction=\"original\"} 4",
         "sluice_packets_total{direction=\"reply\"} 2",
         "sluice_dropped_packets_total{direction=\"outbound\",reason=\"rule_denied\"} 1",
