@@ -24,6 +24,7 @@ fn a_capture_shows_what_was_asked_for(place: Place) -> Result<()> {
         of_a_sample_as_many_are_shown_as_are_due,
         a_rule_that_does_not_exist_is_told,
         a_session_that_is_judged_again_is_explained_before_it_is,
+        a_capture_that_loses_its_gateway_says_what_it_has,
     )
 }
 
@@ -214,5 +215,32 @@ fn a_session_that_is_judged_again_is_explained_before_it_is(stand: &mut Stand) -
     hold(stand, &["so it is judged again", "rule teams-to-internet rejects it: session"])?;
     stream.write_all(b"x")?;
     ensure!(stream.read(&mut [0]).is_err(), "it is reset");
+    Ok(())
+}
+
+fn a_capture_that_loses_its_gateway_says_what_it_has(stand: &mut Stand) -> Result<()> {
+    let socket = stand.lab.site().files().join("sluice.sock");
+    let socket = socket.to_string_lossy();
+    for killed in [false, true] {
+        let arguments = ["--socket", &*socket, "capture", "proto=icmp"];
+        let mut capture = stand.lab.gateway.start(&ctl_binary()?, &arguments)?;
+        let pod = stand.lab.pod("prod-us", "web").netns.clone();
+        within(Duration::from_secs(10), "something is captured", || {
+            client::ping(&pod, INTERNET_SERVERS[0], 1)?;
+            Ok(!capture.stdout().is_empty())
+        })?;
+        if killed {
+            stand.daemon.kill()?;
+        } else {
+            stand.daemon.stop()?;
+        }
+        let status = capture.wait(Duration::from_secs(5))?;
+        let said = capture.stderr();
+        let copies = capture.stdout().lines().count();
+        ensure!(status.code() == Some(1), "{status}: {said}");
+        ensure!(said.starts_with(&format!("{copies} copies captured\n")), "{copies}: {said}");
+        ensure!(said.ends_with(" ended before its answer did\n"), "{said}");
+        stand.daemon.restart()?;
+    }
     Ok(())
 }

@@ -32,6 +32,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet,
         a_client_that_only_listens_is_told_that_its_flow_is_over,
         an_address_with_another_identity_does_not_inherit_flows,
+        an_address_that_moves_is_told_as_whose_it_was_when_the_flow_began,
         a_file_that_changes_is_read_without_being_told,
         a_file_that_is_being_written_is_waited_for,
         a_bad_file_is_refused_and_the_old_policy_stays,
@@ -175,6 +176,46 @@ fn an_address_with_another_identity_does_not_inherit_flows(stand: &mut Stand) ->
     stand.reload()?;
     client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
     others.assert_whole()
+}
+
+fn an_address_that_moves_is_told_as_whose_it_was_when_the_flow_began(
+    stand: &mut Stand,
+) -> Result<()> {
+    let web = stand.lab.pod("prod-eu", "web").netns.clone();
+    let mut stream = client::connect_to(&web, INTERNET, PATIENCE)?.open()?;
+    stream.write_all(b"x")?;
+    let port = format!("port={}", stream.local_addr()?.port());
+    let policy = policy_word(&stand.lab.site().pins())?;
+    let mut spec = stand.config.spec("Endpoint", "prod-eu/web").clone();
+    let before = spec.clone();
+    spec["labels"] = json!({ "team": "batch", "tier": "worker" });
+    stand.config.remove("Endpoint", "prod-eu/web");
+    stand.config.add("Endpoint", "prod-eu/heir", spec);
+    stand.reload()?;
+    ensure!(policy_word(&stand.lab.site().pins())? == policy, "the generation stays");
+    let is = |end: &Value, endpoint: &str, groups: [&str; 2]| {
+        let has = |group: &str| {
+            end["groups"].as_array().is_some_and(|all| all.iter().any(|name| name == group))
+        };
+        end["endpoint"] == endpoint && has(groups[0]) && !has(groups[1])
+    };
+    let shown: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "sessions", &port])?)?;
+    ensure!(is(&shown["sessions"][0]["source"], "prod-eu/web", ["web", "batch"]), "{shown:#}");
+    stand.ctl(&["sessions", "clear", &port])?;
+    stand.record("of the end of a flow of the pod before", |record| {
+        let id = &shown["sessions"][0]["id"];
+        record["event"] == "end"
+            && record["session"] == *id
+            && is(&record["source"], "prod-eu/web", ["web", "batch"])
+    })?;
+    let attempt = client::connect_to(&web, INTERNET, PATIENCE)?;
+    ensure!(matches!(attempt, Attempt::Refused), "as for every batch job: {attempt:?}");
+    stand.record("of a refusal of its heir", |record| {
+        record["event"] == "deny" && is(&record["source"], "prod-eu/heir", ["batch", "web"])
+    })?;
+    stand.config.remove("Endpoint", "prod-eu/heir");
+    stand.config.add("Endpoint", "prod-eu/web", before);
+    stand.reload()
 }
 
 fn a_file_that_changes_is_read_without_being_told(stand: &mut Stand) -> Result<()> {
