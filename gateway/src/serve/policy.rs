@@ -1,6 +1,6 @@
 //! The policy in force and what it has done: identities, rules, SNAT.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use ipnet::IpNet;
 use policy_compiler::{RuleId, SnatId};
-use smartgroups::DomainId;
+use smartgroups::{DomainId, longest_match};
 use xdp_abi::config::PolicyWord;
 use xdp_abi::count::RuleCount;
 
@@ -82,6 +82,18 @@ fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<I
     }
     for (domain, net, index) in &image.prefixes {
         add(*index, *domain, *net);
+    }
+    // Whoever has the identity of the prefix around it has no line of its own in the tables.
+    let hosts = image.hosts.iter().map(|(domain, host, _)| (*domain, IpNet::from(*host)));
+    let prefixes = image.prefixes.iter().map(|(domain, net, _)| (*domain, *net));
+    let mut told: HashSet<(DomainId, IpNet)> = hosts.chain(prefixes).collect();
+    for endpoint in inventory.endpoints() {
+        let domain = endpoint.domain;
+        for net in endpoint.addresses.iter().filter(|net| told.insert((domain, **net))) {
+            let (hosts, prefixes) = (&image.hosts, &image.prefixes);
+            let index = longest_match(hosts, prefixes, domain, net.network());
+            add(index.unwrap_or(0), domain, *net);
+        }
     }
     all.into_values().collect()
 }

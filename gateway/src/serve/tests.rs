@@ -292,6 +292,20 @@ async fn a_contested_address_is_shown_first_with_its_claimants_and_the_groups_in
 }
 
 #[tokio::test]
+async fn an_endpoint_in_no_more_groups_than_the_prefix_around_it_is_shown() {
+    let printer =
+        "  - { kind: Endpoint, name: printer, spec: { type: vm, addresses: [10.20.0.7] } }\n";
+    let text = format!("{TWO_CLUSTERS}{printer}");
+    let running = Running::new("api-printer", &testing::scene(&text)).await;
+    let Identities { identities } = running.get(path::IDENTITIES).await;
+    let is_office = |group: &String| group == "office";
+    let office = identities.iter().find(|identity| identity.groups.iter().any(is_office)).unwrap();
+    assert_eq!((office.hosts, office.prefixes), (1, 1), "{identities:#?}");
+    assert!(office.members.iter().any(|member| member.endpoint.as_deref() == Some("printer")));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn status_and_stats_add_up() {
     let running = Running::new("api-status", &busy()).await;
     let status: Status = running.get(path::STATUS).await;
