@@ -12,7 +12,8 @@ pub struct Key<A> {
     pub source: A,
     /// Destination address.
     pub destination: A,
-    /// Source port, or the identifier of an ICMP query; as the packet carries it.
+    /// Source port, or the identifier of an ICMP query; as the packet carries it. A query and an
+    /// answer with the identifier zero have the same key, and differ by the direction alone.
     pub source_port: [u8; 2],
     /// Destination port, or the identifier of an ICMP answer.
     pub destination_port: [u8; 2],

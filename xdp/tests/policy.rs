@@ -325,6 +325,28 @@ fn a_refused_flow_is_recorded_with_where_it_would_have_gone() {
 }
 
 #[test]
+fn pings_with_the_identifier_zero_are_questions_one_way_and_answers_the_other() {
+    // Translated: an answer that nobody asked for is no question.
+    let lab = scene("permit red -> any all").build();
+    let (_, out) = lab.forward(2, &echo("100.64.0.7:0", "198.51.100.9").frame());
+    let answer = answer_to(&echo("198.51.100.9:0", "100.64.0.7").frame(), 0).receiver(mac_of(2));
+    assert_eq!(see(&answer.frame()).flags, 0, "an echo reply");
+    assert_eq!(lab.dropped(2, &answer.frame()), Reason::NoSession);
+    lab.forward(5, &answer_to(&out, 0).frame());
+    // Untranslated: nobody behind may ask because he was asked.
+    let rules = "identity here 0 10.1.0.0/16\npermit here -> any all";
+    let lab = scene(rules).build();
+    let asked = echo("10.1.0.1:0", "198.51.100.9").frame();
+    lab.forward(4, &asked);
+    let back = echo("198.51.100.9:0", "10.1.0.1").frame();
+    assert_eq!(lab.dropped(5, &back), Reason::NoSession);
+    lab.forward(5, &answer_to(&asked, 0).receiver(mac_of(5)).frame());
+    lab.forward(4, &asked);
+    assert_eq!(lab.sessions(), 1);
+    lab.assert_books();
+}
+
+#[test]
 fn ports_of_a_snat_policy_are_not_matched_by_icmp() {
     let snats =
         "snat any -> any to 203.0.113.9 destination-port 0-65534\nsnat any -> any to 203.0.113.7";

@@ -146,6 +146,9 @@ fn check(lab: &Lab, sent: &[u8], output: &xdp::memory::Output) -> Result<(), Tes
     {
         prop_assert!(!is_inside(source), "{source} leaves by {egress}: {:?}", output.fate);
     }
+    if matches!(output.fate, Fate::Transmit(..)) && wrong_checksum(sent).is_none() {
+        prop_assert_eq!(wrong_checksum(&output.frame.bytes), None, "{}", tell(sent));
+    }
     if matches!(output.fate, Fate::Pass | Fate::Punt(_)) {
         prop_assert_eq!(&output.frame.bytes, sent, "what the kernel gets is untouched");
         // Whatever the kernel makes of it: it must not get out by a routable interface.

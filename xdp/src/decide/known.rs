@@ -38,6 +38,15 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !entry.load_meta().same_owner(found.meta) {
             return Code::drop(Reason::Contended);
         }
+        // A question and an answer with the identifier zero have the same key.
+        let is_of_other_way = match self.packet.kind {
+            Kind::Echo => link.is_reply(),
+            Kind::EchoReply => !link.is_reply(),
+            Kind::Tcp | Kind::Udp | Kind::IcmpError => false,
+        };
+        if is_of_other_way {
+            return self.unexpected();
+        }
         let config = self.tables.config();
         let class = found.meta.class();
 
