@@ -341,13 +341,14 @@ impl Twin {
     fn drawn(&self, reply: &Key<V4>) -> u32 {
         let port = u16::from_be_bytes(reply.destination_port);
         let at_random = u32::from;
-        let Some(bitmap) = self.oracle.tables.bitmap(&pair(reply)) else { return at_random(port) };
-        if bitmap.words[usize::from(port) / 64].load() >> (port % 64) & 1 == 0 {
-            let (group, word, bit) = (port >> 12, port >> 6 & 63, port & 63);
-            return u32::from(group) | u32::from(word) << 4 | u32::from(bit) << 10;
+        if self.oracle.tables.bitmap(&pair(reply)).is_none() {
+            return at_random(port);
         }
-        // Every bit was set, and the port is one of a session that is over: the ports are looked
-        // at in a row, from the one after a random one on.
+        let (group, word, bit) = (port >> 12, port >> 6 & 63, port & 63);
+        let clear = u32::from(group) | u32::from(word) << 4 | u32::from(bit) << 10;
+        // Or every bit was set, and the port is one of a session that is over: the ports are looked
+        // at in a row, from the one after a random one on. Which of both it was is not known: a
+        // session that the packet itself ends frees its port before it is looked for.
         let ports = |words: &[u64]| -> Vec<u16> {
             (0..=u16::MAX).filter(|p| words[usize::from(*p) / 64] >> (p % 64) & 1 != 0).collect()
         };
@@ -361,7 +362,7 @@ impl Twin {
             .find(|set| set.contains(&port));
         let set = set.expect("a port that was lent may be lent");
         let before = set.iter().rev().find(|p| **p < port).or(set.last());
-        at_random(*before.expect("the set has this port at least"))
+        clear | at_random(*before.expect("the set has this port at least")) << 16
     }
 
     /// Which pairs have a bitmap, and what it says of ports that were looked at in vain, depends
@@ -383,7 +384,8 @@ impl Twin {
         for pair in concerned {
             let Ok(number) = pairs.get(&pair, 0) else { continue };
             let from = datapath.bitmaps.get(number).context("a bitmap out of bounds")?;
-            let to = core.make_hot(&pair).context("the core has as many bitmaps")?;
+            let to = core.make_hot(&pair).and_then(|number| core.bitmap_of(number));
+            let to = to.context("the core has as many bitmaps")?;
             let words = from.words.iter().zip(&to.words);
             for (from, to) in words.chain(from.summary.iter().zip(&to.summary)) {
                 to.store(from.load());

@@ -9,13 +9,18 @@
 //!    in 2^[`PROBES`].
 //! 3. When all of those were taken, the pair (outside address, destination) is *hot*: it gets
 //!    a bitmap, in which a set bit means taken. A clear bit may be taken as well, by a session
-//!    older than the bitmap; then the claim fails, the bit is set, and the search goes on.
-//!    Free and unknown bits shrink in step, so the expected number of steps stays the same up
-//!    to the last port.
+//!    older than the bitmap; then the claim fails, the bit is set, and the search goes on
+//!    elsewhere, until a free one is found or there is no clear bit left. Each session is met so
+//!    at most once: together all searches of a pair look in vain at as many ports as it had
+//!    sessions when it turned hot. While ports are lent by the searches alone, free and unknown
+//!    bits shrink in step, and the expected number of steps stays the same up to the last port.
+//! 4. Where there is no bitmap to be had, or every bit is set and nobody sweeps: ports one after
+//!    another.
 //!
 //! No counter per destination is kept, and nothing is converted when a pair turns hot: a pair
-//! turns hot only if [`PROBES`] random ports were all taken, so it has thousands of sessions,
-//! and the bitmaps cost about a byte a session.
+//! turns hot only if [`PROBES`] random ports were all taken, so it has most of its range in
+//! sessions. There are bitmaps for every pair with 512 sessions, and a smaller range is seen whole
+//! without ([`RECLAIMS`]).
 
 use crate::address::Entry;
 use crate::{
@@ -37,10 +42,16 @@ use xdp_abi::{
 /// Random ports that are tried before a pair turns hot.
 pub const PROBES: u32 = 16;
 /// Clear bits that are tried in a bitmap, with the groups that are gone through for them and the
-/// words in which there are none that may be lent.
-pub const HOT_TRIES: u32 = 128;
-/// Ports that are examined for an expired session when a bitmap is full.
-pub const RECLAIMS: u32 = 16;
+/// words in which there are none that may be lent: more than there are.
+pub const HOT_TRIES: u32 = 1 << 17;
+/// Ports that are looked at one after another; it takes tens of microseconds, if all are taken.
+pub const RECLAIMS: u32 = 1_024;
+/// How often a second so many are looked at where every bit is set.
+const RECLAIMS_PER_SECOND: u32 = 1_000;
+/// The same in every other search.
+const RECLAIMS_BESIDE: u32 = 16;
+/// Keeps these apart from what else is admitted so often.
+const RECLAIMING: u32 = 0x7feb_352d;
 
 /// The first SNAT policy that matches.
 #[inline(always)]
@@ -72,7 +83,7 @@ fn first_matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -
     choice.chosen
 }
 
-/// No policy.
+/// No policy, no port, no bitmap.
 const NONE: u32 = u32::MAX;
 
 /// How far the policies of both identities have been gone through.
@@ -206,7 +217,8 @@ fn note_steps<T: Tables>(tables: &T, steps: u32) {
     }
 }
 
-/// A search for a port that looks free.
+/// A search for a port that looks free. All of its state is here: the stack of a BPF program is
+/// short, and what a step needs is passed to it by one pointer.
 struct Search<'a, T: Tables> {
     tables: &'a T,
     /// The ports that may be lent.
@@ -216,6 +228,14 @@ struct Search<'a, T: Tables> {
     now: u32,
     /// Ports that were looked at.
     steps: u32,
+    /// The number of the pair's bitmap.
+    bitmap: u32,
+    /// The group of ports that is being gone through; then the port that was looked at last.
+    group: u32,
+    /// Groups after it, around the end.
+    left: u32,
+    /// Words of the group that may have a port for us.
+    words: u64,
 }
 
 /// What to look at next.
@@ -234,7 +254,8 @@ fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32)
     if next_set(&ports.summary, 0).is_none() {
         return SOMEBODY;
     }
-    let mut search = Search { tables, ports, reply, now, steps: 0 };
+    let mut search =
+        Search { tables, ports, reply, now, steps: 0, bitmap: 0, group: 0, left: 0, words: 0 };
     let mut holder = search.own();
     // Of a hot pair only clear bits are tried: random ports would use up the free ones and
     // leave the unknown ones behind.
@@ -247,7 +268,9 @@ fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32)
     if holder == SOMEBODY {
         holder = search.in_a_row();
     }
-    note_steps(tables, search.steps);
+    if holder != SOMEBODY {
+        note_steps(tables, search.steps);
+    }
     holder
 }
 
@@ -263,60 +286,88 @@ impl<T: Tables> Search<'_, T> {
     }
 
     /// Some random ports.
-    #[inline(always)]
+    #[inline(never)]
     fn random(&mut self) -> u32 {
-        let (tables, ports) = (self.tables, self.ports);
-        self.until_free(PROBES, || match random_port(tables, ports) {
+        self.until_free(PROBES, |search| match random_port(search.tables, search.ports) {
             Some(port) => Next::Port(port),
             None => Next::Nothing,
         })
     }
 
     /// Ports whose bit is clear in the pair's bitmap.
-    #[inline(always)]
+    #[inline(never)]
     fn hot(&mut self) -> u32 {
-        let (tables, ports) = (self.tables, self.ports);
-        let Some(bitmap) = tables.make_hot(&pair(self.reply)) else { return SOMEBODY };
-        // From a random group on, around the end, each word as long as it has a port for us.
-        let first = tables.random() & (PORT_SUMMARY as u32 - 1);
-        let mut group = first;
-        let mut words = open_words(bitmap, ports, group);
-        // By value, because the stack of a BPF program is short; and nothing is counted here,
-        // because a verifier follows every count of its own.
-        self.until_free(HOT_TRIES, move || {
-            if words == 0 {
-                group = (group + 1) & (PORT_SUMMARY as u32 - 1);
-                if group == first {
-                    return Next::Nothing;
-                }
-                words = open_words(bitmap, ports, group);
-                return Next::Again;
+        self.bitmap = heat(self.tables, self.reply);
+        if self.bitmap == NONE {
+            return SOMEBODY;
+        }
+        self.turn_to(self.tables.random());
+        self.until_free(HOT_TRIES, Self::next_clear)
+    }
+
+    /// Begins with a group, and leaves all others for later.
+    #[inline(always)]
+    fn turn_to(&mut self, group: u32) {
+        self.group = group & GROUPS;
+        self.left = GROUPS;
+        self.words = self.open_words();
+    }
+
+    /// The words of the group in which there may be a clear bit among the ports.
+    #[inline(always)]
+    fn open_words(&self) -> u64 {
+        let group = self.group as usize;
+        let closed = self.tables.bitmap_of(self.bitmap).map(|bitmap| bitmap.summary.get(group));
+        match (self.ports.summary.get(group), closed) {
+            (Some(lend), Some(Some(closed))) => lend.load() & !closed.load(),
+            _ => 0,
+        }
+    }
+
+    /// Marks a port whose bit is clear, and names it: from a random group on, around the end, each
+    /// word as long as it has a port for us.
+    #[inline(always)]
+    fn next_clear(&mut self) -> Next {
+        if self.words == 0 {
+            if self.left == 0 {
+                return Next::Nothing;
             }
-            let random = tables.random();
-            let within = pick(words, random >> 4);
-            let word = wrapped::<PORT_WORDS>((group << 6 | within) as usize);
-            let free = ports.words[word].load() & !bitmap.words[word].load();
-            if free == 0 {
-                words &= !(1 << (within & 63));
-                return Next::Again;
-            }
-            let port = (word << 6) as u16 | pick(free, random >> 10) as u16;
-            // Marked first, looked at second: whoever gives it back frees it first and clears
-            // the bit second, so a mark that is too late is seen to be wrong by looking.
-            mark(bitmap, port);
-            Next::Port(port)
-        })
+            self.left -= 1;
+            self.group = (self.group + 1) & GROUPS;
+            self.words = self.open_words();
+            return Next::Again;
+        }
+        let Some(bitmap) = self.tables.bitmap_of(self.bitmap) else { return Next::Nothing };
+        let random = self.tables.random();
+        let within = pick(self.words, random >> 4);
+        let word = wrapped::<PORT_WORDS>((self.group << 6 | within) as usize);
+        let free = self.ports.words[word].load() & !bitmap.words[word].load();
+        if free == 0 {
+            self.words &= !(1 << (within & 63));
+            return Next::Again;
+        }
+        let port = (word << 6) as u16 | pick(free, random >> 10) as u16;
+        // Marked first, looked at second: whoever gives it back frees it first and clears the bit
+        // second, so a mark that is too late is seen to be wrong by looking.
+        mark(bitmap, port);
+        // If it is taken after all, so are others near it: sessions that keep their own ports stand
+        // together.
+        self.turn_to(random);
+        Next::Port(port)
     }
 
     /// Some ports one after another: every bit is set, but sessions may have expired that nobody
     /// has swept; or no bitmap was to be had, and a small range is seen whole.
-    #[inline(always)]
+    #[inline(never)]
     fn in_a_row(&mut self) -> u32 {
-        let ports = self.ports;
-        let Some(mut port) = random_port(self.tables, ports) else { return SOMEBODY };
-        self.until_free(RECLAIMS, || match next_port(ports, port) {
+        self.group = any_port(self.tables, self.ports);
+        if self.group == NONE {
+            return SOMEBODY;
+        }
+        let times = reclaims(self.tables, self.reply, self.now);
+        self.until_free(times, |search| match next_port(search.ports, search.group as u16) {
             Some(next) => {
-                port = next;
+                search.group = next as u32;
                 Next::Port(next)
             }
             None => Next::Nothing,
@@ -325,9 +376,9 @@ impl<T: Tables> Search<'_, T> {
 
     /// Looks at the ports that `next` names, at most `times`, until nobody is in the way.
     #[inline(always)]
-    fn until_free(&mut self, times: u32, mut next: impl FnMut() -> Next) -> u32 {
+    fn until_free(&mut self, times: u32, next: impl Fn(&mut Self) -> Next) -> u32 {
         let mut met = SOMEBODY;
-        T::repeat(times, || match next() {
+        T::repeat(times, || match next(self) {
             Next::Port(port) => {
                 self.steps += 1;
                 self.reply.destination_port = port.to_be_bytes();
@@ -341,14 +392,24 @@ impl<T: Tables> Search<'_, T> {
     }
 }
 
-/// The words of a group in which there may be a clear bit among the ports.
-#[inline(always)]
-fn open_words(bitmap: &Ports, ports: &Ports, group: u32) -> u64 {
-    let group = group as usize;
-    match (ports.summary.get(group), bitmap.summary.get(group)) {
-        (Some(lend), Some(closed)) => lend.load() & !closed.load(),
-        _ => 0,
-    }
+/// The last group of ports; as a mask, every one.
+const GROUPS: u32 = PORT_SUMMARY as u32 - 1;
+
+/// How many ports are looked at in a row. Of a pair that has a bitmap every port is lent, unless
+/// nobody sweeps: so many not in every search. In a function of its own, because the stack of
+/// whoever calls it is short.
+#[inline(never)]
+fn reclaims<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
+    let may_take_long =
+        !is_hot(tables, reply) || tables.admit(RECLAIMING, RECLAIMS_PER_SECOND, now).is_some();
+    if may_take_long { RECLAIMS } else { RECLAIMS_BESIDE }
+}
+
+/// The number of a pair's bitmap, made if need be, or [`NONE`]. In a function of its own, because
+/// the stack of whoever calls it is short.
+#[inline(never)]
+fn heat<T: Tables>(tables: &T, reply: &Key<T::A>) -> u32 {
+    tables.make_hot(&pair(reply)).unwrap_or(NONE)
 }
 
 /// Whether a pair has a bitmap.
@@ -405,6 +466,15 @@ fn random_port<T: Tables>(tables: &T, ports: &Ports) -> Option<u16> {
     let word = group << 6 | pick(ports.summary.get(group)?.load(), random >> 10) as usize;
     let bits = ports.words.get(wrapped::<PORT_WORDS>(word))?.load();
     Some((word << 6) as u16 | pick(bits, random >> 16) as u16)
+}
+
+/// The same, or [`NONE`]. In a function of its own, because the stack of whoever calls it is short.
+#[inline(never)]
+fn any_port<T: Tables>(tables: &T, ports: &Ports) -> u32 {
+    match random_port(tables, ports) {
+        Some(port) => port as u32,
+        None => NONE,
+    }
 }
 
 /// The next port that may be lent, around the end.

@@ -121,8 +121,11 @@ pub trait Tables: Repeat {
     fn lendable(&self, index: u32) -> Option<&Ports>;
     /// The bitmap of a hot pair.
     fn bitmap(&self, pair: &PairKey4) -> Option<&Ports>;
-    /// Makes a pair hot: its bitmap, new and empty or the one that another processor made.
-    fn make_hot(&self, pair: &PairKey4) -> Option<&Ports>;
+    /// Makes a pair hot: the number of its bitmap, new and empty or the one that another processor
+    /// made.
+    fn make_hot(&self, pair: &PairKey4) -> Option<u32>;
+    /// The bitmap of a number.
+    fn bitmap_of(&self, number: u32) -> Option<&Ports>;
 
     /// The domain of a source behind an untagged interface, where a glance tells it; for the
     /// established path only, which checks it by finding the session.

@@ -243,7 +243,10 @@ impl Tables for Tiny {
     fn bitmap(&self, _: &PairKey4) -> Option<&Ports> {
         self.bitmap.as_ref()
     }
-    fn make_hot(&self, _: &PairKey4) -> Option<&Ports> {
+    fn make_hot(&self, _: &PairKey4) -> Option<u32> {
+        self.bitmap.as_ref().map(|_| 0)
+    }
+    fn bitmap_of(&self, _: u32) -> Option<&Ports> {
         self.bitmap.as_ref()
     }
     fn hop(&self, _: u16) -> Option<Hop> {

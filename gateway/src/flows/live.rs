@@ -232,8 +232,11 @@ impl Tables for Tables4 {
         let number = lock(&self.datapath.pairs).get(pair, 0).ok()?;
         self.datapath.bitmaps.get(number)
     }
-    fn make_hot(&self, _: &PairKey4) -> Option<&Ports> {
+    fn make_hot(&self, _: &PairKey4) -> Option<u32> {
         None
+    }
+    fn bitmap_of(&self, number: u32) -> Option<&Ports> {
+        self.datapath.bitmaps.get(number)
     }
 
     fn domain_at_a_glance(&self, ifindex: u32, to: &[u8; 6], source: V4) -> Option<u16> {

@@ -431,7 +431,7 @@ impl Tables for Memory {
         let number = lock(&self.pairs).get(pair).copied()?;
         self.bitmaps.get(number as usize)
     }
-    fn make_hot(&self, pair: &PairKey4) -> Option<&Ports> {
+    fn make_hot(&self, pair: &PairKey4) -> Option<u32> {
         let mut pairs = lock(&self.pairs);
         let number = match pairs.get(pair) {
             Some(number) => *number,
@@ -442,6 +442,9 @@ impl Tables for Memory {
                 number
             }
         };
+        Some(number)
+    }
+    fn bitmap_of(&self, number: u32) -> Option<&Ports> {
         self.bitmaps.get(number as usize)
     }
 

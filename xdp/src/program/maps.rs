@@ -400,19 +400,25 @@ impl Tables for Kernel {
         BITMAPS.get(number)
     }
     #[inline(always)]
-    fn make_hot(&self, pair: &PairKey4) -> Option<&Ports> {
-        if let Some(bitmap) = self.bitmap(pair) {
-            return Some(bitmap);
+    fn make_hot(&self, pair: &PairKey4) -> Option<u32> {
+        // SAFETY: the number is copied out.
+        let known = || unsafe { PAIRS4.get(pair).copied() };
+        if let Some(number) = known() {
+            return Some(number);
         }
         let number = FREE_BITMAPS.pop().ok().flatten()?;
         self.shared.hot_pairs.fetch_add(1);
         if PAIRS4.insert(pair, number, BPF_NOEXIST as u64).is_ok() {
-            return BITMAPS.get(number);
+            return Some(number);
         }
         // Another processor was first, or the map is full.
         self.shared.hot_pairs.fetch_add(u64::MAX);
         let _ = FREE_BITMAPS.push(number, 0);
-        self.bitmap(pair)
+        known()
+    }
+    #[inline(always)]
+    fn bitmap_of(&self, number: u32) -> Option<&Ports> {
+        BITMAPS.get(number)
     }
 
     #[inline(always)]
