@@ -21,7 +21,7 @@ use crate::{
 };
 use xdp_abi::{
     config::PolicyWord,
-    forward::{Attachment, HOP_RESOLVED, KIND_SPOKE, port},
+    forward::{Attachment, HOP_RESOLVED, HOP_ROUTABLE, KIND_SPOKE, port},
     reason::Reason,
     session::Class,
 };
@@ -126,8 +126,9 @@ pub fn translate<T: Tables<A = V4>, F: Frame>(
     } else {
         packet.key.source
     };
-    if guard::stops(tables, &hop, outer_source) {
-        return Code::drop(Reason::Leak);
+    // Of a session that is not translated, by somebody whom nobody outside may see.
+    if hop.is(HOP_ROUTABLE) && guard::is_confined(tables, hop.attachment(), outer_source) {
+        return Code::drop(Reason::NoSnatPolicy);
     }
     if write(frame, packet, &quote, outer_source, &rewrite).is_none() {
         return Code::drop(Reason::Truncated);

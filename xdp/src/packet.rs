@@ -107,6 +107,15 @@ pub struct Packet<A> {
 }
 
 impl Packet<V4> {
+    /// Whether it is a lease of an address (DHCP, RFC 2131): for the machine, whose address that may
+    /// not be yet. Nobody else's way leads through a router.
+    #[inline(always)]
+    pub const fn is_lease(&self) -> bool {
+        matches!(self.kind, Kind::Udp)
+            && matches!(self.key.source_port, [0, 67])
+            && matches!(self.key.destination_port, [0, 68])
+    }
+
     /// Before one was read.
     pub const NONE: Self = Self {
         key: Key {

@@ -425,7 +425,7 @@ fn rewrite_plainly<F: Frame>(
 pub fn first<T: Tables<A = V4>>(tables: &T, work: &mut Work) {
     let Work { done, to, packet, arrival, decision, plan, .. } = work;
     // Sent to many: never transit, as in [`read`].
-    if to[0] & 1 != 0 {
+    if to[0] & 1 != 0 || packet.is_lease() {
         done.code = Code::PASS;
         return;
     }
@@ -494,7 +494,8 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     let to = [d0, d1, d2, d3, d4, d5];
     match packet::ipv4(frame, layer.network) {
         Ok(Parsed::Packet(read)) => {
-            if is_for_another(tables, ifindex, layer.vlan, &to, read.key.source) {
+            if read.is_lease() || is_for_another(tables, ifindex, layer.vlan, &to, read.key.source)
+            {
                 done.code = Code::PASS;
                 return;
             }
@@ -510,9 +511,11 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
             packet.key.source = source;
             packet.key.destination = destination;
             packet.key.protocol = frame.load::<1>(layer.network + 9).unwrap_or_default()[0];
-            if is_own(tables, destination)
-                || is_for_another(tables, ifindex, layer.vlan, &to, source)
-            {
+            let is_own = is_own(tables, destination)
+                && !(matches!(reason, Reason::Fragment)
+                    && read_ports(frame, layer.network, &mut packet.key)
+                    && is_of_session(tables, port(ifindex, layer.vlan), &mut packet.key));
+            if is_own || is_for_another(tables, ifindex, layer.vlan, &to, source) {
                 done.code = Code::PASS;
                 return;
             }
@@ -536,6 +539,34 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
         now,
     };
     done.code = if packet.kind == Kind::IcmpError { Code::ERROR } else { Code::GO_ON };
+}
+
+/// Reads the ports of a first fragment into its key; false: it is none, or has none.
+#[inline(never)]
+fn read_ports<F: Frame>(frame: &F, network: u32, key: &mut Key<V4>) -> bool {
+    let Some([length, _, _, _, _, _, more, offset]) = frame.load::<8>(network) else {
+        return false;
+    };
+    let transport = network + (length & 15) as u32 * 4;
+    let Some([p0, p1, p2, p3, i0, i1]) = frame.load::<6>(transport) else { return false };
+    (key.source_port, key.destination_port) = match (key.protocol, p0) {
+        (packet::TCP | packet::UDP, _) => ([p0, p1], [p2, p3]),
+        (packet::ICMP, packet::ECHO) => ([i0, i1], [0; 2]),
+        (packet::ICMP, packet::ECHO_REPLY) => ([0; 2], [i0, i1]),
+        _ => return false,
+    };
+    more & 0x1f == 0 && offset == 0
+}
+
+/// Whether a fragment to the machine is for a session that shares its address: the kernel would put
+/// the packet together and refuse it in the session's name. Of later fragments alone it makes
+/// nothing.
+#[inline(never)]
+fn is_of_session<T: Tables<A = V4>>(tables: &T, place: u32, key: &mut Key<V4>) -> bool {
+    let number = tables.attachment_of(place, key.source).unwrap_or(0);
+    let Some(attachment) = attached(tables, number) else { return false };
+    key.domain = attachment.domain;
+    table::is_held(tables, &V4::pack(key))
 }
 
 /// How long the headers of each packet are that a frame stands for, from the IP header on; zero if
@@ -766,7 +797,7 @@ pub fn egress<T: Tables<A = V4>, F: Frame>(
             }
         }
         Ok(Parsed::Refused(from, to, reason)) => {
-            if punted.is_some() {
+            if punted.is_some() || is_redirect(frame, layer.network) {
                 return Egress::Drop(reason);
             }
             source = from;
@@ -781,6 +812,17 @@ pub fn egress<T: Tables<A = V4>, F: Frame>(
         return Egress::Drop(Reason::Leak);
     }
     egress
+}
+
+/// Whether it is an ICMP redirect: the kernel tells a neighbour whose packets it sends out where they
+/// came in to go around this machine, and so around its rules.
+#[inline(always)]
+fn is_redirect<F: Frame>(frame: &F, network: u32) -> bool {
+    let Some([version_length, _, _, _, _, _, _, _, _, protocol]) = frame.load::<10>(network) else {
+        return false;
+    };
+    let header = (version_length & 15) as u32 * 4;
+    protocol == packet::ICMP && matches!(frame.load::<1>(network + header), Some([5]))
 }
 
 /// The rewrite of a live session, without touching it: ingress has counted the packet.

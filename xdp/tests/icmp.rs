@@ -160,6 +160,18 @@ fn a_node_speaks_about_its_pod_s_session_and_a_router_of_the_fabric_about_any() 
 }
 
 #[test]
+fn an_error_by_somebody_whom_nobody_may_see_is_no_leak_that_was_stopped() {
+    let plain = "attach nodes spoke domain 1 on 2 address 10.1.0.1 sources 10.1.0.0/16";
+    let scene = Scene::read(TWO_CLUSTERS).and(plain).snats("").and("permit any -> any all");
+    let lab = scene.build();
+    let (_, out) = lab.forward(2, &udp("10.1.0.9:40000", "198.51.100.9:53").frame());
+    let (_, inside) = lab.forward(5, &udp("198.51.100.9:53", &see(&out).from).frame());
+    let error = icmp_error(11, 0, 0, "100.64.0.9", "198.51.100.9", ip_of(&inside));
+    assert_eq!(lab.dropped(2, &error), Reason::NoSnatPolicy);
+    assert_eq!(lab.leaks_stopped(), 0);
+}
+
+#[test]
 fn an_error_changes_nothing_of_the_session() {
     let mut lab = permissive();
     let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").frame());

@@ -325,6 +325,69 @@ fn a_refused_flow_is_recorded_with_where_it_would_have_gone() {
 }
 
 #[test]
+fn nobody_speaks_with_an_address_of_the_machine() {
+    // Its session would take what is answered to the machine's own connections.
+    let own = TWO_CLUSTERS.replace("link 5", "link 5\nlocal 10.0.0.1\nlocal 100.64.255.1");
+    let lab = Scene::read(&own).and("permit any -> any all").build();
+    assert_eq!(lab.dropped(4, &tcp("10.0.0.1:2222", SERVER, SYN).frame()), Reason::Martian);
+    assert_eq!(lab.dropped(5, &udp("10.0.0.1:53", "10.1.1.1:53").frame()), Reason::Martian);
+    assert_eq!(lab.dropped(2, &udp("100.64.255.1:53", SERVER).frame()), Reason::Martian);
+    // In a pod network it may be a pod's, if the machine has it elsewhere.
+    let elsewhere = own.replace("100.64.255.1 sources", "100.64.254.1 sources");
+    let lab = Scene::read(&elsewhere).and("permit any -> any all").build();
+    lab.forward(2, &udp("100.64.255.1:53", SERVER).frame());
+    assert_eq!(lab.sessions(), 1);
+}
+
+#[test]
+fn a_lease_of_an_address_is_the_machine_s_whatever_its_address_is() {
+    let lab = scene("permit any -> any all").build();
+    for (ifindex, offer) in [
+        (4, udp("10.0.0.254:67", "10.0.0.77:68")),
+        (4, udp("10.0.0.254:67", "10.0.0.77:68").vlan(9)),
+        (2, udp("100.64.0.9:67", "100.64.255.9:68")),
+        (4, udp("192.0.2.9:67", "192.0.2.77:68")),
+    ] {
+        assert_eq!(lab.send(ifindex, &offer.frame()).fate, Fate::Pass, "{offer:?}");
+    }
+    assert_eq!(lab.sessions(), 0);
+    lab.forward(2, &udp("100.64.0.9:68", "198.51.100.9:67").frame());
+}
+
+#[test]
+fn fragments_of_an_answer_are_not_the_machine_s_though_it_has_the_address() {
+    let scene = Scene::read(&TWO_CLUSTERS.replace("link 5", "link 5\nlocal 203.0.113.7"));
+    let lab = scene.and("permit any -> any all").build();
+    let (_, out) = lab.forward(2, &tcp(POD, SERVER, SYN).frame());
+    let part = |build: Build, offset: [u8; 2]| {
+        let mut frame = build.receiver(mac_of(5)).frame();
+        frame[14 + 6..14 + 8].copy_from_slice(&offset);
+        repair(&mut frame[14..]);
+        frame
+    };
+    let answer = || answer_to(&out, ACK).payload(&[7; 16]);
+    assert_eq!(lab.dropped(5, &part(answer(), [0x20, 0])), Reason::Fragment);
+    // What follows it is no packet without it; and what is the machine's own passes.
+    assert_eq!(lab.send(5, &part(answer(), [0, 3])).fate, Fate::Pass);
+    let own = udp("198.51.100.9:53", "203.0.113.7:999");
+    assert_eq!(lab.send(5, &part(own, [0x20, 0])).fate, Fate::Pass);
+    lab.assert_books();
+}
+
+#[test]
+fn the_kernel_tells_nobody_to_go_around_the_gateway() {
+    let lab = scene("permit any -> any all").build();
+    let about = udp("10.1.0.9:53", "10.2.0.9:53").ip();
+    let redirect = icmp_error(5, 1, 0, "10.0.0.1", "10.1.0.9", &about);
+    let other = icmp_error(3, 1, 0, "10.0.0.1", "10.1.0.9", &about);
+    for (frame, dropped) in [(redirect, true), (other, false)] {
+        let mut frame = xdp::memory::MemoryFrame::new(frame);
+        let egress = lab.gateway.process_egress(4, &mut frame, None, lab.now);
+        assert_eq!(matches!(egress, xdp::pipeline::Egress::Drop(_)), dropped, "{egress:?}");
+    }
+}
+
+#[test]
 fn pings_with_the_identifier_zero_are_questions_one_way_and_answers_the_other() {
     // Translated: an answer that nobody asked for is no question.
     let lab = scene("permit red -> any all").build();

@@ -2,7 +2,7 @@
 //!
 //! Within a domain a source comes in where the longest prefix that holds it is stated, at all of
 //! those places if they are several: behind an uplink without `sources` is everything but what is
-//! stated to be behind others. What comes by another way says that it is somebody else.
+//! stated to be behind others, by their `sources` or, if they state none, by their `routes`. What comes by another way says that it is somebody else.
 //!
 //! `sources` that hold a non-routable prefix without being part of one (`0.0.0.0/0`, which is what
 //! an attachment has that states none) mean the routable fabric: a pod's address that comes from

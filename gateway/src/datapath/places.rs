@@ -14,6 +14,7 @@ use crate::{
     config::{AttachmentKind, Config, convert},
     net::{Link, NetworkState},
 };
+use api::value::Prefix4;
 use aya::maps::{LpmTrie, MapData, MapError};
 use ipnet::Ipv4Net;
 use std::{
@@ -120,21 +121,32 @@ impl Places {
             }
             let tag = stated.vlan.map_or(0, |vlan| vlan.get());
             let behind = behind.entry(domain).or_default();
-            for source in &stated.sources {
-                behind.entry(source.net()).or_default();
+            // Whoever does not say what is behind it says by its routes.
+            let is_said = stated.sources.iter().all(|source| *source != Prefix4::ALL);
+            let claims = if is_said { &stated.sources } else { &stated.stated_routes };
+            for claim in claims {
+                behind.entry(claim.net()).or_default();
             }
             match find(&by_name, network, &stated.interface, tag) {
                 Ok((parent, routed)) => {
                     attachment.flags |= ATTACHED;
                     attachment.ifindex = routed.ifindex;
-                    attachment.address = first_address(network, routed.ifindex);
+                    let is_confined = |address: Ipv4Addr| {
+                        let holds = |prefix: &Prefix4| prefix.net().contains(&address);
+                        domain == 0
+                            && config.gateway.non_routable.iter().any(holds)
+                            && !stated.carries.iter().any(holds)
+                    };
+                    attachment.address = first_address(network, routed.ifindex, is_confined);
                     let hook = served.get(&stated.interface).copied().unwrap_or(Served::Tc);
                     places.interfaces.insert(parent.ifindex, (parent.name.clone(), hook));
                     places.link(parent, routed, tag, hook);
                     let place = port(parent.ifindex, tag);
                     for source in &stated.sources {
                         places.sources.insert((place, source.net()), number);
-                        behind.entry(source.net()).or_default().insert(place);
+                    }
+                    for claim in claims {
+                        behind.entry(claim.net()).or_default().insert(place);
                     }
                     for route in stated.routes() {
                         places.routes.insert((place, route.net()), number);
@@ -356,6 +368,12 @@ fn find<'a>(
             parent.ifindex
         ));
     }
+    if parent.mac.is_none() {
+        return Err(format!(
+            "`{interface}` has no hardware address; expected an Ethernet interface, others are not \
+             served yet"
+        ));
+    }
     if vlan == 0 {
         return Ok((parent, parent));
     }
@@ -375,16 +393,21 @@ fn broadcast(address: Ipv4Addr, prefix_len: u8) -> Option<Ipv4Addr> {
     (prefix_len < 31).then(|| net.broadcast())
 }
 
-fn first_address(network: &NetworkState, ifindex: u32) -> [u8; 4] {
-    network
+/// The address that errors are sent from, if there is one that may be seen there.
+fn first_address(
+    network: &NetworkState,
+    ifindex: u32,
+    is_confined: impl Fn(Ipv4Addr) -> bool,
+) -> [u8; 4] {
+    let mut own = network
         .addresses
         .values()
         .filter(|address| address.ifindex == ifindex && !address.secondary)
-        .find_map(|address| match address.address {
-            IpAddr::V4(address) => Some(address.octets()),
+        .filter_map(|address| match address.address {
+            IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
-        })
-        .unwrap_or_default()
+        });
+    own.find(|address| !is_confined(*address)).unwrap_or(Ipv4Addr::UNSPECIFIED).octets()
 }
 
 /// Brings a prefix map from one state to another.
@@ -473,6 +496,44 @@ mod tests {
             let expected = (*at != number).then_some(attachment);
             assert_eq!(places.attachments.get(at), expected, "{at}");
         }
+    }
+
+    #[test]
+    fn nobody_speaks_from_the_internet_with_an_address_that_another_leg_routes() {
+        let text = TWO_CLUSTERS.replace(", sources: [10.0.0.0/8] }", " }");
+        let config = testing::scene(&text).config;
+        let (network, served) = (testing::network_of(&config), BTreeMap::new());
+        let numbers = Numbers::default().with(&config.gateway);
+        let places = Places::of(&config, &network, &served, &numbers);
+        let of = |attachment: &str, net: &str| {
+            let number = numbers.of(attachment).unwrap();
+            let ifindex = places.attachments[&number].ifindex;
+            places.sources.get(&(port(ifindex, 0), net.parse().unwrap())).copied()
+        };
+        assert_eq!(of("internet", "10.0.0.0/8"), Some(behind::NOBODY));
+        assert_eq!(of("internet", "0.0.0.0/0"), numbers.of("internet"));
+        assert_eq!(of("transit", "0.0.0.0/0"), numbers.of("transit"));
+        assert_eq!(of("transit", "10.0.0.0/8"), None);
+    }
+
+    #[test]
+    fn errors_are_sent_from_an_address_that_may_be_seen() {
+        let config = testing::scene(TWO_CLUSTERS).config;
+        let mut network = testing::network_of(&config);
+        let numbers = Numbers::default().with(&config.gateway);
+        let number = numbers.of("internet").unwrap();
+        let of = |network: &NetworkState| {
+            let places = Places::of(&config, network, &BTreeMap::new(), &numbers);
+            let attachment = places.attachments[&number];
+            (attachment.ifindex, Ipv4Addr::from(attachment.address))
+        };
+        let (ifindex, usual) = of(&network);
+        let address: IpAddr = "100.64.0.1".parse().unwrap();
+        let own = Address { ifindex, address, prefix_len: 24, scope: 0, secondary: false };
+        network.addresses.insert((ifindex, address, 24), own);
+        assert_eq!(of(&network).1, usual);
+        network.addresses.retain(|_, own| own.ifindex != ifindex || own.address == address);
+        assert!(of(&network).1.is_unspecified());
     }
 
     #[test]

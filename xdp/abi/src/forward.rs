@@ -16,6 +16,9 @@ pub const fn port(ifindex: u32, vlan: u16) -> u32 {
     ifindex << 12 | (vlan as u32 & 0xfff)
 }
 
+/// The domain of the routable network.
+pub const FABRIC: u16 = 0;
+
 /// A pod network or anything else behind the gateway.
 pub const KIND_SPOKE: u8 = 0;
 /// A transit connection.

@@ -14,6 +14,7 @@ use crate::{
 };
 use xdp_abi::{
     config::{MIDSTREAM_ADOPT, PolicyWord},
+    forward::FABRIC,
     policy::ACTION_PERMIT,
     reason::Reason,
 };
@@ -45,7 +46,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if own {
             return Code::PASS;
         }
-        if key.source.is_martian() || key.destination.is_martian() {
+        if key.source.is_martian() || key.destination.is_martian() || self.is_from_own_address() {
             return Code::drop(Reason::Martian);
         }
         match self.packet.kind {
@@ -89,6 +90,16 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         }
         Code::OPEN
     }
+    /// Whether whoever sent the packet has taken an address of the machine. Its session would take
+    /// the answers to the machine's own connections. In a pod network an address that the machine
+    /// has elsewhere may be a pod's.
+    #[inline(always)]
+    fn is_from_own_address(&self) -> bool {
+        let source = self.packet.key.source;
+        source.0 == self.attachment.address
+            || self.packet.key.domain == FABRIC && self.tables.is_local(source)
+    }
+
     /// Finds out who the parties are, and remembers it under the epochs that their identities are
     /// counted in.
     #[inline(always)]

@@ -459,6 +459,10 @@ impl Tables for Kernel {
         let mut room = MaybeUninit::uninit();
         // With a length the kernel tells the MTU of the way, and no packet is shorter than this.
         let (answer, params) = self.ask_route(&mut room, ifindex, source, destination, 1);
+        // A gateway with an IPv6 address (`via inet6`): a next hop has no room for its name.
+        if params.family != AF_INET {
+            return Route::Unreachable;
+        }
         // SAFETY: the kernel filled in the IPv4 members for an IPv4 request.
         let gateway = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
         match answer {
