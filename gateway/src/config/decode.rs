@@ -316,9 +316,22 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         result.map_err(|error| error.at(self.node))
     }
 
+    /// The derived code takes a list as well, by the order of the fields; nobody means one here.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        if let Value::List(_) = &self.node.value {
+            return Err(Error::invalid_type(Unexpected::Seq, &visitor).at(self.node));
+        }
+        self.deserialize_any(visitor)
+    }
+
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map struct identifier ignored_any
+        unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 

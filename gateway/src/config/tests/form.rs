@@ -1,6 +1,6 @@
 //! Mistakes that a field has by itself.
 
-use super::{Config, GOOD, edited, refused};
+use super::{Config, GOOD, edited, place, refused};
 
 #[test]
 fn fields_that_do_not_exist_are_refused() {
@@ -350,6 +350,132 @@ fn values_of_the_wrong_kind_are_refused() {
             )],
         ),
     ]);
+}
+
+/// The fields of a struct have an order as well, and a list must never be read by it: `[permit]`
+/// would be a default action.
+#[test]
+fn a_list_is_no_mapping() {
+    const FIELDS: &str = "expected a mapping of fields";
+    for (old, new, at, path, message) in [
+        ("  timers:\n    udp: 300s\n", "  timers: [300s]\n", "timers", "gateway.timers", FIELDS),
+        (
+            "  tables:\n    sessions: 1048576\n    rules: 16384\n",
+            "  tables: [1048576]\n",
+            "tables",
+            "gateway.tables",
+            FIELDS,
+        ),
+        (
+            "flow_log: { path: /var/log/flows.jsonl }",
+            "flow_log: [/var/log/flows.jsonl]",
+            "flow_log",
+            "gateway.flow_log",
+            FIELDS,
+        ),
+        (
+            "  metrics:\n    listen: 127.0.0.1:9464\n",
+            "  metrics: [127.0.0.1:9464]\n",
+            "metrics",
+            "gateway.metrics",
+            FIELDS,
+        ),
+        (
+            "    listen: 127.0.0.1:9464\n",
+            "    tls: [/etc/cert.pem, /etc/key.pem]\n",
+            "tls",
+            "gateway.metrics.tls",
+            FIELDS,
+        ),
+        ("{ name: prod-us, number: 2 }", "[prod-us, 2]", "[prod-us", "gateway.domains[1]", FIELDS),
+        (
+            "{ name: internet, interface: eth0, kind: internet }",
+            "[internet, eth0, 7, internet]",
+            "[internet",
+            "gateway.attachments[3]",
+            FIELDS,
+        ),
+        (
+            "    spec:
+      type: pod
+      domain: prod-eu
+      addresses: [100.64.1.10]
+      account: \"111122223333\"
+      labels: { team: payments }
+",
+            "    spec: [pod, prod-eu, [100.64.1.10]]\n",
+            "spec",
+            "documents[0].spec",
+            FIELDS,
+        ),
+        (
+            "labels: { team: payments }\n  - kind: SmartGroup",
+            "labels: [team, payments]\n  - kind: SmartGroup",
+            "labels",
+            "documents[0].spec.labels",
+            "expected a mapping",
+        ),
+        (
+            "    spec:
+      selectors:
+        - { type: k8s, labels: { team: payments } }
+        - { cidr: 10.20.0.0/16, domain: fabric }
+",
+            "    spec: [[{ cidr: 10.20.0.0/16, domain: fabric }]]\n",
+            "spec",
+            "documents[1].spec",
+            FIELDS,
+        ),
+        (
+            "{ cidr: 10.20.0.0/16, domain: fabric }",
+            "[10.20.0.0/16]",
+            "[10.20",
+            "documents[1].spec.selectors[1]",
+            FIELDS,
+        ),
+        (
+            "    spec:
+      priority: 200
+      action: deny
+      sources: [anywhere]
+      destinations: [payments]
+      log: start
+",
+            "    spec: [200, permit, [anywhere], [payments]]\n",
+            "spec",
+            "documents[3].spec",
+            FIELDS,
+        ),
+        (
+            "spec: { action: deny, log: both }",
+            "spec: [permit, both]",
+            "spec",
+            "documents[4].spec",
+            FIELDS,
+        ),
+        (
+            "    spec:
+      order: 20
+      src_cidr: 10.10.0.0/24
+      interface: eth2
+      no_nat: true
+",
+            "    spec: [20, 10.10.0.0/24]\n",
+            "spec",
+            "documents[6].spec",
+            FIELDS,
+        ),
+    ] {
+        let text = edited(old, new);
+        let errors = Config::parse(&text, "f.yaml").map(|_| ()).unwrap_err();
+        let [error] = &errors[..] else { panic!("{new}: {errors:#?}") };
+        assert_eq!(error.path, path);
+        let field = path.rsplit_once('.').map_or(path, |(_, field)| field);
+        assert_eq!(error.message, format!("`{field}` is a list; {message}"));
+        assert!(place(&text, error).starts_with(at), "{error}");
+    }
+    let errors = Config::parse("gateway: [gw-1]\ndocuments: []\n", "f.yaml").unwrap_err();
+    assert_eq!(errors[0].message, format!("`gateway` is a list; {FIELDS}"));
 }
 
 #[test]
