@@ -176,18 +176,17 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let (follower, changes) = Follower::start(CHANGES).await?;
     // Whatever may be refused comes before the engine, which changes what packets meet.
     let _state_dir = kept::claim(&config.gateway.state_dir)?;
-    let kept = Kept::read(&config.gateway.state_dir);
+    let kept = Kept::read(&config.gateway.state_dir)?;
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
     let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
-    let engine = {
-        let network = follower.state().clone();
-        let config = Arc::clone(&config);
-        tokio::task::spawn_blocking(move || Engine::start(config, &network, kept))
-            .await
-            .expect("the engine does not panic while it starts")?
-    };
-    // From now on sessions hold these numbers, and this process may be killed.
+    let network = follower.state().clone();
+    let looked = Engine::look(Arc::clone(&config), &network, kept)?;
+    // Soon sessions hold these numbers, and this process may be killed.
+    looked.kept().write(&config.gateway.state_dir)?;
+    let engine = tokio::task::spawn_blocking(move || Engine::begin(looked, &network))
+        .await
+        .expect("the engine does not panic while it starts")?;
     keep(&engine);
     if let Some(table) = engine.datapath.torn {
         warn!(
@@ -466,7 +465,9 @@ fn privileges() -> Result<(), StartError> {
 
 /// Keeps what the next daemon has to know.
 fn keep(engine: &Engine) {
-    engine.kept().write(&engine.config().gateway.state_dir);
+    if let Err(failed) = engine.kept().write(&engine.config().gateway.state_dir) {
+        warn!("{failed}");
+    }
 }
 
 #[cfg(test)]

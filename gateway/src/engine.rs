@@ -57,6 +57,13 @@ pub enum EngineError {
     /// Settings that are right in themselves, and not on this machine or beside what is in force.
     #[error("{}", lines(.0))]
     Config(Vec<ConfigError>),
+    /// Sessions hold attachments by number, and nobody knows which number each has.
+    #[error(
+        "the pinned tables have live sessions, and the `state_dir` {0} does not say which number \
+         each attachment has in them (attachments.json): restore it, or end all sessions with \
+         `sluice-gateway detach` and start again"
+    )]
+    Unnumbered(PathBuf),
     /// The last guard could not be put up.
     #[error("the last guard cannot be put up: {0}")]
     Guard(#[from] guard::GuardError),
@@ -159,15 +166,40 @@ fn is_on_bpffs(pins: &Path) -> bool {
     found.is_some_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
+/// A start of which everything was looked at that can be refused by looking; nothing is touched yet.
+pub struct Looked {
+    config: Arc<Config>,
+    places: Places,
+    kept: Kept,
+    sizes: Sizes,
+    guard: Claim,
+    pins: Option<Claim>,
+}
+
+impl Looked {
+    /// What the next start has to know, from the moment on at which programs are attached.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+}
+
 impl Engine {
-    /// Brings up the datapath for a configuration. Guards first, programs last: packets are
-    /// served from the first moment under a whole policy. An interface that was known before may
-    /// be missing, but not all of them.
+    /// Brings up the datapath for a configuration; [`Self::look`] and [`Self::begin`] in one.
     pub fn start(
         config: Arc<Config>,
         network: &NetworkState,
         kept: Kept,
     ) -> Result<Self, EngineError> {
+        Self::begin(Self::look(config, network, kept)?, network)
+    }
+
+    /// Refuses what cannot be brought up. An interface that was known before may be missing, but not
+    /// all of them; sessions are taken over only by who knows which attachments they mean.
+    pub fn look(
+        config: Arc<Config>,
+        network: &NetworkState,
+        kept: Kept,
+    ) -> Result<Looked, EngineError> {
         let served = interfaces::served(&config, network);
         let numbers = kept.numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
@@ -179,11 +211,25 @@ impl Engine {
             return Err(EngineError::NotBpffs(pins));
         }
         // Who has these very tables is named by them; nothing is made for who is refused.
-        drop(Claim::of(&pins)?);
-        let claims = [Claim::of_guard()?, Claim::of_new(&pins)?];
+        let claim = Claim::of(&pins)?;
+        let guard = Claim::of_guard()?;
         let sizes = Sizes::of(&config.gateway.tables);
         tables::refuse(&sizes, &pins)?;
-        // From here on the machine changes: whatever can be refused by looking was.
+        if kept.numbers == Numbers::default()
+            && layout::has_sessions(&pins).map_err(TablesError::from)?
+        {
+            return Err(EngineError::Unnumbered(config.gateway.state_dir.clone()));
+        }
+        let kept = Kept { numbers, interfaces: interfaces::devices(&config), ..kept };
+        Ok(Looked { config, places, kept, sizes, guard, pins: claim })
+    }
+
+    /// Brings up what was looked at. Guards first, programs last: packets are served from the first
+    /// moment under a whole policy.
+    pub fn begin(looked: Looked, network: &NetworkState) -> Result<Self, EngineError> {
+        let Looked { config, places, kept, sizes, guard, pins: claim } = looked;
+        let pins = config.gateway.pin_path.clone();
+        let claims = [guard, claim.map_or_else(|| Claim::of_new(&pins), Ok)?];
         let translating = places.translating(|ifindex| attach::translates(&pins, ifindex));
         guard::install(&guarded::spec(&config, translating))?;
         let hooks = interfaces::to_load(&config, &places);
@@ -191,7 +237,8 @@ impl Engine {
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
-        let mut publisher = Publisher::new(&datapath, kept.counters);
+        let Kept { counters, numbers, .. } = kept;
+        let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
         let pools = publisher.plan(&datapath, &config.image)?;
         publisher.publish(&datapath, &config.image, pools, &places.ways_out, &|address| {

@@ -15,7 +15,7 @@ use tracing::warn;
 /// nothing else depends on it.
 const COUNTERS: &str = "rule-counters.json";
 /// Which number each attachment has. Without the file they are numbered as the configuration has
-/// them in order; then sessions that live may be told with the wrong names.
+/// them in order, so it may be missing only where no session lives.
 const NUMBERS: &str = "attachments.json";
 /// The devices of the attachments. Without the file none of them may be missing.
 const INTERFACES: &str = "interfaces.json";
@@ -35,6 +35,17 @@ pub enum KeptError {
          an attachment has: {source}"
     )]
     Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Without it sessions would be told with the wrong names.
+    #[error(
+        "{path}, which says which number each attachment has, cannot be read: {source}; restore it, \
+         or end all sessions with `sluice-gateway detach`, remove it and start again"
+    )]
+    Unreadable {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -69,41 +80,57 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Reads it; what is not there, or not to be read, is as before the first start.
-    pub fn read(state_dir: &Path) -> Self {
-        Self {
-            counters: read(state_dir, COUNTERS),
-            numbers: read(state_dir, NUMBERS),
-            interfaces: read(state_dir, INTERFACES),
-        }
+    /// Reads it; what is not there is as before the first start.
+    ///
+    /// # Errors
+    /// The numbers of attachments are there and cannot be read. Of anything else that is warned.
+    pub fn read(state_dir: &Path) -> Result<Self, KeptError> {
+        let unreadable = |source| KeptError::Unreadable { path: state_dir.join(NUMBERS), source };
+        Ok(Self {
+            counters: read_or_begin_anew(state_dir, COUNTERS),
+            numbers: read(state_dir, NUMBERS).map_err(unreadable)?,
+            interfaces: read_or_begin_anew(state_dir, INTERFACES),
+        })
     }
 
     /// Writes it.
-    pub fn write(&self, state_dir: &Path) {
-        write(state_dir, COUNTERS, &self.counters);
-        write(state_dir, NUMBERS, &self.numbers);
-        write(state_dir, INTERFACES, &self.interfaces);
+    ///
+    /// # Errors
+    /// It cannot be written; what was there before is.
+    pub fn write(&self, state_dir: &Path) -> Result<(), KeptError> {
+        let written = write(state_dir, NUMBERS, &self.numbers)
+            .and_then(|()| write(state_dir, COUNTERS, &self.counters))
+            .and_then(|()| write(state_dir, INTERFACES, &self.interfaces));
+        written.map_err(|source| KeptError::Unusable { path: state_dir.to_owned(), source })
     }
 }
 
-fn read<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> T {
-    let Ok(text) = fs::read_to_string(state_dir.join(file)) else { return T::default() };
-    serde_json::from_str(&text).unwrap_or_else(|error| {
+fn read<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> io::Result<T> {
+    match fs::read_to_string(state_dir.join(file)) {
+        Ok(text) => Ok(serde_json::from_str(&text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_or_begin_anew<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> T {
+    read(state_dir, file).unwrap_or_else(|error| {
         warn!(%error, file, "what was kept cannot be read; it is begun anew");
         T::default()
     })
 }
 
-fn write(state_dir: &Path, file: &str, kept: &impl Serialize) {
+fn write(state_dir: &Path, file: &str, kept: &impl Serialize) -> io::Result<()> {
     let file = state_dir.join(file);
-    let text = serde_json::to_string(kept).unwrap_or_default();
+    let text = serde_json::to_string(kept)?;
     let temporary = file.with_extension("new");
-    let saved = fs::create_dir_all(state_dir)
+    let written = fs::create_dir_all(state_dir)
         .and_then(|()| fs::write(&temporary, text))
         .and_then(|()| fs::rename(&temporary, &file));
-    if let Err(error) = saved {
-        warn!(%error, file = %file.display(), "what the next start needs cannot be kept");
-    }
+    written.inspect_err(|_| {
+        // What there is of it may be half.
+        let _ = fs::remove_file(&temporary);
+    })
 }
 
 #[cfg(test)]
@@ -127,18 +154,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_and_what_is_damaged_is_begun_anew() {
+    fn what_is_kept_is_found_and_what_is_damaged_is_begun_anew_but_for_numbers() {
         let directory = std::env::temp_dir().join(format!("sluice-kept-{}", std::process::id()));
-        assert_eq!(Kept::read(&directory), Kept::default(), "nothing is there yet");
+        let read = || Kept::read(&directory).map_err(|error| error.to_string());
+        assert_eq!(read(), Ok(Kept::default()), "nothing is there yet");
         let kept = Kept {
             counters: [(7, 1)].into(),
             numbers: Numbers::try_from(BTreeMap::from([("pods".to_owned(), 3)])).unwrap(),
             interfaces: ["eth1", "eth1.100"].map(str::to_owned).into(),
         };
-        kept.write(&directory);
-        assert_eq!(Kept::read(&directory), kept);
+        kept.write(&directory).unwrap();
+        assert_eq!(read(), Ok(kept.clone()));
         fs::write(directory.join(INTERFACES), "{").unwrap();
-        assert_eq!(Kept::read(&directory), Kept { interfaces: BTreeSet::new(), ..kept });
+        assert_eq!(read(), Ok(Kept { interfaces: BTreeSet::new(), ..kept }));
+        let numbers = directory.join(NUMBERS);
+        for damaged in ["", "{", r#"{"pods":0}"#, r#"{"pods":1,"office":1}"#] {
+            fs::write(&numbers, damaged).unwrap();
+            let refused = read().unwrap_err();
+            let said = format!("{}, which says which number", numbers.display());
+            assert!(refused.starts_with(&said), "{damaged}: {refused}");
+        }
+        fs::remove_file(&numbers).unwrap();
+        fs::create_dir(&numbers).unwrap();
+        assert!(read().unwrap_err().contains("cannot be read: Is a directory"));
+        let refused = Kept::default().write(&directory).unwrap_err().to_string();
+        assert!(refused.contains("cannot be written, so the next start"), "{refused}");
+        let temporary = numbers.with_extension("new");
+        assert!(!temporary.exists(), "what is not whole is left");
+        // As on a disk that is full.
+        std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
+        let refused = Kept::default().write(&directory).unwrap_err().to_string();
+        assert!(refused.contains("No space left on device"), "{refused}");
         fs::remove_dir_all(&directory).unwrap();
     }
 }

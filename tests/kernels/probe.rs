@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::config::Config;
+use gateway::datapath::numbers::Numbers;
 use gateway::datapath::object::Loaded;
 use gateway::engine::{Engine, detach};
 use gateway::kept::Kept;
@@ -219,7 +220,9 @@ fn start(config: &Arc<Config>) -> Result<Engine> {
         let (follower, _events) = Follower::start(64).await?;
         anyhow::Ok(follower.state().clone())
     })?;
-    Ok(Engine::start(Arc::clone(config), &network, Kept::default())?)
+    let numbers = Numbers::default().with(&config.gateway);
+    let kept = Kept { numbers, ..Kept::default() };
+    Ok(Engine::start(Arc::clone(config), &network, kept)?)
 }
 
 fn configuration(hook: &str) -> Result<Config> {

@@ -49,6 +49,7 @@ fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
         a_pin_that_somebody_takes_away_is_missed_before_a_restart,
         a_guard_that_cannot_be_put_back_is_said,
         a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on,
+        numbers_of_attachments_that_are_lost_are_missed_while_sessions_live,
     )
 }
 
@@ -269,6 +270,35 @@ fn a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on(
         }
     }
     stand.config.write(stand.daemon.config_path())?;
+    stand.daemon.restart()?;
+    let talk = talk.stop()?;
+    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+    Ok(())
+}
+
+/// Sessions hold them: under other numbers they would be told with the wrong names.
+fn numbers_of_attachments_that_are_lost_are_missed_while_sessions_live(
+    stand: &mut Stand,
+) -> Result<()> {
+    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
+    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
+    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    stand.daemon.stop()?;
+    let state_dir = stand.config.gateway["state_dir"].as_str().context("it is set")?;
+    let numbers = Path::new(state_dir).join("attachments.json");
+    let kept = std::fs::read(&numbers)?;
+    std::fs::remove_file(&numbers)?;
+    // The second time as well: what was refused keeps nothing.
+    for _ in 0..2 {
+        let Err(refused) = stand.daemon.restart() else { bail!("it has started") };
+        let refused = format!("{refused:#}");
+        let said = ["live sessions", state_dir, "restore it, or end all sessions"];
+        ensure!(said.iter().all(|said| refused.contains(said)), "{refused}");
+    }
+    std::fs::write(&numbers, "{")?;
+    let Err(refused) = stand.daemon.restart() else { bail!("it has started") };
+    ensure!(format!("{refused:#}").contains("attachments.json, which says which number"));
+    std::fs::write(&numbers, kept)?;
     stand.daemon.restart()?;
     let talk = talk.stop()?;
     ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");

@@ -171,7 +171,11 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
     let second = beside(&lab, &[], "run", &taken)?;
     assert_refused("a port that is taken", &second, &["metrics cannot be served on 127.0.0.1"])?;
     daemon.stop()?;
+    let full = files.join("full");
+    std::fs::create_dir(&full)?;
+    std::os::unix::fs::symlink("/dev/full", full.join("attachments.new"))?;
     for (what, field, value, said) in [
+        ("a state_dir without room", "state_dir", json!(full), "No space left on device"),
         (
             "a token that is missing",
             "metrics",

@@ -34,11 +34,12 @@ use std::{
     thread,
     time::Duration,
 };
+use xdp::address::Entry as _;
 use xdp_abi::{
     ABI_VERSION,
     config::ABI_AT,
     names,
-    session::{Entry4, Record},
+    session::{Entry4, Record, State},
     v1,
     word::Word,
 };
@@ -113,6 +114,18 @@ pub fn is_whole(pins: &Path) -> Result<bool, LayoutError> {
         }
         found => Err(LayoutError::Unknown { found }),
     }
+}
+
+/// Whether sessions live in the tables that a start takes over; nothing is touched.
+pub fn has_sessions(pins: &Path) -> Result<bool, LayoutError> {
+    if !is_whole(pins)? {
+        return Ok(false);
+    }
+    let path = pins.join(names::SLOTS4);
+    let (map, count) = elements(&path, |bytes| bytes == size_of::<Entry4>())?;
+    let slots: Mapped<Entry4> =
+        Mapped::new(&map, count).map_err(|source| LayoutError::Use { path, source })?;
+    Ok(slots.all().iter().any(|entry| entry.load_meta().is(State::Live)))
 }
 
 /// A table that somebody took from the others, which mean nothing without it: slots point to
