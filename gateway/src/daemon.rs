@@ -179,9 +179,9 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let kept = Kept::read(&config.gateway.state_dir)?;
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
-    let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
     let network = follower.state().clone();
     let looked = Engine::look(Arc::clone(&config), &network, kept)?;
+    let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
     // Soon sessions hold these numbers, and this process may be killed.
     looked.kept().write(&config.gateway.state_dir)?;
     let engine = tokio::task::spawn_blocking(move || Engine::begin(looked, &network))

@@ -6,6 +6,7 @@ use lab::config::{METRICS, replace};
 use lab::daemon::{ctl_binary, gateway_binary};
 use lab::{Config, Daemon, Hook, Lab, Need};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::process::Output;
 
 use crate::stand::policy_word;
@@ -157,11 +158,6 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
     let shared = beside(&lab, &[], "run", &elsewhere)?;
     assert_refused("the same state_dir", &shared, &["another sluice-gateway has the `state_dir`"])?;
     elsewhere.gateway["state_dir"] = json!(files.join("second"));
-    let log = &config.gateway["flow_log"]["path"];
-    let mut shared = elsewhere.clone();
-    shared.gateway["flow_log"]["path"] = log.clone();
-    let shared = beside(&lab, &[], "run", &shared)?;
-    assert_refused("the same flow log", &shared, &["flows.jsonl", "another process writes it"])?;
     let second = beside(&lab, &[], "run", &elsewhere)?;
     let own = pins.to_string_lossy();
     assert_refused("the same pins", &second, &["another sluice-gateway has these tables", &own])?;
@@ -171,6 +167,16 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
     let second = beside(&lab, &[], "run", &taken)?;
     assert_refused("a port that is taken", &second, &["metrics cannot be served on 127.0.0.1"])?;
     daemon.stop()?;
+    let mut missing = elsewhere.clone();
+    missing.gateway["attachments"][0]["interface"] = json!("nowhere0");
+    let missing = beside(&lab, &[], "run", &missing)?;
+    assert_refused("an interface that never was", &missing, &["there is no interface `nowhere0`"])?;
+    ensure!(!files.join("second.jsonl").exists(), "a refused start has begun a flow log");
+    let log = File::create(files.join("second.jsonl"))?;
+    log.lock()?;
+    let shared = beside(&lab, &[], "run", &elsewhere)?;
+    assert_refused("the same flow log", &shared, &["second.jsonl", "another process writes it"])?;
+    drop(log);
     let full = files.join("full");
     std::fs::create_dir(&full)?;
     std::os::unix::fs::symlink("/dev/full", full.join("attachments.new"))?;
