@@ -19,7 +19,7 @@ use crate::{
     flows::{Collector, CollectorError, Log, live::Tables4},
     kept::{self, Kept, KeptError},
     metrics::{self, MetricsError},
-    net::{Concern, Follower, NetworkEvent, guard::Installed},
+    net::{Concern, Follower, NetworkEvent},
     serve::{self, Condition, InForce, SocketError, State},
     watched::Watched,
     whole,
@@ -391,8 +391,8 @@ impl Loop {
             info!("ports of the machine itself changed; what may be lent follows");
         }
         match self.engine.check_guard() {
-            Ok((installed, guard)) => {
-                if installed == Installed::Written {
+            Ok((lost, guard)) => {
+                if lost {
                     warn!("the last guard was gone; it stands again");
                 }
                 self.state.set_guard_dropped(guard.dropped().packets, guard.unjudged().packets);

@@ -24,7 +24,7 @@ use crate::{
     kept::Kept,
     net::{
         self, Concern, NetworkEvent, NetworkState, Sysctl,
-        guard::{self, GuardSpec},
+        guard::{self, GuardSpec, Installed},
     },
 };
 use aya::maps::MapError;
@@ -122,6 +122,8 @@ pub struct Engine {
     cooling: Cooling,
     recycling: Recycling,
     carried: Option<usize>,
+    /// The last guard as it was put up.
+    guarded: GuardSpec,
     _claims: [Claim; 2],
 }
 
@@ -255,7 +257,9 @@ impl Engine {
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
         let managed = Managed::left(network, &places);
-        let engine = Self {
+        let guarded = guarded::spec(&config, places.translating(|at| attached.translates(at)));
+        guard::install(&guarded)?;
+        Ok(Self {
             datapath: Arc::new(datapath),
             config,
             numbers,
@@ -268,10 +272,16 @@ impl Engine {
             cooling: Cooling::default(),
             recycling: Recycling::default(),
             carried,
+            guarded,
             _claims: claims,
-        };
-        guard::install(&engine.guard())?;
-        Ok(engine)
+        })
+    }
+
+    /// Puts the last guard up.
+    fn put_up(&mut self, spec: GuardSpec) -> Result<(), EngineError> {
+        guard::install(&spec)?;
+        self.guarded = spec;
+        Ok(())
     }
 
     /// What the last guard keeps back now.
@@ -355,7 +365,7 @@ impl Engine {
         numbers: Numbers,
         places: Places,
     ) -> Result<u32, EngineError> {
-        guard::install(&guarded::spec(&config, self.translating(&places)))?;
+        self.put_up(guarded::spec(&config, self.translating(&places)))?;
         settings::write(&self.datapath, &config);
         // Either may want another translation of a flow than it has.
         let moved = places != self.places
@@ -370,7 +380,7 @@ impl Engine {
             brought?;
         }
         self.attached.leave_others(&self.places.interfaces, &self.pins);
-        guard::install(&guarded::spec(&config, self.translating(&self.places)))?;
+        self.put_up(guarded::spec(&config, self.translating(&self.places)))?;
         let amended = if moved {
             None
         } else {
@@ -468,7 +478,6 @@ impl Engine {
             }
             self.managed.forget(*ifindex);
         }
-        let translating = self.translating(&self.places);
         let served = interfaces::served(&self.config, network);
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
@@ -482,8 +491,9 @@ impl Engine {
         hops::forget(&self.datapath, network);
         let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
         self.attached.leave_others(&self.places.interfaces, &self.pins);
-        if self.translating(&self.places) != translating {
-            guard::install(&self.guard())?;
+        let spec = self.guard();
+        if spec != self.guarded {
+            self.put_up(spec)?;
         }
         Ok(brought?)
     }
@@ -523,10 +533,16 @@ impl Engine {
         self.attached.missing(&self.places.interfaces, &self.pins)
     }
 
-    /// Puts the last guard back if somebody took it away; says whether it stood, and what it has
-    /// counted.
-    pub fn check_guard(&self) -> Result<(guard::Installed, guard::GuardState), EngineError> {
-        Ok(guard::keep(&self.guard())?)
+    /// Puts the last guard back if somebody took it away, or changed it; says whether somebody did,
+    /// and what it has counted.
+    pub fn check_guard(&mut self) -> Result<(bool, guard::GuardState), EngineError> {
+        let spec = self.guard();
+        // What changes with the programs, such as one that was put back, is nobody else's doing.
+        let changed = spec != self.guarded;
+        let as_left = !changed || guard::read()?.is_some_and(|found| found.holds(&self.guarded));
+        let (installed, found) = guard::keep(&spec)?;
+        self.guarded = spec;
+        Ok((!as_left || !changed && installed == Installed::Written, found))
     }
 
     /// One address has another identity: only its flows are judged again.

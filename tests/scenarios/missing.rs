@@ -15,6 +15,8 @@ use crate::stand::{Place, Stand, eventually, everywhere, policy_word, show, with
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The kernel's verifier takes seconds.
 const START: Duration = Duration::from_secs(60);
+/// How often the daemon looks at the guard.
+const UPKEEP: Duration = Duration::from_secs(2);
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 const FAULT: &str = "attachment `spare`: there is no interface `spare0`";
 
@@ -55,6 +57,12 @@ fn hook(stand: &Stand) -> Result<Value> {
     Ok(spare.context("there is a spare attachment")?["hook"].clone())
 }
 
+/// By how many interfaces, known by their numbers, the last guard lets punted packets leave.
+fn guarded_numbers(stand: &Stand) -> Result<usize> {
+    let rules = stand.lab.gateway.run("nft", &["list", "chain", "inet", TABLE, "postrouting"])?;
+    Ok(rules.lines().filter(|rule| rule.trim().starts_with("oif ")).count())
+}
+
 /// Whether the last guard lets punted packets leave by the spare interface.
 fn is_excepted(stand: &Stand) -> Result<bool> {
     let rules = stand.lab.gateway.run("nft", &["list", "chain", "inet", TABLE, "postrouting"])?;
@@ -75,12 +83,18 @@ fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()>
     let stream = client::connect_to(&pod, INTERNET, PATIENCE)?.open()?;
     let talk = client::talk(&pod, stream, Duration::from_millis(2), Duration::from_millis(800));
     let before = stand.daemon.stderr().len();
+    let translating = guarded_numbers(stand)?;
     unplug(stand)?;
     eventually("the interface is missed", || is_missed(stand))?;
     let said = stand.daemon.stderr().split_off(before);
     ensure!(said.contains("WARN") && said.contains(FAULT), "{said}");
     ensure!(hook(stand)?.is_null(), "nothing serves it");
     ensure!(!talk.ended(), "the flow is another's");
+    // The guard follows by itself, and nobody is blamed for it.
+    eventually("the guard follows", || Ok(guarded_numbers(stand)? == translating - 1))?;
+    std::thread::sleep(2 * UPKEEP);
+    let said = stand.daemon.stderr().split_off(before);
+    ensure!(!said.contains("the last guard was gone"), "{said}");
     stand.config.set_action("teams-to-internet", "deny");
     stand.reload()?;
     let cut = talk.finish()?;
@@ -90,7 +104,11 @@ fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()>
     stand.reload()?;
     client::echo(client::connect_to(&pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
     plug_in(stand)?;
-    eventually("it is served again", || Ok(is_served(stand)? && is_excepted(stand)?))
+    eventually("it is served again", || Ok(is_served(stand)? && is_excepted(stand)?))?;
+    stand.lab.gateway.run("nft", &["delete", "table", "inet", TABLE])?;
+    eventually("who takes the guard away is told of", || {
+        Ok(stand.daemon.stderr().split_off(before).contains("the last guard was gone"))
+    })
 }
 
 fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {
