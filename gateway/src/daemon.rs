@@ -9,7 +9,7 @@ mod hooks;
 
 use crate::{
     capture::Capture,
-    config::Config,
+    config::{Config, ConfigError},
     datapath::{
         numbers::Numbers,
         publish::PublishError,
@@ -156,8 +156,15 @@ pub fn read_config(path: &Path) -> Result<Config, StartError> {
             StartError::Read { path: path.to_owned(), source }
         }
     })?;
-    Config::parse_bytes(&bytes, &path.display().to_string())
-        .map_err(|errors| StartError::Config(errors.iter().map(ToString::to_string).collect()))
+    let refused = |faults: &[ConfigError]| {
+        StartError::Config(faults.iter().map(ToString::to_string).collect())
+    };
+    let config = Config::parse_bytes(&bytes, &path.display().to_string())
+        .map_err(|faults| refused(&faults))?;
+    match config.writes_into(path) {
+        None => Ok(config),
+        Some(fault) => Err(refused(&[fault])),
+    }
 }
 
 /// Runs until a signal ends it. Programs, tables and the guard stay: traffic goes on.

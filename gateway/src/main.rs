@@ -187,7 +187,12 @@ fn check(path: &Path) -> ExitCode {
             for warning in &config.warnings {
                 complain(format_args!("warning: {warning}"));
             }
-            print(&config.summary())
+            let faults = config.look_at_files();
+            if faults.is_empty() {
+                return print(&config.summary());
+            }
+            faults.iter().for_each(complain);
+            ExitCode::from(UNUSABLE)
         }
         Err(refused) => {
             complain(refused);

@@ -49,3 +49,40 @@ fn a_refusal_that_nobody_hears_keeps_its_exit_code() {
     }
     fs::remove_file(path).unwrap();
 }
+
+#[test]
+fn check_looks_at_the_files_that_a_configuration_names() {
+    let path = std::env::temp_dir().join(format!("sluice-named-{}.yaml", std::process::id()));
+    for (setting, commands, said) in [
+        (
+            format!("flow_log: {{ path: {} }}", path.display()),
+            &["check", "run"][..],
+            format!(":4:15: gateway.flow_log.path: `path` is {}, which is this", path.display()),
+        ),
+        (
+            "metrics: { token_file: /nowhere/token }".to_owned(),
+            &["check"],
+            ":4:14: gateway.metrics.token_file: `token_file` is /nowhere/token: No such".to_owned(),
+        ),
+    ] {
+        let text = format!(
+            "gateway:
+  name: gw-1
+  attachments: [{{ name: internet, interface: eth0, kind: internet }}]
+  {setting}
+documents:
+  - {{ kind: DefaultAction, name: default, spec: {{ action: deny }} }}
+"
+        );
+        fs::write(&path, &text).unwrap();
+        for command in commands {
+            let arguments = [command, "--config", path.to_str().unwrap()];
+            let refused = run(&arguments, Stdio::null(), Stdio::piped());
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(2), "{command}: {stderr}");
+            assert!(stderr.starts_with(&format!("{}{said}", path.display())), "{stderr}");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), text, "it was written into");
+    }
+    fs::remove_file(path).unwrap();
+}

@@ -43,6 +43,7 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
             format!("`socket` is a path of {length} bytes; expected at most {SOCKET_PATH}");
         checks.error(&at!["gateway", "socket"], message);
     }
+    checks.paths(gateway);
     if let Some(log) = &gateway.flow_log {
         let at = at!["gateway", "flow_log"];
         if log.path.as_os_str() != "-" && !log.path.is_absolute() {
@@ -137,6 +138,51 @@ impl Checks<'_> {
         }
     }
 
+    /// Each path is something else's: a log that is written into a socket or a directory is none.
+    fn paths(&mut self, gateway: &Gateway) {
+        let log = gateway.flow_log.as_ref().map(|log| &log.path);
+        let paths = [
+            (at!["gateway", "socket"], Some(&gateway.socket)),
+            (at!["gateway", "pin_path"], Some(&gateway.pin_path)),
+            (at!["gateway", "state_dir"], Some(&gateway.state_dir)),
+            (at!["gateway", "flow_log", "path"], log),
+        ];
+        let mut seen: HashMap<&std::path::Path, Path> = HashMap::new();
+        for (at, path) in paths.into_iter().filter_map(|(at, path)| Some((at, path?))) {
+            let Some(other) = seen.insert(path, at.clone()) else { continue };
+            // One of them may be a default.
+            let (at, other) =
+                if self.tree.locate(&at).2.is_some() { (at, other) } else { (other, at) };
+            let found = path.display().to_string();
+            let message = format!(
+                "`{}` is {}, which is the `{}` too; expected a path of its own",
+                at.field(),
+                short(&found),
+                other.field()
+            );
+            self.error(&at, message);
+        }
+    }
+
+    /// Of two prefixes that overlap one says nothing, which is hardly what was meant.
+    fn overlapping(&mut self, at: &Path, prefixes: &[Prefix4]) {
+        for (n, prefix) in prefixes.iter().enumerate() {
+            let overlap =
+                |(_, other): &(usize, &Prefix4)| intersection(prefix.net(), other.net()).is_some();
+            let Some((first, other)) = prefixes[..n].iter().enumerate().find(overlap) else {
+                continue;
+            };
+            let (_, position, _) = self.tree.locate(&at.child(first));
+            let path = at.child(n);
+            let message = format!(
+                "`{}` is {prefix}, and {other} in line {} overlaps it; one of them says nothing",
+                path.field(),
+                position.line
+            );
+            self.warning(&path, message);
+        }
+    }
+
     /// Names go into filters, metrics and file names: short, and without spaces.
     pub(super) fn name(&mut self, path: &Path, name: &str) {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
@@ -195,6 +241,7 @@ impl Checks<'_> {
             }
         }
         self.unique(prefixes.iter().enumerate().map(|(n, prefix)| (at.child(n), *prefix)));
+        self.overlapping(&at, prefixes);
     }
 
     fn domains(&mut self, gateway: &Gateway) {
@@ -231,6 +278,11 @@ impl Checks<'_> {
             let at = all.child(n);
             self.name(&at.child("name"), &attachment.name);
             self.interface(&at.child("interface"), &attachment.interface);
+            if attachment.interface == "lo" {
+                let message = "`interface` is lo, by which nobody else's packets come or go; expected \
+                               one that leads to other machines";
+                self.error(&at.child("interface"), message.to_owned());
+            }
             let device = attachment.device();
             if attachment.vlan.is_some() && device.len() > 15 && attachment.interface.len() <= 15 {
                 let message = format!(
@@ -246,6 +298,8 @@ impl Checks<'_> {
                                every source";
                 self.error(&at.child("sources"), message.to_owned());
             }
+            self.overlapping(&at.child("sources"), &attachment.sources);
+            self.overlapping(&at.child("carries"), &attachment.carries);
             for (n, prefix) in attachment.carries.iter().enumerate() {
                 if !is_covered(prefix.net(), &gateway.non_routable) {
                     let at = at.child("carries").child(n);

@@ -12,6 +12,7 @@ mod compile;
 pub mod convert;
 mod decode;
 mod documents;
+mod files;
 mod positions;
 mod reach;
 mod settings;

@@ -1,6 +1,6 @@
 //! Mistakes that a field has beside others.
 
-use super::refused;
+use super::{Config, edited, refused};
 
 #[test]
 fn settings_have_to_fit_together() {
@@ -31,6 +31,44 @@ fn settings_have_to_fit_together() {
                 "100.64.0.0/10]",
                 "gateway.non_routable[1]",
                 "`non_routable[1]` is 100.64.0.0/10, as in line 3; expected another one",
+            )],
+        ),
+        (
+            "flow_log: { path: /var/log/flows.jsonl }",
+            "flow_log: { path: /run/sluice.sock }",
+            &[(
+                "path: /run/sluice.sock",
+                "gateway.flow_log.path",
+                "`path` is /run/sluice.sock, which is the `socket` too; expected a path of its own",
+            )],
+        ),
+        (
+            "  socket: /run/sluice.sock\n",
+            // The default of another, and the same as each other.
+            "  socket: /sys/fs/bpf/sluice\n  state_dir: /var/log//flows.jsonl\n",
+            &[
+                (
+                    "path: /var/log/flows.jsonl",
+                    "gateway.flow_log.path",
+                    "`path` is /var/log/flows.jsonl, which is the `state_dir` too; expected a path of \
+                     its own",
+                ),
+                (
+                    "socket",
+                    "gateway.socket",
+                    "`socket` is /sys/fs/bpf/sluice, which is the `pin_path` too; expected a path of \
+                     its own",
+                ),
+            ],
+        ),
+        (
+            "name: internet, interface: eth0",
+            "name: internet, interface: lo",
+            &[(
+                "interface: lo",
+                "gateway.attachments[3].interface",
+                "`interface` is lo, by which nobody else's packets come or go; expected one that \
+                 leads to other machines",
             )],
         ),
         (
@@ -569,4 +607,32 @@ fn snat_policies_have_to_hold_together() {
             )],
         ),
     ]);
+}
+
+#[test]
+fn prefixes_of_one_list_that_overlap_are_warned_of() {
+    for (old, new, said) in [
+        (
+            "non_routable: [100.64.0.0/10]",
+            "non_routable: [100.64.0.0/16, 192.168.0.0/16, 100.64.0.0/10]",
+            "f.yaml:3:49: gateway.non_routable[2]: `non_routable[2]` is 100.64.0.0/10, and \
+             100.64.0.0/16 in line 3 overlaps it; one of them says nothing",
+        ),
+        (
+            "sources: [10.10.0.0/24]",
+            "sources: [10.10.0.0/24, 10.10.0.0/24]",
+            "f.yaml:16:87: gateway.attachments[1].sources[1]: `sources[1]` is 10.10.0.0/24, and \
+             10.10.0.0/24 in line 16 overlaps it; one of them says nothing",
+        ),
+        (
+            "kind: connection, routes: [10.0.0.0/8]",
+            "kind: connection, carries: [100.64.7.0/24, 100.64.0.0/16]",
+            "f.yaml:17:84: gateway.attachments[2].carries[1]: `carries[1]` is 100.64.0.0/16, and \
+             100.64.7.0/24 in line 17 overlaps it; one of them says nothing",
+        ),
+    ] {
+        let config = Config::parse(&edited(old, new), "f.yaml").unwrap();
+        let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings, [said]);
+    }
 }
