@@ -274,6 +274,19 @@ pub struct Prefix(IpNet);
 
 const PREFIX: &str = "an address or a prefix such as 10.20.0.0/16";
 const HOST_BITS: &str = "a prefix without bits after its length";
+const ZEROS: &str = "an address or a prefix such as 10.20.0.0/16, without leading zeros";
+const ZEROS4: &str = "an IPv4 address or a prefix such as 10.20.0.0/16, without leading zeros";
+
+/// Whether a number in an IPv4 address, or a length, begins with a zero that means nothing, or to
+/// some that it is octal.
+fn has_leading_zeros(text: &str) -> bool {
+    let (address, length) = text.split_once('/').unwrap_or((text, ""));
+    let numbers = address.split('.').filter(|_| !address.contains(':')).chain([length]);
+    let is_led = |number: &str| {
+        number.len() > 1 && number.starts_with('0') && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    numbers.into_iter().any(is_led)
+}
 
 impl Prefix {
     /// `None` if bits are set after the length.
@@ -293,6 +306,9 @@ impl FromStr for Prefix {
     type Err = Expected;
 
     fn from_str(text: &str) -> Result<Self, Expected> {
+        if has_leading_zeros(text) {
+            return Err(Expected(ZEROS));
+        }
         let net = match text.parse::<IpAddr>() {
             Ok(address) => IpNet::from(address),
             Err(_) => text.parse().map_err(|_| Expected(PREFIX))?,
@@ -344,6 +360,7 @@ impl FromStr for Prefix4 {
             Ok(Prefix(IpNet::V4(net))) => Ok(Self(net)),
             Ok(Prefix(IpNet::V6(_))) => Err(Expected(PREFIX4)),
             Err(Expected(HOST_BITS)) => Err(Expected(HOST_BITS)),
+            Err(Expected(ZEROS)) => Err(Expected(ZEROS4)),
             Err(_) => Err(Expected(PREFIX4)),
         }
     }
@@ -419,7 +436,7 @@ impl FromStr for AddressRange {
         let Some((first, last)) = text.split_once('-') else {
             return match text.parse::<Prefix4>() {
                 Ok(prefix) => Ok(prefix.net().into()),
-                Err(Expected(HOST_BITS)) => Err(Expected(HOST_BITS)),
+                Err(wrong @ Expected(HOST_BITS | ZEROS4)) => Err(wrong),
                 Err(_) => Err(Expected(ADDRESSES)),
             };
         };
@@ -516,12 +533,23 @@ mod tests {
             (r#""10.20.0.1/16""#, Err("without bits after its length")),
             (r#""10.20.0.0/33""#, Err("an address or a prefix")),
             (r#""10.20""#, Err("an address or a prefix")),
+            (r#""100.064.0.0/16""#, Err("without leading zeros")),
+            (r#""010.0.0.0/8""#, Err("without leading zeros")),
+            (r#""10.0.0.0/08""#, Err("without leading zeros")),
+            (r#""10.20.0.01""#, Err("without leading zeros")),
+            (r#""2001:db8:0:00::/64""#, Ok("2001:db8::/64")),
             (r#""2001:db8::/32""#, Ok("2001:db8::/32")),
         ] {
             reads::<Prefix>(json, expected);
         }
         reads::<Prefix4>(r#""2001:db8::/32""#, Err("an IPv4 address"));
         reads::<Prefix4>(r#""10.0.0.1/8""#, Err("without bits"));
+        reads::<Prefix4>(
+            r#""203.000.113.0/28""#,
+            Err("an IPv4 address or a prefix such as 10.20.0.0/16, without"),
+        );
+        reads::<AddressRange>(r#""203.000.113.0/28""#, Err("without leading zeros"));
+        reads::<AddressRange>(r#""203.0.113.1-203.0.113.09""#, Err("an IPv4 address, a range"));
     }
 
     #[test]
