@@ -145,6 +145,17 @@ fn every_configuration_in_a_page_is_accepted_and_says_what_is_shown() {
             assert!(output.status.success() && errors.is_empty(), "{page}: {errors}");
             let said = String::from_utf8(output.stdout).unwrap();
             assert!(text.lines().any(|line| line == said.trim_end()), "{page}: {said}");
+            // And with the mistakes that are shown below it.
+            let wrong =
+                yaml.replace("priority: 100, action: permit", "priorty: 100, action: allow");
+            fs::write(&file, wrong).unwrap();
+            let mut check = Command::new(GATEWAY);
+            check.args(["check", "--config", "sluice.yaml"]).current_dir(&directory);
+            let said = String::from_utf8(check.output().unwrap().stderr).unwrap();
+            assert_eq!(said.lines().count(), 2, "{page}: {said}");
+            for fault in said.lines() {
+                assert!(text.lines().any(|line| line == fault), "{page}: {fault}");
+            }
         }
     }
     assert!(shown > 0, "no page shows a configuration");
