@@ -74,7 +74,7 @@ pub enum StartError {
     #[error("{}", .0.join("\n"))]
     Config(Vec<String>),
     /// The privileges are missing.
-    #[error("sluice-gateway needs {0}; run it as root or by its systemd unit")]
+    #[error("this needs {0}; run it as root or by its systemd unit")]
     Privilege(&'static str),
     /// The kernel is older than the programs can be loaded on.
     #[error("this machine runs Linux {0}; sluice-gateway needs 6.1 or later")]

@@ -30,7 +30,13 @@ fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
             1,
             "there is no interface `eth-nowhere`",
         ),
-        ("no privileges", config.clone(), &none, 1, "needs CAP_NET_ADMIN; run it as root"),
+        (
+            "no privileges",
+            config.clone(),
+            &none,
+            1,
+            "sluice-gateway: this needs CAP_NET_ADMIN; run it as root",
+        ),
         (
             "a field that does not exist",
             with(&|config| config.gateway["nmae"] = json!("gw")),
