@@ -264,7 +264,7 @@ fn a_bad_file_is_refused_and_the_old_policy_stays(stand: &mut Stand) -> Result<(
     for (bad, said) in [
         (good.replace("action: permit", "action: allow"), "expected `permit`"),
         (good.replace("- payments", "- paiments"), "paiments"),
-        (good[..good.len() / 2].to_owned() + "\n\t{", "this is not YAML"),
+        (good[..good.len() / 2].to_owned() + "\n\t{", "a tab stands here"),
         (String::new(), "the file is empty"),
     ] {
         let before = stand.daemon.stderr().len();

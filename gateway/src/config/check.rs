@@ -19,9 +19,6 @@ use super::{Attachment, AttachmentKind, Findings, Hook};
 /// The longest path of a socket: what `sun_path` has room for beside its closing zero (unix(7)).
 const SOCKET_PATH: usize = 107;
 
-/// The most files kept beside a log: each has its name changed whenever one is put aside.
-const MOST_KEPT: u32 = 1000;
-
 pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     let mut checks = Checks { tree, findings };
     checks.name(&at!["gateway", "name"], &gateway.name);
@@ -52,14 +49,6 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
             let message =
                 format!("`path` is \"{found}\"; expected an absolute path, or - for stdout");
             checks.error(&at.child("path"), message);
-        }
-        if log.keep > MOST_KEPT {
-            let message = format!("`keep` is {}; expected at most {MOST_KEPT}", log.keep);
-            checks.error(&at.child("keep"), message);
-        }
-        if log.rotate_bytes < 4096 {
-            let message = format!("`rotate_bytes` is {}; expected 4096 or more", log.rotate_bytes);
-            checks.error(&at.child("rotate_bytes"), message);
         }
     }
 }

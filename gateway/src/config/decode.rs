@@ -121,8 +121,6 @@ fn name(found: Unexpected<'_>) -> String {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Unsigned(value) => value.to_string(),
         Unexpected::Signed(value) => value.to_string(),
-        // With its point: `1.0` is no whole number.
-        Unexpected::Float(value) => format!("{value:?}"),
         Unexpected::Str(text) => format!("\"{}\"", short(text)),
         Unexpected::Unit => "empty".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
@@ -136,7 +134,8 @@ fn name(found: Unexpected<'_>) -> String {
         | Unexpected::NewtypeVariant
         | Unexpected::TupleVariant
         | Unexpected::StructVariant
-        | Unexpected::Other(_) => found.to_string(),
+        | Unexpected::Float(_) => found.to_string(),
+        Unexpected::Other(written) => short(written).into_owned(),
     }
 }
 
@@ -230,7 +229,11 @@ impl Error {
                 let meant = meant(&field, expected.iter().copied());
                 let hint = match meant {
                     Some(word) => format!("; did you mean `{word}`?"),
-                    None => format!("; expected {}", choice(expected)),
+                    None => {
+                        // What was read before this is a field as well.
+                        let read = node.map_or_else(Vec::new, |node| tree.read_before(node));
+                        format!("; expected {}", choice(&[&read[..], expected].concat()))
+                    }
                 };
                 let entry = |key: &str| node.and_then(|node| node.entry(key));
                 let mending = match (entry(&field), meant) {
@@ -271,7 +274,7 @@ impl<'a> Reader<'a> {
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Unsigned(value) => visitor.visit_u64(*value),
-            Value::Float(value) => visitor.visit_f64(*value),
+            Value::Fraction(_) => Err(Error::invalid_type(unexpected(&self.node.value), &visitor)),
             Value::Text(text) => visitor.visit_str(text),
             Value::List(nodes) => visitor.visit_seq(List { tree: self.tree, rest: nodes.iter() }),
             Value::Map(entries) => {
@@ -341,7 +344,7 @@ fn unexpected(value: &Value) -> Unexpected<'_> {
         Value::Bool(value) => Unexpected::Bool(*value),
         Value::Signed(value) => Unexpected::Signed(*value),
         Value::Unsigned(value) => Unexpected::Unsigned(*value),
-        Value::Float(value) => Unexpected::Float(*value),
+        Value::Fraction(written) => Unexpected::Other(written),
         Value::Text(text) => Unexpected::Str(text),
         Value::List(_) => Unexpected::Seq,
         Value::Map(_) => Unexpected::Map,

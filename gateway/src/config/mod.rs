@@ -177,11 +177,13 @@ fn in_order(mut faults: Vec<Fault>, file: &str) -> Vec<ConfigError> {
         .collect()
 }
 
-/// What a file says is repeated to a terminal and to logs, where a line has to stay one.
+/// What a file says is repeated to a terminal and to logs, where a line has to stay one, and what
+/// is not seen, or turns the rest around, must not pass for something else.
 fn on_one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        let is_seen = c.escape_debug().len() == 1 || ['"', '\'', '\\'].contains(&c);
+        if is_seen { line.push(c) } else { line.extend(c.escape_default()) }
     }
     line
 }

@@ -149,8 +149,7 @@ impl Vlan {
 
 impl<'de> Deserialize<'de> for Vlan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let vlan = number(deserializer, "1 to 4094", |vlan| (1..=4094).contains(&vlan))?;
-        Ok(Self(vlan as u16))
+        number(deserializer, "1 to 4094", |vlan| (1..=4094).contains(&vlan)).map(Self)
     }
 }
 
@@ -346,28 +345,28 @@ fn entries<'de, const MOST: u32, D: Deserializer<'de>>(deserializer: D) -> Resul
 }
 
 fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    number(deserializer, "a power of two from 1024 to 16777216", |number| {
+    number(deserializer, "a power of two from 1024 to 16777216", |number: u32| {
         number.is_power_of_two() && (1 << 10..=1 << 24).contains(&number)
     })
 }
 
-fn number<'de, D: Deserializer<'de>>(
+fn number<'de, T: TryFrom<u64> + Copy, D: Deserializer<'de>>(
     deserializer: D,
     expected: &str,
-    is_right: impl Fn(u32) -> bool,
-) -> Result<u32, D::Error> {
-    struct Number<'a, F>(&'a str, F);
-    impl<F: Fn(u32) -> bool> Visitor<'_> for Number<'_, F> {
-        type Value = u32;
+    is_right: impl Fn(T) -> bool,
+) -> Result<T, D::Error> {
+    struct Number<'a, T, F>(&'a str, F, std::marker::PhantomData<T>);
+    impl<T: TryFrom<u64> + Copy, F: Fn(T) -> bool> Visitor<'_> for Number<'_, T, F> {
+        type Value = T;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(self.0)
         }
-        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u32, E> {
-            let right = u32::try_from(number).ok().filter(|number| (self.1)(*number));
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+            let right = T::try_from(number).ok().filter(|number| (self.1)(*number));
             right.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
         }
     }
-    deserializer.deserialize_any(Number(expected, is_right))
+    deserializer.deserialize_any(Number(expected, is_right, std::marker::PhantomData))
 }
 
 /// Sizes of tables, in entries.
@@ -424,6 +423,11 @@ pub enum TcpMidstream {
     Adopt,
 }
 
+/// The most files kept beside a log: each has its name changed whenever one is put aside.
+const MOST_KEPT: u32 = 1000;
+/// The smallest file that is put aside: some records, and not each in one of its own.
+const LEAST_LOG: u64 = 4096;
+
 /// Where flow records go.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -431,10 +435,10 @@ pub struct FlowLog {
     /// A file, or `-` for standard output.
     pub path: PathBuf,
     /// A file of this size is put aside and a new one begun.
-    #[serde(default = "rotate_bytes")]
+    #[serde(default = "rotate_bytes", deserialize_with = "bytes_of_a_log")]
     pub rotate_bytes: u64,
     /// How many files are kept beside the current one.
-    #[serde(default = "keep")]
+    #[serde(default = "keep", deserialize_with = "kept")]
     pub keep: u32,
 }
 
@@ -444,6 +448,15 @@ fn rotate_bytes() -> u64 {
 
 fn keep() -> u32 {
     5
+}
+
+fn bytes_of_a_log<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let expected = format!("{LEAST_LOG} to {}", u64::MAX);
+    number(deserializer, &expected, |bytes| bytes >= LEAST_LOG)
+}
+
+fn kept<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    number(deserializer, &format!("0 to {MOST_KEPT}"), |files| files <= MOST_KEPT)
 }
 
 /// Where metrics are asked for, and by whom.

@@ -187,7 +187,7 @@ fn what_is_no_yaml_says_where_it_ends() {
         ("", 1, "the file is empty; expected `gateway` and `documents`"),
         ("# nothing\n", 1, "the file is empty; expected `gateway` and `documents`"),
         ("gateway:\n  name: [a\ndocuments: []\n", 3, "this is not YAML: "),
-        ("gateway:\n\tname: a\n", 2, "this is not YAML: "),
+        ("gateway:\n\tname: a\n", 2, "a tab stands here; expected spaces"),
         ("- a\n", 1, "expected a mapping with `gateway` and `documents`"),
         ("a: 1\n---\nb: 2\n", 2, "a second `---` begins here; expected one YAML document"),
         (

@@ -84,7 +84,8 @@ pub(crate) enum Value {
     /// Below zero.
     Signed(i64),
     Unsigned(u64),
-    Float(f64),
+    /// Any other number, as it is written: no field has one.
+    Fraction(String),
     Text(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -140,7 +141,7 @@ impl Node {
             | Value::Bool(_)
             | Value::Signed(_)
             | Value::Unsigned(_)
-            | Value::Float(_)
+            | Value::Fraction(_)
             | Value::Text(_) => Box::new(std::iter::empty()),
         }
     }
@@ -158,7 +159,7 @@ impl Node {
             | Value::Bool(_)
             | Value::Signed(_)
             | Value::Unsigned(_)
-            | Value::Float(_)
+            | Value::Fraction(_)
             | Value::Text(_) => None,
         }
     }
@@ -228,6 +229,14 @@ impl Tree {
 
     pub(crate) fn is_hidden(&self, node: &Node) -> bool {
         self.hidden.contains(&node.id)
+    }
+
+    /// The fields of a node that something else has read.
+    pub(crate) fn read_before<'a>(&self, node: &'a Node) -> Vec<&'a str> {
+        let Value::Map(entries) = &node.value else { return Vec::new() };
+        let is_read = |id| self.hidden.contains(id) && !self.wrong.contains(id);
+        let read = entries.iter().filter(|entry| is_read(&entry.value.id));
+        read.map(|entry| entry.key.as_str()).collect()
     }
 
     /// The way to a node by its id.

@@ -16,25 +16,36 @@ impl From<Marker> for Position {
 
 /// Reads the text of a file; keys that stand twice are reported, and the first is kept.
 pub(super) fn read(text: &str, faults: &mut Vec<Fault>) -> Result<Node, Fault> {
-    Reader { parser: Parser::new_from_str(text), next_id: 0, faults }.file()
+    Reader { text, parser: Parser::new_from_str(text), next_id: 0, faults }.file()
 }
 
 struct Reader<'a, 'f> {
+    text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
     next_id: usize,
     faults: &'f mut Vec<Fault>,
 }
 
-fn unreadable(error: &ScanError) -> Fault {
-    let message = format!("this is not YAML: {}", error.info());
-    Fault { position: (*error.marker()).into(), path: Path::default(), message }
+fn unreadable(error: &ScanError, text: &str) -> Fault {
+    let Position { line, column } = (*error.marker()).into();
+    // A tab looks like the spaces that were meant; the reader stops at it or behind it.
+    let tab = text.lines().nth(line - 1).and_then(|text| {
+        let mut here = [column.saturating_sub(1), column].into_iter();
+        here.find(|column| *column > 0 && text.chars().nth(*column - 1) == Some('\t'))
+    });
+    let message = match tab {
+        Some(_) => "a tab stands here; expected spaces".to_owned(),
+        None => format!("this is not YAML: {}", error.info()),
+    };
+    let position = Position { line, column: tab.unwrap_or(column) };
+    Fault { position, path: Path::default(), message }
 }
 
 impl<'a> Reader<'a, '_> {
     fn next(&mut self) -> Result<(Event<'a>, Span), Fault> {
         match self.parser.next_event() {
             Some(Ok(event)) => Ok(event),
-            Some(Err(error)) => Err(unreadable(&error)),
+            Some(Err(error)) => Err(unreadable(&error, self.text)),
             None => Ok((Event::StreamEnd, Span::default())),
         }
     }
@@ -179,10 +190,10 @@ fn plain(text: &str) -> Value {
     // `inf` and `nan` are numbers to Rust and words to YAML.
     let looks_like_a_number =
         text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-    match text.parse() {
-        Ok(number) if looks_like_a_number => Value::Float(number),
-        _ => Value::Text(text.to_owned()),
+    if looks_like_a_number && text.parse::<f64>().is_ok() {
+        return Value::Fraction(text.to_owned());
     }
+    Value::Text(text.to_owned())
 }
 
 #[cfg(test)]
@@ -196,8 +207,9 @@ mod tests {
             ("012", "Unsigned(12)"),
             ("0x10", "Unsigned(16)"),
             ("-3", "Signed(-3)"),
-            ("1.5", "Float(1.5)"),
-            ("1e3", "Float(1000.0)"),
+            ("1.5", "Fraction(\"1.5\")"),
+            ("1e3", "Fraction(\"1e3\")"),
+            ("18446744073709551616", "Fraction(\"18446744073709551616\")"),
             ("yes", "Text(\"yes\")"),
             ("inf", "Text(\"inf\")"),
             ("300s", "Text(\"300s\")"),

@@ -37,7 +37,11 @@ fn fields_that_do_not_exist_are_refused() {
         (
             "    name: refuse\n",
             "    name: refuse\n    slot: a\n",
-            &[("slot", "documents[3].slot", "unknown field `slot`; expected `name` or `spec`")],
+            &[(
+                "slot",
+                "documents[3].slot",
+                "unknown field `slot`; expected `kind`, `name` or `spec`",
+            )],
         ),
         (
             "documents:\n",
@@ -216,6 +220,16 @@ fn values_of_the_wrong_kind_are_refused() {
             )],
         ),
         (
+            "      sources: [100.64.0.0/16]",
+            "      sources: [100.064.0.0/16]",
+            &[(
+                "100.064.0.0/16",
+                "gateway.attachments[0].sources[0]",
+                "`sources[0]` is \"100.064.0.0/16\"; expected an IPv4 address or a prefix such as \
+                 10.20.0.0/16, without leading zeros",
+            )],
+        ),
+        (
             "udp: 300s",
             "udp: 0s",
             &[(
@@ -277,6 +291,23 @@ fn values_of_the_wrong_kind_are_refused() {
             "vlan: 100\n",
             "vlan: 1.0\n",
             &[("vlan", "gateway.attachments[0].vlan", "`vlan` is 1.0; expected 1 to 4094")],
+        ),
+        (
+            "number: 2",
+            "number: 1e0",
+            &[("number", "gateway.domains[1].number", "`number` is 1e0; expected 1 to 65535")],
+        ),
+        (
+            "flow_log: { path: /var/log/flows.jsonl }",
+            "flow_log: { path: /var/log/flows.jsonl, keep: -1, rotate_bytes: 99999999999999999999 }",
+            &[
+                ("keep", "gateway.flow_log.keep", "`keep` is -1; expected 0 to 1000"),
+                (
+                    "rotate_bytes",
+                    "gateway.flow_log.rotate_bytes",
+                    "`rotate_bytes` is 99999999999999999999; expected 4096 to 18446744073709551615",
+                ),
+            ],
         ),
         (
             "listen: 127.0.0.1:9464",
@@ -491,6 +522,14 @@ fn whatever_stands_there_the_message_is_one_short_line() {
                 .to_owned(),
         ),
         (
+            // Turned around by a terminal, or not seen at all.
+            "name: gw-1",
+            "name: \"gw\u{202e}1\u{200b}\"".to_owned(),
+            "gateway.name".to_owned(),
+            "`name` is \"gw\\u{202e}1\\u{200b}\"; expected 1 to 253 letters, digits, `-`, `_`, `.` or `/`"
+                .to_owned(),
+        ),
+        (
             "name: gw-1",
             format!("name: {long}"),
             "gateway.name".to_owned(),
@@ -542,4 +581,15 @@ fn bytes_that_are_no_text_are_refused_with_their_place() {
     assert!(Config::parse_bytes(GOOD.as_bytes(), "f.yaml").is_ok());
     // A column is a character, not a byte.
     assert_eq!(error("# ä\u{20ac}".as_bytes().split_last().unwrap().1)[0].column, 4);
+}
+
+#[test]
+fn a_tab_is_named_where_spaces_were_meant() {
+    for (text, place) in
+        [("gateway:\n  name:\tgw-1\n", "f.yaml:2:8"), ("gateway:\n\tname: gw-1\n", "f.yaml:2:1")]
+    {
+        let errors = Config::parse(text, "f.yaml").unwrap_err();
+        let said: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(said, [format!("{place}: a tab stands here; expected spaces")]);
+    }
 }

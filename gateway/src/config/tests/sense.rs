@@ -231,7 +231,7 @@ fn settings_have_to_fit_together() {
         (
             "flow_log: { path: /var/log/flows.jsonl }",
             "flow_log: { path: /var/log/flows.jsonl, keep: 1001 }",
-            &[("keep", "gateway.flow_log.keep", "`keep` is 1001; expected at most 1000")],
+            &[("keep", "gateway.flow_log.keep", "`keep` is 1001; expected 0 to 1000")],
         ),
         (
             "listen: 127.0.0.1:9464",
