@@ -233,7 +233,6 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let local = tokio::spawn(socket.serve(routes, tally, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
-    let unsuited = BTreeSet::new();
     let looped = Loop {
         engine,
         follower,
@@ -242,7 +241,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         file,
         problems,
         refused: None,
-        unsuited,
+        unsuited: BTreeSet::new(),
+        switched_off: BTreeSet::new(),
         not_forwarded: Vec::new(),
     };
     let outcome = looped.run(changes, signals).await;
@@ -275,6 +275,8 @@ struct Loop {
     refused: Option<String>,
     /// The interfaces of which it was said that XDP does not suit them.
     unsuited: BTreeSet<String>,
+    /// The attached interfaces that were switched off when it was looked last.
+    switched_off: BTreeSet<String>,
     /// What is wrong with forwarding, as it was logged last.
     not_forwarded: Vec<String>,
 }

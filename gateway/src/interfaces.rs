@@ -63,6 +63,14 @@ pub fn veths_on_xdp(places: &Places, network: &NetworkState) -> BTreeSet<String>
     on_xdp.filter(|(ifindex, _)| is_one(ifindex)).map(|(_, (name, _))| name.clone()).collect()
 }
 
+/// The attached interfaces, those of VLANs too, that somebody has switched off.
+pub fn switched_off(places: &Places, network: &NetworkState) -> BTreeSet<String> {
+    let routed = places.attachments.values().map(|attachment| attachment.ifindex);
+    let attached = places.interfaces.keys().copied().chain(routed);
+    let links = attached.filter_map(|ifindex| network.links.get(&ifindex));
+    links.filter(|link| !link.admin_up).map(|link| link.name.clone()).collect()
+}
+
 /// The hooks that the interfaces of this moment are served by.
 pub fn in_use(places: &Places) -> Hooks {
     let any = |served| places.interfaces.values().any(|(_, hook)| *hook == served);
@@ -238,6 +246,19 @@ mod tests {
             let veths: Vec<_> = veths_on_xdp(&places, &network).into_iter().collect();
             assert_eq!(veths, named, "{hook:?} {kind}");
         }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_named_and_what_has_no_carrier_is_not() {
+        let (config, places) = without(&[3], Hook::Tc);
+        let mut network = testing::network_of(&config);
+        for (ifindex, admin_up) in [(1, true), (2, false), (3, false)] {
+            let link = network.links.get_mut(&ifindex).unwrap();
+            (link.admin_up, link.carrier) = (admin_up, false);
+        }
+        // Nobody serves the third.
+        let off: Vec<_> = switched_off(&places, &network).into_iter().collect();
+        assert_eq!(off, ["eth2"]);
     }
 
     #[test]

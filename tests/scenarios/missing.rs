@@ -32,6 +32,7 @@ fn a_missing_interface_holds_up_nothing_else(place: Place) -> Result<()> {
     stand.reload()?;
     show!(stand:
         a_rule_is_revoked_while_an_interface_is_away,
+        an_interface_that_is_switched_off_is_missed_too,
         an_interface_that_never_was_is_refused,
         a_start_serves_what_is_there_and_what_comes,
         a_machine_that_does_not_forward_is_not_ready,
@@ -109,6 +110,23 @@ fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()>
     eventually("who takes the guard away is told of", || {
         Ok(stand.daemon.stderr().split_off(before).contains("the last guard was gone"))
     })
+}
+
+fn an_interface_that_is_switched_off_is_missed_too(stand: &mut Stand) -> Result<()> {
+    const SAID: &str = "`spare0` is switched off";
+    let before = stand.daemon.stderr().len();
+    stand.lab.gateway.ip("link set spare0 down\n")?;
+    eventually("it is missed", || {
+        let (status, body) = stand.daemon.get("/readyz")?;
+        Ok(status == 503 && body.contains(SAID) && stand.ctl(&["status"])?.contains(SAID))
+    })?;
+    std::thread::sleep(2 * UPKEEP);
+    stand.lab.gateway.ip("link set spare0 up\n")?;
+    eventually("it is served again", || is_served(stand))?;
+    let said = stand.daemon.stderr().split_off(before);
+    ensure!(said.matches(SAID).count() == 1, "once: {said}");
+    ensure!(said.contains("INFO it is switched on again interface=spare0"), "{said}");
+    Ok(())
 }
 
 fn an_interface_that_never_was_is_refused(stand: &mut Stand) -> Result<()> {

@@ -36,6 +36,7 @@ impl Loop {
     pub(super) fn show_places(&mut self) {
         let places = self.engine.places();
         let missing = self.engine.missing();
+        let switched_off = interfaces::switched_off(places, &self.follower.state());
         let unsuited = interfaces::veths_on_xdp(places, &self.follower.state());
         for interface in unsuited.difference(&self.unsuited) {
             warn!(
@@ -47,9 +48,21 @@ impl Loop {
         self.unsuited = unsuited;
         let mut problems: Vec<String> =
             places.missing.iter().map(|missing| missing.fault.clone()).collect();
+        problems.extend(switched_off.iter().map(|interface| {
+            format!(
+                "`{interface}` is switched off (`ip link set {interface} up`): no packets there"
+            )
+        }));
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }
+        for interface in self.switched_off.difference(&switched_off) {
+            let is_there = self.follower.state().links.values().any(|link| link.name == *interface);
+            if is_there {
+                info!(%interface, "it is switched on again");
+            }
+        }
+        self.switched_off = switched_off;
         problems.extend(
             missing
                 .iter()
