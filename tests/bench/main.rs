@@ -4,6 +4,14 @@
 //! kernel, and every figure comes with a 95 % interval. Needs root; touches nothing outside the
 //! namespaces that it makes, except conntrack's limit while it runs.
 
+/// Prints a line, also for a reader that has gone: the report is written all the same.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod bulk;
 mod contest;
 mod dry;
@@ -63,7 +71,7 @@ fn main() -> ExitCode {
 fn bench(arguments: Arguments) -> Result<()> {
     if arguments.list {
         for (id, what) in listed() {
-            println!("{id:<24} {what}");
+            say!("{id:<24} {what}");
         }
         return Ok(());
     }
@@ -77,16 +85,16 @@ fn bench(arguments: Arguments) -> Result<()> {
     // At once: an interrupted run keeps what it has measured.
     let written = |rows: Vec<Row>| {
         for row in &rows {
-            println!("{}", row.line());
+            say!("{}", row.line());
         }
         report::add(&arguments.report, &rows)
     };
     dut::sluice::private_pins()?;
-    println!("{}", report::head());
+    say!("{}", report::head());
     for contest in contests {
         if contest.two_cores() && cores.len() < 2 {
             for row in contest.rows {
-                println!("SKIPPED: {}: compares two cores with one, and one is given", row.id);
+                say!("SKIPPED: {}: compares two cores with one, and one is given", row.id);
             }
             continue;
         }
@@ -95,7 +103,7 @@ fn bench(arguments: Arguments) -> Result<()> {
     for exam in exams {
         written((exam.run)(rounds, &cores)?)?;
     }
-    println!("written to {}", arguments.report.display());
+    say!("written to {}", arguments.report.display());
     Ok(())
 }
 

@@ -115,7 +115,7 @@ mod tests {
     fn loaded(program: &str, settings: Settings) -> Option<Ebpf> {
         // SAFETY: takes no argument and cannot fail.
         if unsafe { nix::libc::geteuid() } != 0 {
-            println!("SKIPPED: {program} through the kernel: loading programs needs root");
+            say!("SKIPPED: {program} through the kernel: loading programs needs root");
             return None;
         }
         Some(load(program, settings).expect("the object loads"))

@@ -52,6 +52,9 @@ pub(crate) struct Row {
     met: Value,
     spread: [f64; 2],
     command: String,
+    /// The commit that was measured; absent where a file of another command is quoted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commit: Option<String>,
 }
 
 impl Row {
@@ -72,12 +75,13 @@ impl Row {
             met: goal.map_or(Value::Null, |goal| goal.met(estimate)),
             spread: [rounded(estimate.low), rounded(estimate.high)],
             command: format!("make bench ONLY={id}"),
+            commit: Some(commit()),
         }
     }
 
     /// The same row, come from another command.
     pub(crate) fn by(self, command: &str) -> Self {
-        Self { command: command.to_owned(), ..self }
+        Self { command: command.to_owned(), commit: None, ..self }
     }
 
     /// The row as a line of the terminal's table.
@@ -118,7 +122,8 @@ fn rounded(value: f64) -> f64 {
     (value * scale).round() / scale
 }
 
-/// The file. Rows are kept as they were read, since other benches may know more fields.
+/// The file. Rows are kept as they were read, since other benches may know more fields; a row that
+/// stays from a run before has the commit of that run.
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Report {
     machine: String,

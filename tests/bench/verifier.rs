@@ -45,7 +45,7 @@ pub(crate) fn run_all(_rounds: usize, _cores: &[usize]) -> Result<Vec<Row>> {
                 let row = Row::new(id, what, "insns", Some(LIMIT), exact(longest));
                 rows.push(row.by(KERNELS));
             }
-            None => println!("SKIPPED: {id}: its kernel was not booted: {KERNELS}"),
+            None => say!("SKIPPED: {id}: its kernel was not booted: {KERNELS}"),
         }
     }
     Ok(rows)
