@@ -52,9 +52,9 @@ pub(crate) struct Row {
     met: Value,
     spread: [f64; 2],
     command: String,
-    /// The commit that was measured; absent where a file of another command is quoted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    commit: Option<String>,
+    /// It is quoted from a file of another command, which may have measured another commit.
+    #[serde(skip)]
+    quoted: bool,
 }
 
 impl Row {
@@ -75,13 +75,13 @@ impl Row {
             met: goal.map_or(Value::Null, |goal| goal.met(estimate)),
             spread: [rounded(estimate.low), rounded(estimate.high)],
             command: format!("make bench ONLY={id}"),
-            commit: Some(commit()),
+            quoted: false,
         }
     }
 
     /// The same row, come from another command.
     pub(crate) fn by(self, command: &str) -> Self {
-        Self { command: command.to_owned(), commit: None, ..self }
+        Self { command: command.to_owned(), quoted: true, ..self }
     }
 
     /// The row as a line of the terminal's table.
@@ -144,7 +144,11 @@ pub(crate) fn add(path: &Path, rows: &[Row]) -> Result<()> {
     report.kernel = first_line("/proc/sys/kernel/osrelease");
     report.commit = commit();
     for row in rows {
-        merge(&mut report.rows, serde_json::to_value(row)?);
+        let mut value = serde_json::to_value(row)?;
+        if !row.quoted {
+            value["commit"] = Value::String(report.commit.clone());
+        }
+        merge(&mut report.rows, value);
     }
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(named)?;
