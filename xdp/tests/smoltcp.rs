@@ -113,13 +113,45 @@ fn random(state: &mut u64) -> u64 {
     *state >> 33
 }
 
+/// A frame on its way: when it arrives, whether at the gateway, at which interface of whom.
+type Flying = (Instant, bool, u32, Vec<u8>);
+
+/// A line that loses, repeats and reorders.
+struct Line {
+    state: u64,
+    /// Of a hundred frames so many are lost.
+    loss: u64,
+    flying: Vec<Flying>,
+}
+
+impl Line {
+    fn take(&mut self, now: Instant, to_gateway: bool, ifindex: u32, frame: &[u8]) {
+        let copies = match random(&mut self.state) % 100 {
+            n if n < self.loss => 0,
+            n if n < self.loss + 5 => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let at = now + Duration::from_millis(1 + random(&mut self.state) % 40);
+            self.flying.push((at, to_gateway, ifindex, frame.to_vec()));
+        }
+    }
+
+    fn arrived(&mut self, now: Instant) -> Vec<Flying> {
+        let (here, away) = self.flying.drain(..).partition(|(at, ..)| *at <= now);
+        self.flying = away;
+        here
+    }
+}
+
 /// Bytes that tell where they belong.
 fn message(length: usize, salt: usize) -> Vec<u8> {
     (0..length).map(|n| (n * 31 + n / 251 + salt) as u8).collect()
 }
 
 fn talk(seed: u64, loss: u64) {
-    let mut state = seed;
+    // Before the gateway and behind it.
+    let mut line = Line { state: seed, loss, flying: Vec::new() };
     let mut lab = Lab::with_rules("permit red -> servers tcp/443");
     // Another pod holds the port already, so that the translation changes it.
     if seed.is_multiple_of(2) {
@@ -138,8 +170,6 @@ fn talk(seed: u64, loss: u64) {
     let (question, answer) = (message(20_000, 1), message(30_000, 2));
     let start = lab.now;
     let mut now = Instant::ZERO;
-    // Frames on their way: when they arrive, at which interface of the gateway or machine.
-    let mut flying: Vec<(Instant, bool, u32, Vec<u8>)> = Vec::new();
     for _ in 0..200_000 {
         lab.now = start.wrapping_add((now.total_millis() / 62) as u32);
         pod.work(&question, now);
@@ -148,32 +178,17 @@ fn talk(seed: u64, loss: u64) {
             for packet in machine.wire.outbox.drain(..) {
                 let from = [2, 9, 9, 9, 9, machine.ifindex as u8];
                 let frame = ethernet(from, mac_of(machine.ifindex), None, &packet);
-                flying.push((now, true, machine.ifindex, frame));
+                line.take(now, true, machine.ifindex, &frame);
             }
         }
-        let arrived: Vec<_> = {
-            let (here, away) = flying.drain(..).partition(|(at, ..)| *at <= now);
-            flying = away;
-            here
-        };
-        for (_, to_gateway, ifindex, frame) in arrived {
+        for (_, to_gateway, ifindex, frame) in line.arrived(now) {
             if to_gateway {
                 let output = lab.send(ifindex, &frame);
                 let Fate::Transmit(..) = output.fate else {
                     panic!("seed {seed}: {:?} for {}", output.fate, tell(&frame));
                 };
                 assert_sound(&output.frame.bytes);
-                let copies = match random(&mut state) % 100 {
-                    n if n < loss => 0,
-                    n if n < loss + 5 => 2,
-                    _ => 1,
-                };
-                for _ in 0..copies {
-                    let delay = 1 + random(&mut state) % 40;
-                    let at = now + Duration::from_millis(delay);
-                    let bytes = output.frame.bytes.clone();
-                    flying.push((at, false, output.egress.unwrap(), bytes));
-                }
+                line.take(now, false, output.egress.unwrap(), &output.frame.bytes);
             } else {
                 let machine = if ifindex == 2 { &mut pod } else { &mut server };
                 machine.wire.inbox.push_back(ip_of(&frame).to_vec());
