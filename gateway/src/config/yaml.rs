@@ -33,12 +33,26 @@ fn unreadable(error: &ScanError, text: &str) -> Fault {
         let mut here = [column.saturating_sub(1), column].into_iter();
         here.find(|column| *column > 0 && text.chars().nth(*column - 1) == Some('\t'))
     });
-    let message = match tab {
-        Some(_) => "a tab stands here; expected spaces".to_owned(),
-        None => format!("this is not YAML: {}", error.info()),
+    let here = tab.map(|column| Position { line, column });
+    // In the middle of a text it names the beginning of that.
+    let behind = || {
+        let mut lines = (1..).zip(text.lines()).skip(line - 1);
+        lines.find_map(|(line, text)| {
+            let column = 1 + text.chars().position(|character| character == '\t')?;
+            Some(Position { line, column })
+        })
     };
-    let position = Position { line, column: tab.unwrap_or(column) };
-    Fault { position, path: Path::default(), message }
+    let tab = here.or_else(|| error.info().contains("found a tab").then(behind)?);
+    match tab {
+        Some(position) => {
+            let message = "a tab stands here; expected spaces".to_owned();
+            Fault { position, path: Path::default(), message }
+        }
+        None => {
+            let message = format!("this is not YAML: {}", error.info());
+            Fault { position: Position { line, column }, path: Path::default(), message }
+        }
+    }
 }
 
 impl<'a> Reader<'a, '_> {

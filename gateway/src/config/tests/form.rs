@@ -585,9 +585,12 @@ fn bytes_that_are_no_text_are_refused_with_their_place() {
 
 #[test]
 fn a_tab_is_named_where_spaces_were_meant() {
-    for (text, place) in
-        [("gateway:\n  name:\tgw-1\n", "f.yaml:2:8"), ("gateway:\n\tname: gw-1\n", "f.yaml:2:1")]
-    {
+    for (text, place) in [
+        ("gateway:\n  name:\tgw-1\n", "f.yaml:2:8"),
+        ("gateway:\n\tname: gw-1\n", "f.yaml:2:1"),
+        ("gateway:\n  name: a text\n\t{", "f.yaml:3:1"),
+        ("gateway:\n  pri\n\t{", "f.yaml:3:1"),
+    ] {
         let errors = Config::parse(text, "f.yaml").unwrap_err();
         let said: Vec<_> = errors.iter().map(ToString::to_string).collect();
         assert_eq!(said, [format!("{place}: a tab stands here; expected spaces")]);
