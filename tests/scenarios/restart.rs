@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::net::guard::TABLE;
-use lab::Stop;
-use lab::client::{self, Attempt, UdpLoad};
+use lab::client::{self, Attempt, Talk, UdpLoad};
 use lab::plan::{INTERNET_SERVERS, NON_ROUTABLE, TRANSIT_SERVERS};
 use lab::servers::{self, ECHO};
+use lab::{Background, Stop};
 use serde_json::Value;
 use xdp_abi::ABI_VERSION;
 use xdp_abi::names;
@@ -246,12 +246,23 @@ fn a_guard_that_cannot_be_put_back_is_said(stand: &mut Stand) -> Result<()> {
     eventually("it stands again", || Ok(stand.daemon.get("/readyz")?.0 == 200))
 }
 
+/// A conversation that whatever is done to the daemon leaves alone.
+fn live_talk(stand: &Stand) -> Result<Background<Talk>> {
+    let pod = &stand.lab.pod("prod-us", "api").netns;
+    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
+    Ok(client::talk(pod, stream, Duration::from_millis(2), PATIENCE))
+}
+
+fn went_on(talk: Background<Talk>) -> Result<()> {
+    let talk = talk.stop()?;
+    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
+    Ok(())
+}
+
 fn a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on(
     stand: &mut Stand,
 ) -> Result<()> {
-    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
-    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
-    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    let talk = live_talk(stand)?;
     stand.daemon.stop()?;
     let tables = stand.config.gateway["tables"].as_object().context("sizes are set")?.clone();
     ensure!(tables.len() == 7, "{tables:?}");
@@ -271,18 +282,14 @@ fn a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on(
     }
     stand.config.write(stand.daemon.config_path())?;
     stand.daemon.restart()?;
-    let talk = talk.stop()?;
-    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
-    Ok(())
+    went_on(talk)
 }
 
 /// Sessions hold them: under other numbers they would be told with the wrong names.
 fn numbers_of_attachments_that_are_lost_are_missed_while_sessions_live(
     stand: &mut Stand,
 ) -> Result<()> {
-    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
-    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
-    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    let talk = live_talk(stand)?;
     stand.daemon.stop()?;
     let state_dir = stand.config.gateway["state_dir"].as_str().context("it is set")?;
     let numbers = Path::new(state_dir).join("attachments.json");
@@ -300,9 +307,7 @@ fn numbers_of_attachments_that_are_lost_are_missed_while_sessions_live(
     ensure!(format!("{refused:#}").contains("attachments.json, which says which number"));
     std::fs::write(&numbers, kept)?;
     stand.daemon.restart()?;
-    let talk = talk.stop()?;
-    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
-    Ok(())
+    went_on(talk)
 }
 
 fn sessions_of_an_older_layout_live_on(place: Place) -> Result<()> {
@@ -404,9 +409,7 @@ fn a_daemon_killed_in_the_middle_of_that_is_followed_up(stand: &mut Stand) -> Re
 
 fn a_layout_that_is_not_known_is_refused_and_nothing_is_touched(stand: &mut Stand) -> Result<()> {
     let pins = stand.lab.site().pins();
-    let pod = &stand.lab.pod("prod-us", "api").netns.clone();
-    let stream = client::connect_to(pod, TRANSIT, PATIENCE)?.open()?;
-    let talk = client::talk(pod, stream, Duration::from_millis(2), PATIENCE);
+    let talk = live_talk(stand)?;
     stand.daemon.kill()?;
     for layout in [u64::from(ABI_VERSION) + 1, 1 << 40] {
         older::say_layout(&pins, layout)?;
@@ -419,9 +422,7 @@ fn a_layout_that_is_not_known_is_refused_and_nothing_is_touched(stand: &mut Stan
     }
     older::say_layout(&pins, ABI_VERSION.into())?;
     stand.daemon.restart()?;
-    let talk = talk.stop()?;
-    ensure!(talk.broke.is_none() && talk.answered > 50, "{talk:?}");
-    Ok(())
+    went_on(talk)
 }
 
 fn a_gateway_taken_out_leaves_a_guard(place: Place) -> Result<()> {

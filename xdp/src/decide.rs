@@ -98,7 +98,9 @@ pub fn continued<T: Tables<A = V4>>(
     if code.is(Code::STALE) {
         code = reconsider(&way, &found, plan, doom);
         if code.is(Code::END) {
-            way.remember_ahead(&found, forward);
+            if doom.is_answer {
+                way.remember_ahead(&found, forward);
+            }
             end(tables, doom.record, doom.ending, way.now);
             decision.code = way.cut(&plan.judgement, doom);
             return;

@@ -11,7 +11,7 @@ use crate::{
     checksum::{TTL_DELTA, delta, fold, sum, sum_of, update, update_udp, word},
     frame::Frame,
     guard,
-    packet::{ECHO, ECHO_REPLY, ICMP, Packet, TCP, UDP},
+    packet::{self, ECHO, ICMP, Packet, TCP, UDP},
     rewrite::from_ttl_on,
     session::seems_expired,
     stamp::is_current,
@@ -33,7 +33,7 @@ struct Quote {
     network: u32,
     transport: u32,
     checksum: [u8; 2],
-    /// Type of a quoted ICMP query.
+    /// Type of a quoted ICMP query; of another packet it says nothing.
     query: u8,
 }
 
@@ -190,13 +190,10 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
     if transport + 8 > packet.network + packet.length as u32 {
         return Code::drop(Reason::Truncated);
     }
-    let Some(first) = frame.load::<8>(transport) else { return Code::drop(Reason::Truncated) };
+    let Some(first) = frame.load::<6>(transport) else { return Code::drop(Reason::Truncated) };
     let protocol = header[9];
-    let (source_port, destination_port, query) = match protocol {
-        TCP | UDP => ([first[0], first[1]], [first[2], first[3]], 0),
-        ICMP if first[0] == ECHO => ([first[4], first[5]], [0; 2], ECHO),
-        ICMP if first[0] == ECHO_REPLY => ([0; 2], [first[4], first[5]], ECHO_REPLY),
-        _ => return Code::drop(Reason::IcmpOther),
+    let Some((source_port, destination_port)) = packet::ends(protocol, first) else {
+        return Code::drop(Reason::IcmpOther);
     };
     *quote = Quote {
         key: Key {
@@ -210,7 +207,7 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
         network,
         transport,
         checksum: [header[10], header[11]],
-        query,
+        query: first[0],
     };
     Code::GO_ON
 }

@@ -14,9 +14,11 @@
 
 pub mod address;
 pub mod arrival;
+pub mod books;
 pub mod bounds;
 pub mod checksum;
 pub mod decide;
+pub mod egress;
 pub mod established;
 pub mod frame;
 pub mod guard;

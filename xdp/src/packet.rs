@@ -146,6 +146,19 @@ pub enum Parsed<A> {
     Refused(A, A, Reason),
 }
 
+/// What a session knows the ends of a packet by, out of the first bytes behind its IP header: the
+/// ports, or the identifier of a ping on the side of who asks. `None`: it is of no session.
+#[inline(always)]
+pub const fn ends(protocol: u8, first: [u8; 6]) -> Option<([u8; 2], [u8; 2])> {
+    let [p0, p1, p2, p3, i0, i1] = first;
+    match (protocol, p0) {
+        (TCP | UDP, _) => Some(([p0, p1], [p2, p3])),
+        (ICMP, ECHO) => Some(([i0, i1], [0; 2])),
+        (ICMP, ECHO_REPLY) => Some(([0; 2], [i0, i1])),
+        _ => None,
+    }
+}
+
 /// Reads an IPv4 packet whose header begins at `network`.
 #[inline(always)]
 pub fn ipv4<F: Frame>(frame: &F, network: u32) -> Result<Parsed<V4>, Reason> {

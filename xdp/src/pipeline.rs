@@ -4,15 +4,14 @@
 //! packet of a known session, [`first`] for that of none; for everything else [`read`], and then
 //! [`continued`], [`opened`] or [`error`], as [`Done::code`] says; [`answer`] for what is told to a
 //! sender.
-//! [`egress`] stands where the kernel sends: it translates what was punted and is the second
-//! guard of invariant 1.
+//! [`crate::egress`] stands where the kernel sends; [`crate::books`] counts what became of each frame.
 //!
 //! The outcome is data; a hook turns it into its return code. A frame that is to be dropped
 //! may be half written: no hook may let it go on.
 
 use crate::{
-    address::{Address, Entry, Key, Rewrite, V4},
-    arrival::{Arrival, attached, is_for_another, is_own, is_to_many},
+    address::{Address, Key, Rewrite, V4},
+    arrival::{Arrival, attached, is_for_another, is_own},
     decide::{self, Decision, Plan},
     established::{self, Left},
     frame::Frame,
@@ -20,19 +19,18 @@ use crate::{
     packet::{self, Kind, LinkLayer, Packet, Parsed},
     reply, rewrite,
     rewrite::Ttl,
-    session::seems_expired,
     table,
-    tables::{Tables, Tally, is_non_routable},
+    tables::{Tables, Tally},
     tcp,
     verdict::{Answer, Code, Forward},
 };
 use xdp_abi::{
     config::Config,
-    count::{Amount, Counters, INBOUND, OUTBOUND, UNKNOWN},
+    count::{Amount, INBOUND, OUTBOUND, UNKNOWN},
     event::{VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_PASSED, VERDICT_PUNTED},
     forward::{HOP_REDIRECT, HOP_RESOLVED, Hop, KIND_SPOKE, ROUTABLE, port},
     reason::Reason,
-    session::{Class, NETWORK_EPOCH},
+    session::NETWORK_EPOCH,
 };
 
 /// ARP's ethertype.
@@ -548,13 +546,9 @@ fn read_ports<F: Frame>(frame: &F, network: u32, key: &mut Key<V4>) -> bool {
         return false;
     };
     let transport = network + (length & 15) as u32 * 4;
-    let Some([p0, p1, p2, p3, i0, i1]) = frame.load::<6>(transport) else { return false };
-    (key.source_port, key.destination_port) = match (key.protocol, p0) {
-        (packet::TCP | packet::UDP, _) => ([p0, p1], [p2, p3]),
-        (packet::ICMP, packet::ECHO) => ([i0, i1], [0; 2]),
-        (packet::ICMP, packet::ECHO_REPLY) => ([0; 2], [i0, i1]),
-        _ => return false,
-    };
+    let Some(first) = frame.load::<6>(transport) else { return false };
+    let Some(ends) = packet::ends(key.protocol, first) else { return false };
+    (key.source_port, key.destination_port) = ends;
     more & 0x1f == 0 && offset == 0
 }
 
@@ -700,8 +694,9 @@ pub fn answer<T: Tables<A = V4>, F: Frame>(
     let Work { done, layer, packet, decision, .. } = work;
     let reason = done.code.reason();
     let what = done.code.answer(done.address);
+    let is_ahead = done.code.is_reset_ahead();
     done.code = Code::drop(reason);
-    if what == Answer::ResetAhead {
+    if is_ahead {
         let Forward { rewrite, hop, .. } = &decision.forward;
         if hop.is(HOP_RESOLVED)
             && can_send(hook, hop)
@@ -718,7 +713,7 @@ pub fn answer<T: Tables<A = V4>, F: Frame>(
     let to = packet.key.source;
     // Answers leave by the same guard as everything else.
     let from = match what {
-        Answer::Reset | Answer::ResetAhead => packet.key.destination,
+        Answer::Reset => packet.key.destination,
         Answer::Icmp(_, _, _, from) => V4(from),
     };
     let Some(back) = attached(tables, done.attachment) else { return };
@@ -744,165 +739,3 @@ fn may_tell<T: Tables<A = V4>>(tables: &T, to: V4, now: u32) -> bool {
 
 /// Keeps the buckets of answers apart from those of reports.
 const ANSWERS: u32 = 0x5bd1_e995;
-
-/// What TC egress does with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// Let it go as it is.
-    Untouched,
-    /// A punted packet, translated now: let it go.
-    Translated,
-    /// Discard it.
-    Drop(Reason),
-}
-
-/// A frame that the kernel is about to send by `ifindex`; `punted` is the attachment that it
-/// came by, if an ingress hook left it to the kernel.
-#[inline(always)]
-pub fn egress<T: Tables<A = V4>, F: Frame>(
-    tables: &T,
-    frame: &mut F,
-    ifindex: u32,
-    punted: Option<u16>,
-    now: u32,
-) -> Egress {
-    let layer = match packet::link_layer(frame) {
-        Ok(layer) => layer,
-        // What cannot be read cannot be shown to be harmless.
-        Err(reason) => return Egress::Drop(reason),
-    };
-    if layer.ethertype != packet::IPV4 {
-        return if punted.is_none() { Egress::Untouched } else { Egress::Drop(Reason::Ethertype) };
-    }
-    let mut source;
-    let destination;
-    let mut egress = Egress::Untouched;
-    match packet::ipv4(frame, layer.network) {
-        Ok(Parsed::Packet(mut packet)) => {
-            source = packet.key.source;
-            destination = packet.key.destination;
-            if let Some(number) = punted {
-                let Some(attachment) = attached(tables, number) else {
-                    return Egress::Drop(Reason::NoAttachment);
-                };
-                packet.key.domain = attachment.domain;
-                let Some(rewrite) = late(tables, &packet.key, now) else {
-                    return Egress::Drop(Reason::NoSession);
-                };
-                if rewrite::network(frame, &packet, &rewrite, Ttl::Keep).is_none() {
-                    return Egress::Drop(Reason::HelperFailed);
-                }
-                source = rewrite.source;
-                egress = Egress::Translated;
-            }
-        }
-        Ok(Parsed::Refused(from, to, reason)) => {
-            if punted.is_some() || is_redirect(frame, layer.network) {
-                return Egress::Drop(reason);
-            }
-            source = from;
-            destination = to;
-        }
-        Err(reason) => return Egress::Drop(reason),
-    }
-    if is_non_routable(tables.config(), source)
-        && may_leak(tables, port(ifindex, layer.vlan), source, destination)
-    {
-        tables.tally(Tally::LeakStopped);
-        return Egress::Drop(Reason::Leak);
-    }
-    egress
-}
-
-/// Whether it is an ICMP redirect: the kernel tells a neighbour whose packets it sends out where they
-/// came in to go around this machine, and so around its rules.
-#[inline(always)]
-fn is_redirect<F: Frame>(frame: &F, network: u32) -> bool {
-    let Some([version_length, _, _, _, _, _, _, _, _, protocol]) = frame.load::<10>(network) else {
-        return false;
-    };
-    let header = (version_length & 15) as u32 * 4;
-    protocol == packet::ICMP && matches!(frame.load::<1>(network + header), Some([5]))
-}
-
-/// The rewrite of a live session, without touching it: ingress has counted the packet.
-#[inline(always)]
-fn late<T: Tables<A = V4>>(tables: &T, key: &Key<V4>, now: u32) -> Option<Rewrite<V4>> {
-    let found = table::find(tables, &V4::pack(key))?;
-    let entry = tables.slot(found.index)?;
-    let rewrite = entry.rewrite();
-    if !entry.load_meta().same_owner(found.meta)
-        || matches!(found.meta.class(), Class::Resting)
-        || seems_expired(tables.config(), found.meta, now)
-    {
-        return None;
-    }
-    Some(rewrite)
-}
-
-/// Whether a non-routable source would leave where it must not. A destination on no attachment
-/// counts as one that must not see it, but for multicast on a link that its sources belong to:
-/// that is the machine's own.
-#[inline(always)]
-fn may_leak<T: Tables<A = V4>>(tables: &T, place: u32, source: V4, destination: V4) -> bool {
-    let number = match tables.attachment_towards(place, destination) {
-        Some(number) => Some(number),
-        None if is_to_many(destination) => tables.attachment_of(place, source),
-        None => None,
-    };
-    let Some(number) = number else { return true };
-    match attached(tables, number) {
-        Some(attachment) => attachment.flags & ROUTABLE != 0 && !tables.carries(number, source),
-        None => true,
-    }
-}
-
-/// Counts what became of a frame that an ingress hook received, as it was on the wire.
-#[inline(always)]
-pub fn count(counters: &mut Counters, done: &Done, amount: Amount) {
-    add(&mut counters.received, amount);
-    if done.code.is(Code::FORWARD) {
-        let [original, answers] = &mut counters.forwarded;
-        add(if done.reply { answers } else { original }, amount);
-    } else if done.code.is(Code::PASS) {
-        add(&mut counters.passed, amount);
-    } else if done.code.is(Code::PUNT) {
-        add(&mut counters.punted, amount);
-    } else {
-        if done.code.is_answered() || done.code.is_told() {
-            counters.answered += 1;
-        }
-        dropped(counters, done.direction as usize, done.code.reason(), amount.packets);
-    }
-}
-
-/// Counts what TC egress did. A frame that is dropped here is counted as received once more,
-/// so that what was received stays the sum of what became of it.
-#[inline(always)]
-pub fn count_egress(counters: &mut Counters, egress: Egress, amount: Amount) {
-    match egress {
-        Egress::Untouched => {}
-        Egress::Translated => add(&mut counters.translated_late, amount),
-        Egress::Drop(reason) => {
-            add(&mut counters.received, amount);
-            dropped(counters, UNKNOWN, reason, amount.packets);
-        }
-    }
-}
-
-#[inline(always)]
-const fn add(to: &mut Amount, amount: Amount) {
-    to.packets += amount.packets;
-    to.bytes += amount.bytes;
-}
-
-#[inline(always)]
-fn dropped(counters: &mut Counters, direction: usize, reason: Reason, packets: u64) {
-    if let Some(by_reason) = counters.drops.get_mut(direction)
-        // The compiler knows that a reason is in bounds and drops the check; the verifier does
-        // not know, and wants to see it.
-        && let Some(count) = by_reason.get_mut(core::hint::black_box(reason as usize))
-    {
-        *count += packets;
-    }
-}

@@ -22,8 +22,6 @@ const TTL: u8 = 64;
 pub fn make<F: Frame>(frame: &mut F, packet: &Packet<V4>, answer: Answer) -> Option<()> {
     match answer {
         Answer::Reset => reset(frame, packet),
-        // Of a session, and made by whoever knows it.
-        Answer::ResetAhead => None,
         Answer::Icmp(kind, code, mtu, from) => error(frame, packet, kind, code, mtu, from),
     }
 }

@@ -14,7 +14,7 @@ pub enum Verdict<A> {
     Punt(u16),
     /// Discard it.
     Drop(Reason),
-    /// Discard it and tell its sender, or whom it was for.
+    /// Discard it and answer its sender.
     Answer(Reason, Answer),
 }
 
@@ -51,13 +51,11 @@ impl Forward<V4> {
     };
 }
 
-/// What is told of a packet that is dropped.
+/// What a sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A TCP RST.
     Reset,
-    /// A TCP RST to whom the packet was for: it answers a flow that has just been ended.
-    ResetAhead,
     /// ICMP type, code, and next-hop MTU; from this address.
     Icmp(u8, u8, u16, [u8; 4]),
 }
@@ -91,15 +89,20 @@ impl Code {
     /// The session was judged under another policy: judge it again first.
     pub const STALE: Self = Self(10 << 56);
 
+    #[inline(always)]
+    const fn of(step: u64, reason: Reason) -> Self {
+        Self(step << 56 | (reason as u64) << 48)
+    }
+
     /// Discard it.
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
-        Self(4 << 56 | (reason as u64) << 48)
+        Self::of(4, reason)
     }
     /// Discard it and send a RST.
     #[inline(always)]
     pub const fn reset(reason: Reason) -> Self {
-        Self(5 << 56 | (reason as u64) << 48)
+        Self::of(5, reason)
     }
     /// Discard it and send an ICMP error.
     #[inline(always)]
@@ -115,22 +118,27 @@ impl Code {
     /// Discard it and send a RST to whom it was for, as the rest in a [`Forward`] says.
     #[inline(always)]
     pub const fn reset_ahead(reason: Reason) -> Self {
-        Self(13 << 56 | (reason as u64) << 48)
+        Self::of(13, reason)
     }
     /// The RST was made for whom the packet was for; the packet itself was dropped for `reason`.
     #[inline(always)]
     pub const fn told(reason: Reason) -> Self {
-        Self(14 << 56 | (reason as u64) << 48)
+        Self::of(14, reason)
     }
     /// The answer was made; the packet itself was dropped for `reason`.
     #[inline(always)]
     pub const fn answered(reason: Reason) -> Self {
-        Self(8 << 56 | (reason as u64) << 48)
+        Self::of(8, reason)
     }
     /// Whether somebody is to be told.
     #[inline(always)]
     pub const fn is_answer(self) -> bool {
         matches!(self.0 >> 56, 5 | 6 | 13)
+    }
+    /// Whether whom it was for is to be sent a RST.
+    #[inline(always)]
+    pub const fn is_reset_ahead(self) -> bool {
+        self.0 >> 56 == 13
     }
     /// Whether whom it was for was told.
     #[inline(always)]
@@ -150,10 +158,8 @@ impl Code {
     /// What an answer says; from `address`, if it is ICMP.
     #[inline(always)]
     pub const fn answer(self, address: [u8; 4]) -> Answer {
-        match self.0 >> 56 {
-            5 => return Answer::Reset,
-            13 => return Answer::ResetAhead,
-            _ => {}
+        if self.0 >> 56 == 5 {
+            return Answer::Reset;
         }
         Answer::Icmp((self.0 >> 40) as u8, (self.0 >> 32) as u8, self.0 as u16, address)
     }
@@ -174,7 +180,7 @@ impl Code {
             1 => Verdict::Forward(*forward),
             2 => Verdict::Pass,
             3 => Verdict::Punt(attachment),
-            5 | 6 | 13 => Verdict::Answer(self.reason(), self.answer(address)),
+            5 | 6 => Verdict::Answer(self.reason(), self.answer(address)),
             _ => Verdict::Drop(self.reason()),
         }
     }

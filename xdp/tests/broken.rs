@@ -5,10 +5,7 @@
 mod scene;
 
 use scene::*;
-use xdp::{
-    memory::MemoryFrame,
-    pipeline::{Egress, Fate},
-};
+use xdp::{egress::Egress, memory::MemoryFrame, pipeline::Fate};
 use xdp_abi::reason::Reason;
 
 const POD: &str = "100.64.0.7:40000";

@@ -383,7 +383,7 @@ fn the_kernel_tells_nobody_to_go_around_the_gateway() {
     for (frame, dropped) in [(redirect, true), (other, false)] {
         let mut frame = xdp::memory::MemoryFrame::new(frame);
         let egress = lab.gateway.process_egress(4, &mut frame, None, lab.now);
-        assert_eq!(matches!(egress, xdp::pipeline::Egress::Drop(_)), dropped, "{egress:?}");
+        assert_eq!(matches!(egress, xdp::egress::Egress::Drop(_)), dropped, "{egress:?}");
     }
 }
 
@@ -667,7 +667,7 @@ fn each_class_lasts_its_time_and_not_longer() {
 
 #[test]
 fn egress_lets_nothing_out_that_must_not_and_leaves_the_machine_s_own_alone() {
-    use xdp::{memory::MemoryFrame, pipeline::Egress};
+    use xdp::{egress::Egress, memory::MemoryFrame};
     let lab = scene("permit any -> any all").build();
     for (ifindex, sent, expected) in [
         (5, udp("100.64.0.7:1", SERVER), Egress::Drop(Reason::Leak)),
@@ -690,7 +690,7 @@ fn egress_lets_nothing_out_that_must_not_and_leaves_the_machine_s_own_alone() {
 
 #[test]
 fn what_only_the_kernel_can_route_is_translated_when_it_leaves() {
-    use xdp::{memory::MemoryFrame, pipeline::Egress};
+    use xdp::{egress::Egress, memory::MemoryFrame};
     let mut lab =
         scene("permit red -> any all").and("neighbour 203.0.113.254 on 5 unresolved").build();
     let sent = tcp(POD, SERVER, SYN);

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use scene::*;
 use std::net::Ipv4Addr;
 use xdp::{
+    egress::Egress,
     memory::{MemoryFrame, Sizes},
-    pipeline::{Egress, Fate, Hook},
+    pipeline::{Fate, Hook},
 };
 
 /// Interfaces 4 and 5 are routable; nothing is carried.

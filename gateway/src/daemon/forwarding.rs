@@ -1,8 +1,7 @@
 //! Whether the kernel gives routes for what comes in: it gives none to a machine that does not forward.
 
 use super::Loop;
-use crate::{config::Config, net::Sysctl, serve::Condition};
-use std::collections::BTreeSet;
+use crate::{config::Config, interfaces, net::Sysctl, serve::Condition};
 use tracing::{info, warn};
 
 impl Loop {
@@ -30,11 +29,9 @@ fn problems(sysctl: &Sysctl, config: &Config) -> Vec<String> {
     if sysctl.ip_forward().is_ok_and(|forwards| !forwards) {
         return vec![said("net.ipv4.ip_forward")];
     }
-    let devices: BTreeSet<String> =
-        config.gateway.attachments.iter().map(|attachment| attachment.device()).collect();
-    let closed = |device: &&String| sysctl.forwarding(device).is_ok_and(|forwards| !forwards);
-    devices
-        .iter()
+    let closed = |device: &String| sysctl.forwarding(device).is_ok_and(|forwards| !forwards);
+    interfaces::devices(config)
+        .into_iter()
         .filter(closed)
         .map(|device| said(&format!("net/ipv4/conf/{device}/forwarding")))
         .collect()

@@ -230,6 +230,18 @@ mod tests {
         events.iter().map(|event| of_event(event, &names, &clock()).unwrap()).collect()
     }
 
+    /// Records and the local API know nothing of each other, and are read side by side.
+    #[test]
+    fn ids_and_flags_are_written_alike_in_records_and_by_the_local_api() {
+        for flags in 0..=u8::MAX {
+            let in_api = api::session::TcpFlags(flags).to_string();
+            assert_eq!(TcpFlags(flags).to_string(), in_api);
+        }
+        for id in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            assert_eq!(SessionId(id).to_string(), api::session::SessionId(id).to_string());
+        }
+    }
+
     #[test]
     fn a_session_is_told_from_its_beginning_to_its_end() {
         let mut scene = testing::scene(TWO_CLUSTERS);

@@ -46,7 +46,11 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if own {
             return Code::PASS;
         }
-        if key.source.is_martian() || key.destination.is_martian() || self.is_from_own_address() {
+        if key.source.is_martian() || key.destination.is_martian() {
+            return Code::drop(Reason::Martian);
+        }
+        // Whose identity is remembered was found to be no such source in this epoch of the network.
+        if !plan.knows_source && self.is_from_own_address() {
             return Code::drop(Reason::Martian);
         }
         match self.packet.kind {

@@ -2,7 +2,9 @@
 
 use super::{Memory, MemoryFrame};
 use crate::{
-    pipeline::{self, Done, Egress, Fate, Hook, Work},
+    books,
+    egress::{Egress, egress},
+    pipeline::{self, Done, Fate, Hook, Work},
     sweep::sweep,
 };
 use xdp_abi::count::Amount;
@@ -50,7 +52,7 @@ impl Gateway {
     }
 
     fn finish(&self, done: Done, frame: MemoryFrame, amount: Amount, ifindex: u32) -> Output {
-        self.tables.count(|counters| pipeline::count(counters, &done, amount));
+        self.tables.count(|counters| books::count(counters, &done, amount));
         let fate = done.fate();
         let egress = match fate {
             Fate::Transmit(hop, _) | Fate::Told(_, hop) => Some(hop.ifindex()),
@@ -69,8 +71,8 @@ impl Gateway {
         now: u32,
     ) -> Egress {
         let amount = Amount { packets: frame.segments as u64, bytes: frame.bytes.len() as u64 };
-        let egress = pipeline::egress(&self.tables, frame, ifindex, punted, now);
-        self.tables.count(|counters| pipeline::count_egress(counters, egress, amount));
+        let egress = egress(&self.tables, frame, ifindex, punted, now);
+        self.tables.count(|counters| books::count_egress(counters, egress, amount));
         egress
     }
 

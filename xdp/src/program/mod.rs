@@ -17,8 +17,10 @@ use aya_ebpf::{
 use frame::{Copied, Direct, DirectSkb, Skb};
 use maps::{Kernel, TC_STAGES, XDP_STAGES, work};
 use xdp::{
+    books,
+    egress::{Egress, egress},
     frame::Frame as _,
-    pipeline::{self, Done, Egress, Hook, Quick, Work},
+    pipeline::{self, Done, Hook, Quick, Work},
     session::{Ending, end},
     sweep::sweep_turn,
     table,
@@ -199,7 +201,7 @@ fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
     let amount = one(length);
     let lost = done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_none();
     let done = if lost { &BROKEN } else { done };
-    pipeline::count(kernel.counters(), done, amount);
+    books::count(kernel.counters(), done, amount);
     let ahead = done.code.is(Code::FORWARD) || done.code.is_told();
     if ahead || done.code.is_answered() {
         // Also back out of the same interface: veth loses what `XDP_TX` sends to a peer without
@@ -423,7 +425,7 @@ fn tc_finish(skb: *mut __sk_buff, kernel: &Kernel, work: &Work) -> i32 {
 
 #[inline(always)]
 fn tc_act(skb: *mut __sk_buff, kernel: &Kernel, done: &Done, amount: Amount) -> i32 {
-    pipeline::count(kernel.counters(), done, amount);
+    books::count(kernel.counters(), done, amount);
     let ahead = done.code.is(Code::FORWARD) || done.code.is_told();
     if ahead || done.code.is_answered() {
         set_mark(skb, 0);
@@ -458,8 +460,8 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
     let (mark, bytes) = unsafe { ((*skb).mark, (*skb).wire_len) };
     let amount = Amount { packets: frame.segments() as u64, bytes: bytes as u64 };
     let punted = if mark & MARK_MASK == MARK { Some(mark as u16) } else { None };
-    let egress = pipeline::egress(&kernel, &mut frame, tc_ifindex(skb), punted, kernel.now());
-    pipeline::count_egress(kernel.counters(), egress, amount);
+    let egress = egress(&kernel, &mut frame, tc_ifindex(skb), punted, kernel.now());
+    books::count_egress(kernel.counters(), egress, amount);
     match egress {
         Egress::Untouched => TC_ACT_UNSPEC,
         Egress::Translated => {
