@@ -53,7 +53,7 @@ pub enum Fate {
     /// Leave it to the kernel, untouched.
     Pass,
     /// Send it up untouched, with the number of the attachment it came by: the kernel routes
-    /// it, [`egress`] translates it.
+    /// it, [`crate::egress`] translates it.
     Punt(u16),
     /// Discard it.
     Drop(Reason),
