@@ -24,6 +24,7 @@ use crate::{
     watched::Watched,
     whole,
 };
+use nix::sys::utsname::uname;
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -177,7 +178,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())?;
+    let names = uname();
+    kernel(&names.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default())?;
     privileges()?;
     descriptors::raise();
     let (follower, changes) = Follower::start(CHANGES).await?;

@@ -1,6 +1,6 @@
 //! The product on the kernels of Debian 12, booted under qemu: every program loads, XDP and TC
-//! attach, a flow is translated there and back, a second start takes over what the first left,
-//! and `detach` leaves the guard and nothing else.
+//! attach, TC as links and as filters of `clsact`, a flow is translated there and back, a second
+//! start takes over what the first left, and `detach` leaves the guard and nothing else.
 //!
 //! What happens inside is `sluice-kernel-probe`. How many instructions the verifier went through
 //! is written to `target/kernels/<series>.txt`, where `sluice-bench` reads it.
@@ -73,6 +73,10 @@ fn passes_on(series: &str, test: &str) {
         let (there, here) = (before("bytes"), here[name.trim_end_matches(':')]);
         let lost = f64::from(here.saturating_sub(there)) / f64::from(here);
         assert!(lost < MOST_LOST, "only {there} of {here} bytes are left on {series}: {program}");
+    }
+    // Filters were tried beside the links of newer kernels.
+    for hook in ["xdp", "tc"] {
+        assert!(said.contains(&format!("probe: clsact-{hook}: taken out")), "no clsact:\n{said}");
     }
     assert!(programs.len() >= 15, "both hooks tell of their programs:\n{said}");
     fs::write(results.join(format!("{series}.txt")), programs.join("\n") + "\n").unwrap();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway::config::Config;
+use gateway::datapath::filter;
 use gateway::datapath::numbers::Numbers;
 use gateway::datapath::object::Loaded;
 use gateway::engine::{Engine, detach};
@@ -83,7 +84,12 @@ fn probe() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("probe: kernel {}", release.trim());
     for hook in ["xdp", "tc"] {
-        serve(hook).with_context(|| format!("on {hook}"))?;
+        serve(hook, hook).with_context(|| format!("on {hook}"))?;
+    }
+    // Whoever has links for TC has filters too, and they are the same programs.
+    filter::prefer();
+    for hook in ["xdp", "tc"] {
+        serve(&format!("clsact-{hook}"), hook).with_context(|| format!("on {hook} and clsact"))?;
     }
     Ok(())
 }
@@ -137,31 +143,32 @@ fn run(program: &str, arguments: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// One hook, from the first start to the end.
-fn serve(hook: &str) -> Result<()> {
+/// One hook, from the first start to the end. What it finds is said under a name of its own.
+fn serve(name: &str, hook: &str) -> Result<()> {
     let config = Arc::new(configuration(hook)?);
     let mut wire = Cable::open("wire")?;
     let mut pod = Cable::open("pod")?;
 
     let begun = Instant::now();
     let engine = start(&config)?;
-    println!("probe: {hook}: up after {:.1} s", begun.elapsed().as_secs_f64());
+    println!("probe: {name}: up after {:.1} s", begun.elapsed().as_secs_f64());
     let mut programs = engine.datapath.object().loaded();
     programs.sort_by(|a, b| a.name.cmp(&b.name));
-    for Loaded { name, info, .. } in &programs {
+    for Loaded { name: program, info, .. } in &programs {
         let verified = info.verified_instruction_count();
         let verified = verified.context("the kernel does not tell how much it verified")?;
         let kept = info.size_translated().context("the kernel does not tell what it kept")?;
         let jitted = info.size_jitted();
         println!(
-            "probe: {hook}: program {name}: {verified} instructions verified, {kept} bytes kept, \
+            "probe: {name}: program {program}: {verified} instructions verified, {kept} bytes kept, \
              {jitted} bytes of machine code"
         );
     }
     let (source, port) = round_trip(&mut pod, &mut wire).with_context(|| fates(&engine))?;
     ensure!(source == OUTSIDE, "the source is {source}");
-    println!("probe: {hook}: forwarded as {source}:{port}, and the answer back");
+    println!("probe: {name}: forwarded as {source}:{port}, and the answer back");
     let filters = filters()?;
+    ensure!(filters != [0; 4] || !name.starts_with("clsact"), "links instead of filters");
 
     // As after a kill: programs, tables and sessions are taken over, and nothing is doubled.
     drop(engine);
@@ -170,7 +177,7 @@ fn serve(hook: &str) -> Result<()> {
         .with_context(|| format!("after the second start, {}", fates(&engine)))?;
     ensure!(again == (source, port), "the session goes on as {again:?}");
     ensure!(self::filters()? == filters, "{:?} filters instead of {filters:?}", self::filters()?);
-    println!("probe: {hook}: taken over by a second start, {filters:?} filters");
+    println!("probe: {name}: taken over by a second start, {filters:?} filters");
 
     // Somebody takes filters off, where there are any: they are missed and put back.
     let taken = (filters != [0; 4]).then(|| run("tc", "qdisc del dev eth0 clsact")).transpose()?;
@@ -178,7 +185,7 @@ fn serve(hook: &str) -> Result<()> {
     restored?;
     ensure!(missed.is_empty() == taken.is_none(), "{missed:?}");
     ensure!(self::filters()? == filters, "{:?} filters instead of {filters:?}", self::filters()?);
-    println!("probe: {hook}: {} filters that were taken off are back", missed.len());
+    println!("probe: {name}: {} filters that were taken off are back", missed.len());
     drop(engine);
 
     // The programs go, the last guard stays.
@@ -189,7 +196,7 @@ fn serve(hook: &str) -> Result<()> {
     if let Some(frame) = wire.receive(Duration::from_millis(500))? {
         bail!("detached, and yet something left: {frame:02x?}");
     }
-    println!("probe: {hook}: taken out, and the guard holds");
+    println!("probe: {name}: taken out, and the guard holds");
     detach(&config, true)?;
     Ok(())
 }

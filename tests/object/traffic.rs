@@ -206,8 +206,13 @@ impl Traffic {
             build = build.ttl(self.dice.pick(&[0, 1, 2, 255]));
         }
         if self.dice.one_in(10) {
-            let words = self.dice.below(11) as usize;
-            build = build.options(&vec![1; 4 * words]);
+            let bytes = 4 * self.dice.below(11);
+            // No operation, else whatever begins an option, or is a length.
+            let option = |dice: &mut Dice| {
+                if dice.one_in(16) { dice.pick(&[0, 2, 3, 7, 131, 137, 148]) } else { 1 }
+            };
+            let options: Vec<u8> = (0..bytes).map(|_| option(&mut self.dice)).collect();
+            build = build.options(&options);
         }
         if self.dice.one_in(6) {
             // Around what the links take as well.

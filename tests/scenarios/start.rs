@@ -13,7 +13,13 @@ use crate::stand::policy_word;
 
 #[test]
 fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
-    lab::require!(Need::Lab, Need::Bpffs, Need::Gateway, Need::Tool("setpriv"));
+    lab::require!(
+        Need::Lab,
+        Need::Bpffs,
+        Need::Gateway,
+        Need::Tool("setpriv"),
+        Need::Tool("setarch")
+    );
     let lab = Lab::three_legged()?;
     let config = Config::new(&lab, Hook::Xdp);
     let with = |change: &dyn Fn(&mut Config)| {
@@ -22,6 +28,8 @@ fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
         config
     };
     let none = ["setpriv", "--bounding-set=-all"];
+    // Every Linux says on demand that it is a 2.6, for programs that know no other.
+    let old = ["setarch", "--uname-2.6"];
     for (what, config, wrapper, code, said) in [
         (
             "an interface that is missing",
@@ -36,6 +44,13 @@ fn a_gateway_that_cannot_start_says_why_and_ends() -> Result<()> {
             &none,
             1,
             "sluice-gateway: this needs CAP_NET_ADMIN; run it as root",
+        ),
+        (
+            "a kernel that is too old",
+            config.clone(),
+            &old,
+            1,
+            "; sluice-gateway needs 6.1 or later",
         ),
         (
             "a field that does not exist",

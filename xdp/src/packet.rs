@@ -253,27 +253,61 @@ const fn fault_of_length(stated: u32, least: u32, payload: u32) -> Option<Reason
     }
 }
 
-/// Whether the header's checksum holds, and with it whatever the header says (RFC 1812 section
-/// 5.2.2). Asked of what [`ipv4`] has read.
+/// Why a packet whose header [`ipv4`] has read goes nowhere all the same: the checksum does not
+/// hold, and with it nothing that the header says (RFC 1812 section 5.2.2), or an option of it.
 #[inline(always)]
-pub fn is_header_whole<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {
-    let Some(header) = frame.load::<20>(packet.network) else { return false };
+pub fn fault_of_header<F: Frame>(frame: &F, packet: &Packet<V4>) -> Option<Reason> {
+    let Some(header) = frame.load::<20>(packet.network) else { return Some(Reason::Truncated) };
     let mut sum = sum_of(header);
-    let mut at = packet.network + 20;
+    let mut at = packet.network + HEADER;
     let mut options = 0;
     while options < MOST_OPTIONS && at < packet.transport {
-        let Some(option) = frame.load::<4>(at) else { return false };
+        let Some(option) = frame.load::<4>(at) else { return Some(Reason::Truncated) };
         sum += sum_of(option);
         at += 4;
         options += 1;
     }
-    fold(sum) == 0xffff
+    if fold(sum) != 0xffff {
+        return Some(Reason::Malformed);
+    }
+    if options == 0 { None } else { fault_of_options(frame, packet.network, packet.transport) }
 }
 
+/// The option that a packet is refused for, out of those between header and transport (RFC 791
+/// section 3.1).
+#[inline(never)]
+fn fault_of_options<F: Frame>(frame: &F, network: u32, transport: u32) -> Option<Reason> {
+    let mut at = network + HEADER;
+    let mut turns = 0;
+    while turns < MOST_OPTIONS * 4 && at < transport {
+        match frame.load::<1>(at)? {
+            [END_OF_OPTIONS] => return None,
+            [NO_OPERATION] => at += 1,
+            // Judged by where it goes first, it would go on to where nobody judged.
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE] => return Some(Reason::SourceRoute),
+            _ => {
+                let [length] = frame.load::<1>(at + 1)?;
+                if length < 2 || at + length as u32 > transport {
+                    return Some(Reason::Malformed);
+                }
+                at += length as u32;
+            }
+        }
+        turns += 1;
+    }
+    None
+}
+
+/// Length of an IPv4 header without options.
+const HEADER: u32 = 20;
 /// Words of options in a header.
 const MOST_OPTIONS: u32 = 10;
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
 
-/// Whether the headers of a [`plain`] packet say nothing that [`ipv4`] and [`is_header_whole`]
+/// Whether the headers of a [`plain`] packet say nothing that [`ipv4`] and [`fault_of_header`]
 /// would refuse. The packets of a live session are not asked.
 #[inline(always)]
 pub fn is_sound<F: Frame>(frame: &F, packet: &Packet<V4>) -> bool {

@@ -498,8 +498,8 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
                 return;
             }
             *packet = read;
-            if !packet::is_header_whole(frame, packet) {
-                done.code = Code::drop(Reason::Malformed);
+            if let Some(reason) = packet::fault_of_header(frame, packet) {
+                done.code = Code::drop(reason);
                 belonging(tables, port(ifindex, layer.vlan), read.key.source, done);
                 return;
             }

@@ -64,6 +64,59 @@ fn a_length_that_cannot_be_opens_no_session() {
     }
 }
 
+/// A datagram whose header has these options, filled up with ends of options.
+fn with_options(options: &[u8]) -> Vec<u8> {
+    let mut padded = options.to_vec();
+    padded.resize(options.len().next_multiple_of(4), 0);
+    datagram().options(&padded).frame()
+}
+
+#[test]
+fn a_packet_that_says_by_which_routers_it_goes_is_dropped() {
+    const RECORD: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
+    const ALERT: [u8; 4] = [148, 4, 0, 0];
+    const LOOSE: [u8; 7] = [131, 7, 4, 192, 0, 2, 1];
+    const STRICT: [u8; 7] = [137, 7, 4, 192, 0, 2, 1];
+    let (source_route, malformed) = (Some(Reason::SourceRoute), Some(Reason::Malformed));
+    for (options, expected) in [
+        (LOOSE.to_vec(), source_route),
+        (STRICT.to_vec(), source_route),
+        ([&[1], &LOOSE[..]].concat(), source_route),
+        ([&RECORD[..], &[1], &STRICT].concat(), source_route),
+        ([&[1; 33], &LOOSE[..]].concat(), source_route),
+        (vec![1, 1, 1, 131], source_route),
+        // Behind the last option anything may stand, and so it may within another option.
+        ([&[0], &LOOSE[..]].concat(), None),
+        (vec![148, 4, 131, 137], None),
+        (RECORD.to_vec(), None),
+        (ALERT.to_vec(), None),
+        ([&ALERT[..], &[1; 36]].concat(), None),
+        (vec![148, 1, 1, 1], malformed),
+        (vec![148, 0, 1, 1], malformed),
+        (vec![148, 5, 1, 1], malformed),
+        ([&[1; 38], &[148, 3][..]].concat(), malformed),
+    ] {
+        let lab = permissive();
+        let fate = lab.send(2, &with_options(&options)).fate;
+        match expected {
+            Some(reason) => assert_eq!(fate, Fate::Drop(reason), "{options:?}"),
+            None => assert!(matches!(fate, Fate::Transmit(..)), "{options:?}: {fate:?}"),
+        }
+        assert_eq!(lab.sessions(), usize::from(expected.is_none()), "{options:?}");
+        lab.assert_books();
+    }
+}
+
+#[test]
+fn a_live_session_takes_no_source_route() {
+    let lab = permissive();
+    let (_, out) = lab.forward(2, &datagram().frame());
+    assert_eq!(lab.dropped(2, &with_options(&[131, 3, 4])), Reason::SourceRoute);
+    let answer = answer_to(&out, 0).options(&[137, 3, 4, 0]).frame();
+    assert_eq!(lab.dropped(5, &answer), Reason::SourceRoute);
+    lab.forward(5, &answer_to(&out, 0).frame());
+}
+
 #[test]
 fn a_wrong_header_checksum_opens_no_session() {
     for frame in [segment(SYN), datagram(), datagram().options(&[1; 40]), datagram().vlan(7)] {

@@ -18,6 +18,7 @@ use aya::{
         tc::{SchedClassifierLink, TcAttachOptions},
         xdp::{XdpLink, XdpMode},
     },
+    sys::SyscallError,
 };
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,15 @@ pub enum AttachError {
         hook: &'static str,
         /// What it said.
         source: ProgramError,
+    },
+    /// The driver holds frames of this MTU in more than one buffer, or not at all, with XDP.
+    #[error(
+        "the MTU of `{interface}` is more than its driver takes with XDP: lower it, or set \
+         `hook: tc` for the interface"
+    )]
+    Mtu {
+        /// The interface.
+        interface: String,
     },
     /// Another interface came to have its name meanwhile.
     #[error("`{interface}` is another interface than it was a moment ago; it is tried again")]
@@ -378,7 +388,13 @@ fn attach(
             }
             let _ = std::fs::remove_file(path);
         }
-        let id = program.attach_to_if_index(ifindex, XdpMode::Driver).map_err(failed)?;
+        let id = program.attach_to_if_index(ifindex, XdpMode::Driver).map_err(|source| {
+            if is_about_mtu(&source) {
+                AttachError::Mtu { interface: interface.to_owned() }
+            } else {
+                failed(source)
+            }
+        })?;
         let link = program.take_link(id).map_err(failed)?;
         let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
         return held(number);
@@ -403,6 +419,12 @@ fn attach(
     let link = program.take_link(id).map_err(failed)?;
     let _link = keep(FdLink::try_from(link).map_err(unusable)?, interface, path)?;
     held(number)
+}
+
+/// Whether XDP was refused for the MTU, for which drivers have a number of their own.
+fn is_about_mtu(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(SyscallError { io_error, .. }) = error else { return false };
+    io_error.raw_os_error() == Some(libc::ERANGE)
 }
 
 /// Pins a new link, which ends with the last of pin and descriptors.

@@ -16,7 +16,12 @@ use aya::{
     },
     util::KernelVersion,
 };
-use std::{ffi::CStr, fs, io, path::Path};
+use std::{
+    ffi::CStr,
+    fs, io,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// The first kernel with links for TC.
 const TC_LINKS: KernelVersion = KernelVersion::new(6, 6, 0);
@@ -27,9 +32,19 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x51c3);
 /// What the names of pins begin with; a side and the number of an interface follow.
 const PREFIX: &str = "filter-";
 
-/// Whether this kernel needs filters.
+/// Whether filters are asked for on a kernel that has links.
+static PREFERRED: AtomicBool = AtomicBool::new(false);
+
+/// From here on this process uses filters, also on a kernel with links for TC: for trying there
+/// what older kernels do.
+pub fn prefer() {
+    PREFERRED.store(true, Ordering::Relaxed);
+}
+
+/// Whether filters are used here.
 pub(super) fn needed() -> bool {
-    KernelVersion::current().is_ok_and(|version| version < TC_LINKS)
+    PREFERRED.load(Ordering::Relaxed)
+        || KernelVersion::current().is_ok_and(|version| version < TC_LINKS)
 }
 
 /// First at ingress; at egress the last word is ours.

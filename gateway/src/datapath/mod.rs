@@ -7,7 +7,7 @@ pub(crate) mod behind;
 pub mod carry;
 pub mod claim;
 pub mod clock;
-pub(crate) mod filter;
+pub mod filter;
 pub mod hops;
 pub mod layout;
 mod link;

@@ -65,6 +65,8 @@ pub enum Reason {
     Ethertype = 29,
     /// A non-routable destination of another domain: its answers could only leak.
     NonRoutableDestination = 30,
+    /// An option that says by which routers it is to go (RFC 7126 sections 4.3 and 4.4).
+    SourceRoute = 31,
 }
 
 impl Reason {
@@ -72,7 +74,7 @@ impl Reason {
     pub const COUNT: usize = 48;
 
     /// All of them, for metrics and tests.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::RuleDenied,
         Self::RuleRejected,
         Self::DefaultDenied,
@@ -103,6 +105,7 @@ impl Reason {
         Self::VlanStacked,
         Self::Ethertype,
         Self::NonRoutableDestination,
+        Self::SourceRoute,
     ];
 
     /// The name in metrics and records.
@@ -139,6 +142,7 @@ impl Reason {
             Self::VlanStacked => "vlan_stacked",
             Self::Ethertype => "ethertype",
             Self::NonRoutableDestination => "non_routable_destination",
+            Self::SourceRoute => "source_route",
         }
     }
 
@@ -177,6 +181,7 @@ impl Reason {
             28 => Self::VlanStacked,
             29 => Self::Ethertype,
             30 => Self::NonRoutableDestination,
+            31 => Self::SourceRoute,
             _ => Self::HelperFailed,
         }
     }
