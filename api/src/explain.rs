@@ -96,7 +96,11 @@ fn end(address: IpAddr, port: Option<u16>) -> String {
 fn address_and_port(text: &str) -> Option<(IpAddr, Option<u16>)> {
     match text.parse::<SocketAddr>() {
         Ok(with_port) => Some((with_port.ip(), Some(with_port.port()))),
-        Err(_) => Some((text.parse().ok()?, None)),
+        Err(_) => {
+            let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let address = bare.map_or_else(|| text.parse(), |bare| bare.parse().map(IpAddr::V6));
+            Some((address.ok()?, None))
+        }
     }
 }
 
@@ -148,7 +152,7 @@ pub struct Explanation {
 /// One step on the way to a decision.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Step {
-    /// What was looked at: `attachment`, `session`, `source`, `destination`, `rule`, `route`,
+    /// What was looked at: `protocol`, `attachment`, `session`, `source`, `destination`, `rule`, `route`,
     /// `snat`, `guard`.
     pub stage: String,
     /// What was found, in one sentence.
@@ -174,6 +178,8 @@ mod tests {
             ("fabric:10.0.0.1", "192.0.2.7/icmp", Ok(None)),
             ("fabric:10.0.0.1", "192.0.2.7/47", Ok(None)),
             ("fabric:2001:db8::1", "[2001:db8::2]:53/udp", Ok(Some(53))),
+            ("fabric:[2001:db8::1]", "[2001:db8::2]/58", Ok(None)),
+            ("fabric:10.0.0.1", "[192.0.2.7]/icmp", Err("is not IP:PORT/PROTOCOL")),
             ("fabric:10.0.0.1", "192.0.2.7/tcp", Err("tcp needs one")),
             ("fabric:10.0.0.1", "192.0.2.7:8/icmp", Err("icmp has none")),
             ("fabric:10.0.0.1", "192.0.2.7:443", Err("is not IP:PORT/PROTOCOL")),

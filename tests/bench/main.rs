@@ -26,6 +26,7 @@ mod statistics;
 mod topology;
 mod verifier;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -81,12 +82,19 @@ fn bench(arguments: Arguments) -> Result<()> {
     } else {
         arguments.cores
     };
+    if let Some(core) = cores.iter().enumerate().find(|(n, core)| cores[..*n].contains(core)) {
+        bail!("--cores names core {} twice; what two cores gain needs two of them", core.1);
+    }
+    // A report that cannot be written is known before minutes of measuring.
+    report::add(&arguments.report, &[])?;
     let rounds = arguments.rounds.into();
+    let measured = Cell::new(0);
     // At once: an interrupted run keeps what it has measured.
     let written = |rows: Vec<Row>| {
         for row in &rows {
             say!("{}", row.line());
         }
+        measured.set(measured.get() + rows.len());
         report::add(&arguments.report, &rows)
     };
     dut::sluice::private_pins()?;
@@ -102,6 +110,9 @@ fn bench(arguments: Arguments) -> Result<()> {
     }
     for exam in exams {
         written((exam.run)(rounds, &cores)?)?;
+    }
+    if measured.get() == 0 {
+        bail!("nothing was measured");
     }
     say!("written to {}", arguments.report.display());
     Ok(())

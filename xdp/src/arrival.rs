@@ -1,7 +1,7 @@
 //! Where a packet came in: the attachment that it belongs to, if it is for this machine at all.
 
 use crate::{address::V4, tables::Tables};
-use xdp_abi::forward::{ATTACHED, Attachment, port};
+use xdp_abi::forward::{ATTACHED, Attachment, FABRIC, port};
 
 /// Where and how a packet came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,21 @@ pub(crate) fn attached<T: Tables<A = V4>>(tables: &T, number: u16) -> Option<Att
 #[inline(always)]
 pub fn is_own<T: Tables<A = V4>>(tables: &T, destination: V4) -> bool {
     is_to_many(destination) || tables.is_local(destination)
+}
+
+/// The same of IPv6: sent to many, or to an address that lies on one link or is the machine's.
+#[inline(always)]
+pub fn is_own6<T: Tables>(tables: &T, destination: &[u8; 16]) -> bool {
+    let is_of_link = destination[0] == 0xfe && destination[1] & 0xc0 == 0x80;
+    destination[0] == 0xff || is_of_link || tables.is_local6(destination)
+}
+
+/// Whether whoever sent a new flow's packet has taken an address of the machine. Its session would
+/// take the answers to the machine's own connections. In a pod network an address that the machine
+/// has elsewhere may be a pod's.
+#[inline(always)]
+pub fn is_from_own<T: Tables<A = V4>>(tables: &T, attachment: &Attachment, source: V4) -> bool {
+    source.0 == attachment.address || attachment.domain == FABRIC && tables.is_local(source)
 }
 
 /// Multicast, or broadcast to a link: not routed, and the kernel knows whether it is for it. What

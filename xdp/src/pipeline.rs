@@ -11,7 +11,7 @@
 
 use crate::{
     address::{Address, Key, Rewrite, V4},
-    arrival::{Arrival, attached, is_for_another, is_own},
+    arrival::{Arrival, attached, is_for_another, is_own, is_own6},
     decide::{self, Decision, Plan},
     established::{self, Left},
     frame::Frame,
@@ -672,13 +672,7 @@ fn ipv6<T: Tables, F: Frame>(tables: &T, frame: &F, network: u32) -> Code {
     let Some(destination) = frame.load::<16>(network + 24) else {
         return Code::drop(Reason::Truncated);
     };
-    let multicast = destination[0] == 0xff;
-    let link_local = destination[0] == 0xfe && destination[1] & 0xc0 == 0x80;
-    if multicast || link_local || tables.is_local6(&destination) {
-        Code::PASS
-    } else {
-        Code::drop(Reason::Ipv6Transit)
-    }
+    if is_own6(tables, &destination) { Code::PASS } else { Code::drop(Reason::Ipv6Transit) }
 }
 
 /// Makes an untouched frame the answer to its sender, if the sender's share allows one more

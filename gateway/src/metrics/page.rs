@@ -306,7 +306,7 @@ fn sessions(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     page.counter("sluice_sessions_ended_total", "Sessions ended.", counters.sessions_ended)?;
     page.counter(
         "sluice_sessions_judged_again_total",
-        "Live sessions judged again, because the policy or an identity changed.",
+        "Live sessions judged again, because the policy, an identity or a route changed.",
         counters.judged_again,
     )?;
     if let Some(table) = facts.tables.iter().find(|table| table.name == "sessions") {

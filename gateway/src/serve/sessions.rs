@@ -26,6 +26,8 @@ use crate::flows::{Book, Live};
 
 /// How many are shown if nobody says how many.
 const USUAL: usize = 1000;
+/// How many are shown at once: some 200 MB of the daemon's memory.
+const MOST: usize = 100_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +48,10 @@ pub(super) async fn list<L: Live>(
     let asked = asked(query)?;
     let filter = parse(&asked.filter)?;
     let limit = asked.limit.unwrap_or(USUAL);
+    if limit > MOST {
+        let detail = format!("`limit` is {limit}; expected at most {MOST}, and a narrower filter");
+        return Err(Refusal::bad_request("bad limit", detail));
+    }
     blocking(move || {
         let mut shown = Vec::new();
         let mut matched = 0;
@@ -93,7 +99,7 @@ pub(super) async fn clear<L: Live>(
 /// Ends no more sessions than their records are read. A reader that does not go on holds up
 /// nobody for good: then records are lost, and counted.
 struct Pace {
-    /// How much longer the reader is waited for, all in all.
+    /// How much longer the reader is waited for until it catches up.
     patience: Duration,
 }
 
@@ -101,14 +107,21 @@ impl Pace {
     /// How long the reader has before it is looked at again.
     const NAP: Duration = Duration::from_millis(1);
 
+    /// How long a reader may take to catch up once.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     const fn new() -> Self {
-        Self { patience: Duration::from_secs(10) }
+        Self { patience: Self::PATIENCE }
     }
 
     fn keep(&mut self, piles_up: impl Fn() -> bool, sleep: impl Fn(Duration)) {
         while !self.patience.is_zero() && piles_up() {
             sleep(Self::NAP);
             self.patience = self.patience.saturating_sub(Self::NAP);
+        }
+        // One that did not go on is not waited for again.
+        if !self.patience.is_zero() {
+            self.patience = Self::PATIENCE;
         }
     }
 }
@@ -280,8 +293,14 @@ mod tests {
         assert_eq!(slept.get(), 0);
         pace.keep(|| slept.get() < 7, sleep);
         assert_eq!(slept.get(), 7, "until the reader has caught up");
+        for _ in 0..2 {
+            slept.set(0);
+            pace.keep(|| slept.get() < 6_000, sleep);
+            assert_eq!(slept.get(), 6_000, "also one that takes long, again and again");
+        }
+        slept.set(0);
         pace.keep(|| true, sleep);
-        assert_eq!(slept.get(), 10_000, "all in all ten seconds");
+        assert_eq!(slept.get(), 10_000, "ten seconds for one that stands still");
         pace.keep(|| true, sleep);
         assert_eq!(slept.get(), 10_000);
     }

@@ -3,7 +3,7 @@
 use super::{Plan, Way};
 use crate::{
     address::{Address, V4},
-    arrival::is_own,
+    arrival::{is_from_own, is_own},
     packet::Kind,
     policy::judge,
     recent::{self, Line},
@@ -14,7 +14,6 @@ use crate::{
 };
 use xdp_abi::{
     config::{MIDSTREAM_ADOPT, PolicyWord},
-    forward::FABRIC,
     policy::ACTION_PERMIT,
     reason::Reason,
 };
@@ -50,7 +49,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return Code::drop(Reason::Martian);
         }
         // Whose identity is remembered was found to be no such source in this epoch of the network.
-        if !plan.knows_source && self.is_from_own_address() {
+        if !plan.knows_source && is_from_own(self.tables, &self.attachment, key.source) {
             return Code::drop(Reason::Martian);
         }
         match self.packet.kind {
@@ -93,15 +92,6 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return self.denied_new(Reason::NonRoutableDestination, plan, 0);
         }
         Code::OPEN
-    }
-    /// Whether whoever sent the packet has taken an address of the machine. Its session would take
-    /// the answers to the machine's own connections. In a pod network an address that the machine
-    /// has elsewhere may be a pod's.
-    #[inline(always)]
-    fn is_from_own_address(&self) -> bool {
-        let source = self.packet.key.source;
-        source.0 == self.attachment.address
-            || self.packet.key.domain == FABRIC && self.tables.is_local(source)
     }
 
     /// Finds out who the parties are, and remembers it under the epochs that their identities are

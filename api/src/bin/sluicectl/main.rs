@@ -87,6 +87,9 @@ enum Command {
     Capture(capture::Arguments),
 }
 
+/// What the daemon shows at once.
+const MOST_SESSIONS: i64 = 100_000;
+
 #[derive(Args)]
 struct SessionsArguments {
     #[command(subcommand)]
@@ -95,8 +98,8 @@ struct SessionsArguments {
     /// rule=NAME, domain=NAME, outside=IP, id=SESSION as in records and captures; state=resting
     /// are those that ended and whose outside port rests, state=all both.
     filter: Vec<String>,
-    /// How many at most.
-    #[arg(long, default_value_t = 1000)]
+    /// How many at most; 100000 are shown at once.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=MOST_SESSIONS))]
     limit: u32,
 }
 

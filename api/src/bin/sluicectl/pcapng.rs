@@ -51,6 +51,8 @@ impl<W: Write> Writer<W> {
         body.extend(0u16.to_le_bytes()); // minor version
         body.extend(u64::MAX.to_le_bytes()); // length of the section: not known yet
         writer.block(SECTION, &body)?;
+        // A file that takes nothing is known before there is a packet.
+        writer.out.flush()?;
         Ok(writer)
     }
 

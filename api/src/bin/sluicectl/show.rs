@@ -143,7 +143,8 @@ impl Show for Sessions {
         if shown == self.matched {
             text.push_str(&format!("{}\n", count(shown)));
         } else {
-            text.push_str(&format!("{shown} of {} sessions; --limit shows more\n", self.matched));
+            let how = "--limit shows more, a FILTER those that are meant";
+            text.push_str(&format!("{shown} of {} sessions; {how}\n", self.matched));
         }
         text
     }
@@ -496,7 +497,11 @@ mod tests {
             }
         }
         sessions.matched = 2;
-        assert!(sessions.show(120).ends_with("1 of 2 sessions; --limit shows more\n"));
+        assert!(
+            sessions
+                .show(120)
+                .ends_with("1 of 2 sessions; --limit shows more, a FILTER those that are meant\n")
+        );
     }
 
     /// The longest addresses there are, on terminals as wide as many.

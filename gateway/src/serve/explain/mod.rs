@@ -23,7 +23,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use axum::extract::rejection::JsonRejection;
 use xdp::address::{Address, Key, V4};
-use xdp::arrival::is_own;
+use xdp::arrival::{is_from_own, is_own, is_own6};
 use xdp::packet::{ICMP, TCP, UDP};
 use xdp::policy::{judge, parties};
 use xdp::tables::{Tables, is_non_routable};
@@ -53,7 +53,10 @@ pub(super) async fn route<L: Live>(
     blocking(move || {
         let tables = &*state.live;
         let census = state.census.no_older_than(FRESH, tables, tables.now());
-        let used = |stock: &Stock| census.lent.get(stock).copied().unwrap_or(0);
+        let used = Used {
+            ports: &|stock| census.lent.get(stock).copied().unwrap_or(0),
+            sessions: census.live + census.resting,
+        };
         let names = Names { directory: &state.directories.current(), interface: &interface_name };
         explain(tables, names, tables.now(), &used, &request).map(Json)
     })
@@ -69,7 +72,16 @@ pub struct Names<'a> {
     pub interface: &'a dyn Fn(u32) -> Option<String>,
 }
 
-/// Explains what the tables would do at tick `now`. `used` says how many ports of a stock are lent.
+/// How much of what there is is in use.
+#[derive(Clone, Copy)]
+pub struct Used<'a> {
+    /// How many ports of a stock are lent.
+    pub ports: &'a dyn Fn(&Stock) -> u32,
+    /// How many sessions there are.
+    pub sessions: u64,
+}
+
+/// Explains what the tables would do at tick `now`.
 ///
 /// # Errors
 /// The request names a domain that does not exist, mixes address families, or has no port where
@@ -78,7 +90,7 @@ pub fn explain<T: Tables<A = V4>>(
     tables: &T,
     Names { directory: names, interface }: Names<'_>,
     now: u32,
-    used: &dyn Fn(&Stock) -> u32,
+    used: &Used<'_>,
     request: &ExplainRequest,
 ) -> Result<Explanation, Refusal> {
     request.has_fitting_ports().map_err(|error| Refusal::bad_request("bad request", error))?;
@@ -97,8 +109,14 @@ pub fn explain<T: Tables<A = V4>>(
             };
             told.packet(&key, request.source_port.is_some(), now, used)
         }
+        (IpAddr::V6(_), IpAddr::V6(destination)) if is_own6(tables, &destination.octets()) => {
+            told.local(destination.into())
+        }
         (IpAddr::V6(_), IpAddr::V6(_)) => {
-            let text = "IPv6 in transit is not forwarded".to_owned();
+            let text =
+                "IPv6 in transit is not forwarded, and the destination is not an address of \
+                        the gateway"
+                    .to_owned();
             told.drop("attachment", Reason::Ipv6Transit, text)
         }
         _ => {
@@ -159,16 +177,19 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         (self.interface)(index).unwrap_or_else(|| format!("number {index}"))
     }
 
-    fn packet(
-        &mut self,
-        key: &Key<V4>,
-        port_is_known: bool,
-        now: u32,
-        used: &dyn Fn(&Stock) -> u32,
-    ) -> End {
+    fn packet(&mut self, key: &Key<V4>, port_is_known: bool, now: u32, used: &Used<'_>) -> End {
+        let destination = Ipv4Addr::from(key.destination.0);
+        let is_own = is_own(self.tables, key.destination);
+        if ![TCP, UDP, ICMP].contains(&key.protocol) {
+            if is_own {
+                return self.local(destination.into());
+            }
+            let text = format!("protocol {} is not translated and not forwarded", key.protocol);
+            return self.drop("protocol", Reason::Protocol, text);
+        }
         let Some((number, ingress)) = self.arrives(key) else {
-            if is_own(self.tables, key.destination) {
-                return self.own(key);
+            if is_own {
+                return self.local(destination.into());
             }
             let (domain, source) = (self.names.domain(key.domain), Ipv4Addr::from(key.source.0));
             let text = if key.domain == 0 && is_non_routable(self.tables.config(), key.source) {
@@ -184,16 +205,16 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         if let Some(end) = self.session(key, port_is_known, (number, &ingress), now) {
             return end;
         }
-        let destination = Ipv4Addr::from(key.destination.0);
-        if is_own(self.tables, key.destination) {
-            return self.own(key);
-        }
-        if ![TCP, UDP, ICMP].contains(&key.protocol) {
-            let text = format!("protocol {} is not translated and not forwarded", key.protocol);
-            return self.drop("route", Reason::Protocol, text);
+        if is_own {
+            return self.local(destination.into());
         }
         if key.source.is_martian() || key.destination.is_martian() {
             let text = "no router passes such a source or destination on".to_owned();
+            return self.drop("route", Reason::Martian, text);
+        }
+        if is_from_own(self.tables, &ingress, key.source) {
+            let source = Ipv4Addr::from(key.source.0);
+            let text = format!("{source} is the gateway's own, and nobody else's source");
             return self.drop("route", Reason::Martian, text);
         }
         if self.policy.generation() == 0 {
@@ -221,11 +242,10 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             let text = "a non-routable destination of another domain: its answers could only leak";
             return self.drop("guard", Reason::NonRoutableDestination, text.to_owned());
         }
-        self.translated(key, port_is_known, &ahead, &judgement, used)
+        self.translated(key, port_is_known, &ahead, &judgement, now, used)
     }
 
-    fn own(&mut self, key: &Key<V4>) -> End {
-        let destination = Ipv4Addr::from(key.destination.0);
+    fn local(&mut self, destination: IpAddr) -> End {
         let text = format!("{destination} is for the gateway itself: its kernel decides");
         self.end("route", text, Outcome::Local, None)
     }

@@ -21,14 +21,14 @@ use crate::flows::SessionView;
 use crate::flows::session::socket;
 
 /// A session, and the entry of the direction that was asked for.
-struct Member {
+pub(super) struct Member {
     view: SessionView,
     found: Found,
     is_reply: bool,
 }
 
 impl Member {
-    fn id(&self) -> SessionId {
+    pub(super) fn id(&self) -> SessionId {
         SessionId(self.view.told.session)
     }
 }
@@ -61,7 +61,8 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         Some(self.again(&member, hop, by, now))
     }
 
-    fn member(&self, key: &Key<V4>, now: u32) -> Option<Member> {
+    /// The live session that a packet is of.
+    pub(super) fn member(&self, key: &Key<V4>, now: u32) -> Option<Member> {
         let found = find(self.tables, &V4::pack(key))?;
         let link = self.tables.slot(found.index)?.load_link();
         let slot = halves(self.tables.record(link.record())?).forward;

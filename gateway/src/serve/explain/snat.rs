@@ -15,8 +15,9 @@ use xdp_abi::policy::Snat;
 use xdp_abi::reason::Reason;
 
 use super::exit::Ahead;
-use super::{End, Told};
+use super::{End, Told, Used};
 use crate::flows::census::{Stock, ports};
+use crate::flows::session::room;
 
 impl<T: Tables<A = V4>> Told<'_, T> {
     /// Says what else the translation could be, where it depends on the port that nobody stated.
@@ -52,7 +53,8 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         port_is_known: bool,
         ahead: &Ahead,
         judgement: &Judgement,
-        used: &dyn Fn(&Stock) -> u32,
+        now: u32,
+        used: &Used<'_>,
     ) -> End {
         let flow = FlowFacts {
             source: judgement.source.index,
@@ -70,6 +72,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
         let chosen = matching(self.tables, self.policy, &flow);
         let name = chosen.and_then(|chosen| self.names.snat(chosen.id));
         let mut source = key.source;
+        let (mut is_translated, mut is_full) = (false, false);
         match chosen {
             Some(chosen) if chosen.addresses > 0 => {
                 let bank = self.policy.bank();
@@ -81,15 +84,13 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                 source = V4(outside.address);
                 let lendable = ports(self.tables, outside.lendable);
                 let reply = Key { destination: source, ..key.reversed(ahead.attachment.domain) };
-                let lent = used(&Stock { pair: pair(&reply), lendable: outside.lendable });
+                let lent = (used.ports)(&Stock { pair: pair(&reply), lendable: outside.lendable });
                 let text = format!(
                     "{} gives it {}; {lent} of {lendable} ports towards this destination are lent",
                     name.as_deref().unwrap_or("its policy"),
                     Ipv4Addr::from(source.0),
                 );
-                if lent >= lendable {
-                    return self.drop("snat", Reason::PortsExhausted, text);
-                }
+                (is_translated, is_full) = (true, lent >= lendable);
                 self.step("snat", text);
             }
             Some(_) => {
@@ -107,7 +108,29 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             );
             return self.drop("guard", Reason::NoSnatPolicy, text);
         }
-        let (outcome, text) = if source == key.source {
+        let room = room(self.tables);
+        if used.sessions >= u64::from(room) {
+            let text =
+                format!("the session table has no room: {} of {room} are in use", used.sessions);
+            return self.drop("session", Reason::TableFull, text);
+        }
+        let reply = key.reversed(ahead.attachment.domain);
+        if !is_translated
+            && port_is_known
+            && let Some(other) = self.member(&reply, now)
+        {
+            let text = format!(
+                "session {} has the same addresses and ports there: its answers could not be told \
+                 apart",
+                other.id()
+            );
+            return self.drop("session", Reason::Contended, text);
+        }
+        if is_full {
+            let text = "every port that its policy may lend towards this destination is lent";
+            return self.drop("snat", Reason::PortsExhausted, text.to_owned());
+        }
+        let (outcome, text) = if !is_translated {
             (Outcome::Forward, "it may leave as it is")
         } else {
             (Outcome::Translate, "its new source may leave there")

@@ -7,6 +7,8 @@ use xdp::pipeline::Fate;
 use xdp::snat::{FlowFacts, matching};
 use xdp_abi::policy::Snat;
 
+const UNUSED: Used<'static> = Used { ports: &|_| 0, sessions: 0 };
+
 fn names(directory: &Directory) -> Names<'_> {
     Names { directory, interface: &|index| (index < 9).then(|| format!("eth{index}")) }
 }
@@ -15,7 +17,7 @@ fn ask(scene: &Scene, from: &str, to: &str, port: Option<u16>) -> Explanation {
     let from = port.map_or_else(|| from.to_owned(), |port| format!("{from}:{port}"));
     let request = ExplainRequest::parse(&from, to).unwrap();
     let directory = scene.directory(1);
-    explain(&*scene.memory, names(&directory), scene.now, &|_| 0, &request).unwrap()
+    explain(&*scene.memory, names(&directory), scene.now, &UNUSED, &request).unwrap()
 }
 
 fn stages(explanation: &Explanation) -> Vec<&str> {
@@ -60,7 +62,9 @@ fn every_refusal_says_where_and_why() {
         ("red:192.0.2.1", "198.51.100.9:443/tcp", Outcome::Drop, "spoofed_source", "attachment"),
         ("fabric:100.64.1.10", "10.1.1.1:443/tcp", Outcome::Drop, "spoofed_source", "attachment"),
         ("red:100.64.1.10", "203.0.113.1:443/tcp", Outcome::Drop, "no_session", "route"),
-        ("red:100.64.1.10", "198.51.100.9/47", Outcome::Drop, "protocol", "route"),
+        ("red:100.64.1.10", "198.51.100.9/47", Outcome::Drop, "protocol", "protocol"),
+        ("red:192.0.2.1", "198.51.100.9/47", Outcome::Drop, "protocol", "protocol"),
+        ("fabric:10.255.1.1", "198.51.100.9:443/tcp", Outcome::Drop, "martian", "route"),
         ("red:100.64.1.10", "127.0.0.1:443/tcp", Outcome::Drop, "martian", "route"),
         ("red:100.64.1.10", "240.0.0.1:443/tcp", Outcome::Drop, "martian", "route"),
         (
@@ -75,8 +79,14 @@ fn every_refusal_says_where_and_why() {
         assert_eq!((told.outcome, told.reason.as_deref()), (outcome, Some(reason)), "{to}");
         assert_eq!(stages(&told).last(), Some(&stage), "{to}");
     }
-    let local = ask(&scene, "red:100.64.1.10", "10.255.1.1:22/tcp", None);
-    assert_eq!((local.outcome, local.reason), (Outcome::Local, None));
+    for (from, to) in [
+        ("red:100.64.1.10", "10.255.1.1:22/tcp"),
+        ("red:192.0.2.1", "10.255.1.1/47"),
+        ("fabric:2001:db8::1", "[fe80::1]:22/tcp"),
+    ] {
+        let local = ask(&scene, from, to, None);
+        assert_eq!((local.outcome, local.reason), (Outcome::Local, None), "{from} {to}");
+    }
 }
 
 #[test]
@@ -277,9 +287,44 @@ fn a_full_range_is_said_before_it_is_met() {
     let request = ExplainRequest::parse("red:100.64.1.10", "10.20.0.1:53/udp").unwrap();
     let directory = scene.directory(1);
     for (lent, expected) in [(99, None), (100, Some("snat_ports_exhausted"))] {
-        let told = explain(&*scene.memory, names(&directory), scene.now, &|_| lent, &request);
+        let used = Used { ports: &|_| lent, sessions: 0 };
+        let told = explain(&*scene.memory, names(&directory), scene.now, &used, &request);
         let told = told.unwrap();
         assert_eq!(told.reason.as_deref(), expected, "{lent} of 100");
+    }
+}
+
+#[test]
+fn a_full_table_is_said_before_it_is_met() {
+    let scene = testing::scene(TWO_CLUSTERS);
+    let request = ExplainRequest::parse("red:100.64.1.10", "198.51.100.9:443/tcp").unwrap();
+    let directory = scene.directory(1);
+    let room = u64::from(crate::flows::session::room(&*scene.memory));
+    for (sessions, expected) in [(room - 1, None), (room, Some("table_full"))] {
+        let used = Used { sessions, ..UNUSED };
+        let told = explain(&*scene.memory, names(&directory), scene.now, &used, &request);
+        assert_eq!(told.unwrap().reason.as_deref(), expected, "{sessions} of {room}");
+    }
+}
+
+#[test]
+fn a_flow_that_another_domain_has_taken_the_addresses_of_is_said_to_be_contended() {
+    let kept = "  - kind: SnatPolicy
+    name: kept
+    spec: { order: 5, src_group: shop, connection: transit, no_nat: true }
+";
+    let text =
+        TWO_CLUSTERS.replace("kind: connection,", "kind: connection, carries: [100.64.0.0/16],");
+    let mut scene = testing::scene(&format!("{}\n{kept}", text.trim_end()));
+    let said = |scene: &Scene, port| ask(scene, "blue:100.64.1.10", "10.20.0.1:53/udp", port);
+    assert_eq!(said(&scene, Some(40_000)).outcome, Outcome::Forward);
+    let flow = || testing::datagram("100.64.1.10:40000", "10.20.0.1:53");
+    assert!(matches!(scene.send(1, flow()), Fate::Transmit(..)));
+    let told = said(&scene, Some(40_000));
+    assert_eq!(told.reason.as_deref(), Some("contended"), "{:#?}", told.steps);
+    assert_eq!(scene.send(2, flow()), Fate::Drop(Reason::Contended));
+    for port in [Some(40_001), None] {
+        assert_eq!(said(&scene, port).outcome, Outcome::Forward, "{port:?}");
     }
 }
 
@@ -351,14 +396,14 @@ fn a_wrong_question_is_refused_with_what_would_be_right() {
         ("red:100.64.1.10", "[2001:db8::2]:443/tcp", "give both as IPv4"),
     ] {
         let request = ExplainRequest::parse(from, to).unwrap();
-        let refused = explain(&*scene.memory, names(&directory), 0, &|_| 0, &request);
+        let refused = explain(&*scene.memory, names(&directory), 0, &UNUSED, &request);
         let detail = refused.unwrap_err().0.detail.unwrap();
         assert!(detail.contains(expected), "{detail}");
     }
     // The command line would not have sent it.
     let mut request = ExplainRequest::parse("red:100.64.1.10", "198.51.100.9:443/tcp").unwrap();
     request.destination_port = None;
-    let refused = explain(&*scene.memory, names(&directory), 0, &|_| 0, &request);
+    let refused = explain(&*scene.memory, names(&directory), 0, &UNUSED, &request);
     let detail = refused.unwrap_err().0.detail.unwrap();
     assert!(detail.starts_with("the destination `198.51.100.9/tcp` has no port"), "{detail}");
 }
@@ -413,7 +458,9 @@ proptest! {
     #[test]
     fn what_is_explained_is_what_happens(
         (ifindex, domain) in prop_oneof![Just((1, "red")), Just((2, "blue")), Just((4, "fabric"))],
-        source in prop_oneof![Just("100.64.1.10"), Just("100.64.1.11"), Just("192.0.2.77"), Just("10.20.0.9")],
+        source in prop_oneof![Just("100.64.1.10"), Just("100.64.1.11"), Just("192.0.2.77"), Just("10.20.0.9"),
+            Just("10.255.1.1"), Just("10.255.4.1"), Just("169.254.1.2"),
+        ],
         destination in prop_oneof![
             Just("198.51.100.9"), Just("192.0.2.1"), Just("10.20.0.1"), Just("10.30.0.1"),
             Just("203.0.113.1"), Just("10.255.1.1"), Just("100.64.1.10"), Just("169.254.1.1"),
