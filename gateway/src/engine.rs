@@ -30,7 +30,7 @@ use crate::{
 use aya::maps::MapError;
 use nix::net::if_::if_nametoindex;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -130,7 +130,7 @@ pub struct Engine {
 /// What of each address the machine itself uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Reserved {
-    locals: BTreeSet<Ipv4Addr>,
+    locals: BTreeMap<Ipv4Addr, u32>,
     ephemeral: Option<(u16, u16)>,
     /// Ports of its sockets outside that range, in order; without an address: of every one.
     sockets: BTreeSet<(Option<Ipv4Addr>, u16)>,
@@ -139,7 +139,7 @@ struct Reserved {
 impl Reserved {
     /// Reads it from the kernel. What cannot be read counts as the usual range: too little is
     /// lent rather than a port of the machine.
-    fn now(locals: &BTreeSet<Ipv4Addr>) -> Self {
+    fn now(locals: &BTreeMap<Ipv4Addr, u32>) -> Self {
         let ephemeral = Sysctl::of_kernel().ephemeral_range().unwrap_or((32_768, 60_999));
         let sockets = net::ports_in_use()
             .unwrap_or_default()
@@ -152,7 +152,7 @@ impl Reserved {
 
     /// The ports of an address that NAT must leave alone.
     fn of(&self, address: Ipv4Addr) -> Vec<RangeInclusive<u16>> {
-        if !self.locals.contains(&address) {
+        if !self.locals.contains_key(&address) {
             return Vec::new();
         }
         let ephemeral = self.ephemeral.map(|(first, last)| first..=last);

@@ -8,7 +8,7 @@
 use crate::{
     address::{Address, Entry, Key, Rewrite, V4},
     arrival::{Arrival, attached, is_own},
-    checksum::{TTL_DELTA, delta, fold, sum, sum_of, update, update_udp, word},
+    checksum::{TTL_DELTA, delta, fold, sum, update, update_udp, word},
     frame::Frame,
     guard,
     packet::{self, ECHO, ICMP, Packet, TCP, UDP},
@@ -179,13 +179,15 @@ fn quoted<F: Frame>(frame: &F, packet: &Packet<V4>, quote: &mut Quote) -> Code {
     if header[0] >> 4 != 4 || header_length < 20 {
         return Code::drop(Reason::Malformed);
     }
-    if header_length == 20 && fold(sum_of(header)) != 0xffff {
-        return Code::drop(Reason::IcmpChecksum);
-    }
     if header[6] & 0x1f != 0 || header[7] != 0 {
         return Code::drop(Reason::Fragment);
     }
     let transport = network + header_length;
+    match packet::sum_of_header(frame, network, transport) {
+        Some(0xffff) => {}
+        Some(_) => return Code::drop(Reason::IcmpChecksum),
+        None => return Code::drop(Reason::Truncated),
+    }
     // What lies behind the packet in its frame is not quoted.
     if transport + 8 > packet.network + packet.length as u32 {
         return Code::drop(Reason::Truncated);

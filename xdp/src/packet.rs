@@ -257,20 +257,30 @@ const fn fault_of_length(stated: u32, least: u32, payload: u32) -> Option<Reason
 /// hold, and with it nothing that the header says (RFC 1812 section 5.2.2), or an option of it.
 #[inline(always)]
 pub fn fault_of_header<F: Frame>(frame: &F, packet: &Packet<V4>) -> Option<Reason> {
-    let Some(header) = frame.load::<20>(packet.network) else { return Some(Reason::Truncated) };
-    let mut sum = sum_of(header);
-    let mut at = packet.network + HEADER;
+    let Some(sum) = sum_of_header(frame, packet.network, packet.transport) else {
+        return Some(Reason::Truncated);
+    };
+    if sum != 0xffff {
+        return Some(Reason::Malformed);
+    }
+    if packet.transport == packet.network + HEADER {
+        return None;
+    }
+    fault_of_options(frame, packet.network, packet.transport)
+}
+
+/// The sum over a header, options included; 0xffff: it is whole. `None`: the frame ends before.
+#[inline(always)]
+pub(crate) fn sum_of_header<F: Frame>(frame: &F, network: u32, transport: u32) -> Option<u16> {
+    let mut sum = sum_of(frame.load::<20>(network)?);
+    let mut at = network + HEADER;
     let mut options = 0;
-    while options < MOST_OPTIONS && at < packet.transport {
-        let Some(option) = frame.load::<4>(at) else { return Some(Reason::Truncated) };
-        sum += sum_of(option);
+    while options < MOST_OPTIONS && at < transport {
+        sum += sum_of(frame.load::<4>(at)?);
         at += 4;
         options += 1;
     }
-    if fold(sum) != 0xffff {
-        return Some(Reason::Malformed);
-    }
-    if options == 0 { None } else { fault_of_options(frame, packet.network, packet.transport) }
+    Some(fold(sum))
 }
 
 /// The option that a packet is refused for, out of those between header and transport (RFC 791

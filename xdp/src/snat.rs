@@ -19,8 +19,8 @@
 //!
 //! No counter per destination is kept, and nothing is converted when a pair turns hot: a pair
 //! turns hot only if [`PROBES`] random ports were all taken, so it has most of its range in
-//! sessions. There are bitmaps for every pair with 512 sessions, and a smaller range is seen whole
-//! without ([`RECLAIMS`]).
+//! sessions. There are bitmaps for every pair with 512 sessions. A smaller range is seen whole
+//! without ([`RECLAIMS`]); that takes longer, so some more are there for such ([`spare_bitmaps`]).
 
 use crate::address::Entry;
 use crate::{
@@ -52,6 +52,14 @@ const RECLAIMS_PER_SECOND: u32 = 1_000;
 const RECLAIMS_BESIDE: u32 = 16;
 /// Keeps these apart from what else is admitted so often.
 const RECLAIMING: u32 = 0x7feb_352d;
+
+/// Bitmaps that pairs with a small range may have in a table for so many sessions. They turn hot with
+/// few sessions, and whoever opens some flows to each of many destinations would use up all.
+#[must_use]
+pub const fn spare_bitmaps(sessions: u32) -> u32 {
+    let share = sessions / 1024;
+    if share > 32 { share } else { 32 }
+}
 
 /// The first SNAT policy that matches.
 #[inline(always)]
@@ -259,10 +267,11 @@ fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32)
     let mut holder = search.own();
     // Of a hot pair only clear bits are tried: random ports would use up the free ones and
     // leave the unknown ones behind.
-    if holder == SOMEBODY && !is_hot(tables, search.reply) {
+    let is_hot = is_hot(tables, search.reply);
+    if holder == SOMEBODY && !is_hot {
         holder = search.random();
     }
-    if holder == SOMEBODY {
+    if holder == SOMEBODY && (is_hot || may_heat(tables, ports)) {
         holder = search.hot();
     }
     if holder == SOMEBODY {
@@ -410,6 +419,45 @@ fn reclaims<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
 #[inline(never)]
 fn heat<T: Tables>(tables: &T, reply: &Key<T::A>) -> u32 {
     tables.make_hot(&pair(reply)).unwrap_or(NONE)
+}
+
+/// Whether a pair with these ports may get a bitmap: a large range always, a small one out of those
+/// that are there for such.
+#[inline(never)]
+fn may_heat<T: Tables>(tables: &T, ports: &Ports) -> bool {
+    let sessions = (table::window_mask(tables) >> 2).wrapping_add(1);
+    if tables.shared().hot_pairs.load() < spare_bitmaps(sessions) as u64 {
+        return true;
+    }
+    let mut count = Count { group: 0, words: ports.summary[0].load(), ports: 0 };
+    T::repeat(PORT_WORDS as u32 + PORT_SUMMARY as u32, || count.step(ports));
+    count.ports > RECLAIMS
+}
+
+/// How far ports have been counted.
+struct Count {
+    group: u32,
+    words: u64,
+    ports: u32,
+}
+
+impl Count {
+    /// Counts the next word, and says whether that is enough.
+    #[inline(always)]
+    fn step(&mut self, ports: &Ports) -> bool {
+        if self.words == 0 {
+            self.group += 1;
+            match ports.summary.get(self.group as usize) {
+                Some(words) => self.words = words.load(),
+                None => return true,
+            }
+            return false;
+        }
+        let word = (self.group << 6 | self.words.trailing_zeros()) as usize;
+        self.words &= self.words - 1;
+        self.ports += ports.words[wrapped::<PORT_WORDS>(word)].load().count_ones();
+        self.ports > RECLAIMS
+    }
 }
 
 /// Whether a pair has a bitmap.

@@ -41,6 +41,10 @@ impl Phase {
         }
         // Traffic after a RST: the RST was not meant for this connection.
         bits &= !RESET;
+        // Half closed, and begun anew by who began it: a client that forgot what was.
+        if !reply && opens(flags) && bits & (FIN_FORWARD | FIN_REPLY) != 0 {
+            return Self(SYN_FORWARD);
+        }
         if flags & SYN != 0 {
             bits |= syn;
         }
@@ -103,7 +107,8 @@ mod tests {
     fn each_course_of_a_connection_ages_by_the_right_timer() {
         let open = [(OUT, SYN), (BACK, SYN | ACK)];
         type Course<'a> = (&'a str, &'a [(bool, u8)], Class);
-        let table: [Course<'_>; 10] = [
+        let half = [open[0], open[1], (BACK, FIN | ACK)];
+        let table: [Course<'_>; 14] = [
             ("first segment", &[(OUT, SYN)], Class::TcpOpening),
             ("SYN again", &[(OUT, SYN), (OUT, SYN)], Class::TcpOpening),
             ("both have sent SYN", &open, Class::TcpEstablished),
@@ -114,6 +119,26 @@ mod tests {
                 "both FIN",
                 &[open[0], open[1], (OUT, FIN | ACK), (BACK, FIN | ACK), (OUT, ACK)],
                 Class::TcpClosed,
+            ),
+            (
+                "begun anew, half closed",
+                &[half[0], half[1], half[2], (OUT, SYN)],
+                Class::TcpOpening,
+            ),
+            (
+                "begun anew, and answered",
+                &[half[0], half[1], half[2], (OUT, SYN), (BACK, SYN | ACK)],
+                Class::TcpEstablished,
+            ),
+            (
+                "begun anew, and half closed by the other side",
+                &[half[0], half[1], half[2], (OUT, SYN), (BACK, SYN | ACK), (OUT, FIN | ACK)],
+                Class::TcpClosing,
+            ),
+            (
+                "half closed, and a SYN of the other side",
+                &[half[0], half[1], half[2], (BACK, SYN)],
+                Class::TcpClosing,
             ),
             ("refused", &[(OUT, SYN), (BACK, RST | ACK)], Class::TcpReset),
             (

@@ -196,6 +196,14 @@ fn errors_about_nothing_known_are_dropped_each_under_its_reason() {
     let mut wrong = ip_of(&out).to_vec();
     wrong[10] ^= 1;
     assert_eq!(lab.dropped(5, &icmp_error(3, 4, 1400, ROUTER, to, &wrong)), Reason::IcmpChecksum);
+    let (_, out) = lab.forward(2, &udp(POD, "198.51.100.9:53").options(&[1; 8]).frame());
+    lab.forward(5, &icmp_error(3, 4, 1400, ROUTER, to, ip_of(&out)));
+    for at in [10, 24] {
+        let mut wrong = ip_of(&out).to_vec();
+        wrong[at] ^= 2;
+        let error = icmp_error(3, 4, 1400, ROUTER, to, &wrong);
+        assert_eq!(lab.dropped(5, &error), Reason::IcmpChecksum, "byte {at}");
+    }
     let mut fragment = ip_of(&out).to_vec();
     fragment[7] = 1;
     repair(&mut fragment);

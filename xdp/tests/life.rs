@@ -120,6 +120,41 @@ fn a_closed_or_reset_tuple_is_opened_anew_by_the_first_syn() {
     }
 }
 
+/// A machine of the fabric that nobody translates, and who it talks to.
+const NODE: &str = "10.1.1.7:40000";
+
+#[test]
+fn two_forged_segments_end_no_session_that_keeps_its_source() {
+    let lab = permissive().build();
+    let (_, out) = lab.forward(4, &tcp(NODE, SERVER, SYN).frame());
+    assert_eq!(see(&out).from, NODE);
+    lab.forward(5, &answer_to(&out, SYN | ACK).frame());
+    // Whoever knows the ports can say both, wherever he is.
+    lab.forward(5, &answer_to(&out, RST).frame());
+    assert_eq!(lab.dropped(5, &answer_to(&out, SYN).frame()), Reason::NoSession);
+    lab.forward(4, &tcp(NODE, SERVER, ACK).frame());
+    lab.forward(5, &answer_to(&out, ACK).frame());
+    assert_eq!(lab.tables().counters().sessions_begun, 1);
+    // Closed by both it may be opened by either.
+    lab.forward(4, &tcp(NODE, SERVER, FIN | ACK).frame());
+    lab.forward(5, &answer_to(&out, FIN | ACK).frame());
+    lab.forward(5, &answer_to(&out, SYN).frame());
+    assert_eq!(lab.tables().counters().sessions_begun, 2);
+    lab.assert_books();
+}
+
+#[test]
+fn a_half_closed_connection_that_is_begun_anew_is_established_again() {
+    let mut lab = permissive().build();
+    let out = established(&lab);
+    lab.forward(5, &answer_to(&out, FIN | ACK).frame());
+    // The client forgot it, and takes the same port.
+    established(&lab);
+    lab.pass_seconds(7_000);
+    lab.sweep();
+    assert_eq!(lab.sessions(), 1);
+}
+
 #[test]
 fn a_reset_session_lives_four_minutes_and_traffic_revives_it() {
     let mut lab = permissive().build();

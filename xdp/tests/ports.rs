@@ -239,6 +239,30 @@ fn small_ranges_of_many_destinations_are_lent_whole_without_bitmaps() {
 }
 
 #[test]
+fn small_ranges_leave_bitmaps_for_a_large_one() {
+    let sizes =
+        Sizes { bitmaps: 64, slots: 1 << 16, records: 1 << 14, overflow: 512, ..Sizes::default() };
+    for small in ["2000-2003", "2000-2799", "2000,2100,2200,2300"] {
+        let lab = Scene::read(TWO_CLUSTERS)
+            .and("identity narrow 1 100.64.200.0/24")
+            .snats(&format!(
+                "snat narrow -> any to 203.0.113.7 ports {small}\n\
+                 snat any -> any to 203.0.113.7 ports 4096-12287\n\
+                 permit any -> any all"
+            ))
+            .build_with(sizes, 11);
+        for server in 0..64 {
+            let to = format!("198.51.100.{}:443", 100 + server);
+            for n in 0..5 {
+                let from = format!("100.64.200.{n}:40000");
+                lab.send(2, &udp(&from, &to).payload(b"").frame());
+            }
+        }
+        assert_eq!(fill(&lab, 4_096, 8_192).len(), 8_192, "{small}");
+    }
+}
+
+#[test]
 fn ports_of_scattered_ranges_are_drawn_evenly() {
     // What is left of a machine's own address: its ephemeral ports are its own.
     let lab = lab("1024-32767,61000-65535", 8192);

@@ -14,6 +14,7 @@ use std::{
 };
 use xdp::{
     recent::LINES,
+    snat::spare_bitmaps,
     table::{hint_words, near_slots_beside},
 };
 use xdp_abi::{
@@ -64,9 +65,10 @@ impl Sizes {
     pub fn near_slots(&self) -> u32 {
         near_slots_beside(self.window_slots())
     }
-    /// Port bitmaps for hot pairs: one in 512 sessions' worth of ports, at least some.
+    /// Port bitmaps for hot pairs: one in 512 sessions' worth of ports, at least some, and those for
+    /// small ranges.
     pub fn bitmaps(&self) -> u32 {
-        (self.sessions / 512).max(64)
+        (self.sessions / 512).max(64) + spare_bitmaps(self.sessions)
     }
 
     /// The sizes that a configuration states.

@@ -58,8 +58,9 @@ pub struct Places {
     pub interfaces: BTreeMap<u32, (String, Served)>,
     /// How ways out are numbered in SNAT policies.
     pub ways_out: WaysOut,
-    /// The machine's own addresses, and the broadcast addresses of its links.
-    pub locals: BTreeSet<Ipv4Addr>,
+    /// The machine's own addresses, and the broadcast addresses of its links, each with the first of
+    /// the interfaces that have it.
+    pub locals: BTreeMap<Ipv4Addr, u32>,
     locals6: BTreeSet<Ipv6Addr>,
     /// Attachments whose interface is missing. They have no packets.
     pub missing: Vec<Missing>,
@@ -163,16 +164,13 @@ impl Places {
             }
             places.attachments.insert(number, attachment);
         }
-        places.locals = network
-            .addresses
-            .values()
-            .filter_map(|own| match own.address {
-                IpAddr::V4(address) => Some([Some(address), broadcast(address, own.prefix_len)]),
-                IpAddr::V6(_) => None,
-            })
-            .flatten()
-            .flatten()
-            .collect();
+        for own in network.addresses.values() {
+            let IpAddr::V4(address) = own.address else { continue };
+            for local in [Some(address), broadcast(address, own.prefix_len)].into_iter().flatten() {
+                let first = places.locals.entry(local).or_insert(own.ifindex);
+                *first = own.ifindex.min(*first);
+            }
+        }
         places.locals6 = network
             .addresses
             .values()
@@ -258,10 +256,10 @@ impl Places {
         }
         {
             let mut locals = lock(&datapath.locals);
-            for address in &self.locals {
-                locals.insert(address.octets(), 1, 0)?;
+            for (address, ifindex) in &self.locals {
+                locals.insert(address.octets(), ifindex, 0)?;
             }
-            for address in before.locals.difference(&self.locals) {
+            for address in before.locals.keys().filter(|one| !self.locals.contains_key(one)) {
                 let _ = locals.remove(&address.octets());
             }
         }
@@ -457,7 +455,7 @@ impl Datapath {
         let mut locals = lock(&self.locals);
         let keys: Vec<_> = locals.keys().flatten().collect();
         for key in keys {
-            if !keep.locals.contains(&Ipv4Addr::from(key)) {
+            if !keep.locals.contains_key(&Ipv4Addr::from(key)) {
                 let _ = locals.remove(&key);
             }
         }
@@ -605,16 +603,27 @@ mod tests {
     fn the_machine_s_own_are_its_addresses_and_the_broadcast_of_its_links() {
         let config = testing::scene(TWO_CLUSTERS).config;
         let mut network = testing::network_of(&config);
-        for (address, prefix_len) in
-            [("10.1.2.3", 22), ("192.0.2.4", 31), ("192.0.2.9", 32), ("::1", 128)]
-        {
+        for (ifindex, address, prefix_len) in [
+            (1, "10.1.2.3", 22),
+            (2, "10.1.2.3", 24),
+            (2, "192.0.2.4", 31),
+            (1, "192.0.2.9", 32),
+            (1, "::1", 128),
+        ] {
             let address: IpAddr = address.parse().unwrap();
-            let own = Address { ifindex: 1, address, prefix_len, scope: 0, secondary: false };
-            network.addresses.insert((1, address, prefix_len), own);
+            let own = Address { ifindex, address, prefix_len, scope: 0, secondary: false };
+            network.addresses.insert((ifindex, address, prefix_len), own);
         }
         let numbers = Numbers::default().with(&config.gateway);
         let places = Places::of(&config, &network, &BTreeMap::new(), &numbers);
-        let expected = ["10.1.2.3", "10.1.3.255", "192.0.2.4", "192.0.2.9"];
-        assert_eq!(places.locals, expected.map(|address| address.parse().unwrap()).into());
+        let expected = [
+            ("10.1.2.3", 1),
+            ("10.1.2.255", 2),
+            ("10.1.3.255", 1),
+            ("192.0.2.4", 2),
+            ("192.0.2.9", 1),
+        ];
+        let expected = expected.map(|(address, ifindex)| (address.parse().unwrap(), ifindex));
+        assert_eq!(places.locals, expected.into());
     }
 }

@@ -97,4 +97,24 @@ mod tests {
             assert_eq!(bytes, of_version_2, "{name}");
         }
     }
+
+    #[test]
+    fn routers_are_told_apart_by_what_is_kept_of_their_hardware_addresses() {
+        let mac = [0x02, 0x12, 0x34, 0x56, 0x78, 0x9a];
+        for at in 0..6 {
+            for flip in 1..=255 {
+                let mut other = mac;
+                other[at] ^= flip;
+                assert_ne!(session::sender(other), session::sender(mac), "byte {at}, {flip:#x}");
+            }
+        }
+        // Numbered in several bytes alike, as by hand.
+        for n in 1..=20u8 {
+            for m in n + 1..=20 {
+                let [one, other] = [n, m].map(|n| session::sender([2, 0, 0, 0, n, n]));
+                assert_ne!(one, other, "{n} and {m}");
+            }
+        }
+        assert_ne!(session::sender([2, 0, 0, 0, 0, 0x10]), session::sender([2, 0, 0, 0, 0x11, 1]));
+    }
 }

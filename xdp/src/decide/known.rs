@@ -59,8 +59,10 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             && matches!(class, Class::TcpClosed | Class::TcpReset);
         if over || reopened {
             // Behind an outside address there is nobody to open anything towards; without
-            // translation the other end may, and is judged for itself.
-            if link.is_reply() && record.identity.load() & LEASED != 0 {
+            // translation the other end may, and is judged for itself. Not while its RST is all that
+            // is known of the end: that may be forged, and so may this.
+            let is_leased = record.identity.load() & LEASED != 0;
+            if link.is_reply() && (is_leased || !over && matches!(class, Class::TcpReset)) {
                 return self.unexpected();
             }
             let ending = if over {
