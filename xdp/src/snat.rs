@@ -267,11 +267,10 @@ fn search<T: Tables>(tables: &T, reply: &mut Key<T::A>, lendable: u32, now: u32)
     let mut holder = search.own();
     // Of a hot pair only clear bits are tried: random ports would use up the free ones and
     // leave the unknown ones behind.
-    let is_hot = is_hot(tables, search.reply);
-    if holder == SOMEBODY && !is_hot {
+    if holder == SOMEBODY && !is_hot(tables, search.reply) {
         holder = search.random();
     }
-    if holder == SOMEBODY && (is_hot || may_heat(tables, ports)) {
+    if holder == SOMEBODY {
         holder = search.hot();
     }
     if holder == SOMEBODY {
@@ -306,7 +305,7 @@ impl<T: Tables> Search<'_, T> {
     /// Ports whose bit is clear in the pair's bitmap.
     #[inline(never)]
     fn hot(&mut self) -> u32 {
-        self.bitmap = heat(self.tables, self.reply);
+        self.bitmap = heat(self.tables, self.reply, self.ports);
         if self.bitmap == NONE {
             return SOMEBODY;
         }
@@ -414,50 +413,27 @@ fn reclaims<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
     if may_take_long { RECLAIMS } else { RECLAIMS_BESIDE }
 }
 
-/// The number of a pair's bitmap, made if need be, or [`NONE`]. In a function of its own, because
-/// the stack of whoever calls it is short.
+/// The number of a pair's bitmap, made if it may have one, or [`NONE`]. In a function of its own,
+/// because the stack of whoever calls it is short.
 #[inline(never)]
-fn heat<T: Tables>(tables: &T, reply: &Key<T::A>) -> u32 {
+fn heat<T: Tables>(tables: &T, reply: &Key<T::A>, ports: &Ports) -> u32 {
+    let sessions = (table::window_mask(tables) >> 2).wrapping_add(1);
+    let is_spare = tables.shared().hot_pairs.load() < spare_bitmaps(sessions) as u64;
+    if !is_spare && !is_hot(tables, reply) && is_small(ports) {
+        return NONE;
+    }
     tables.make_hot(&pair(reply)).unwrap_or(NONE)
 }
 
-/// Whether a pair with these ports may get a bitmap: a large range always, a small one out of those
-/// that are there for such.
+/// Whether a range is seen whole without a bitmap, by the words that it has ports in.
 #[inline(never)]
-fn may_heat<T: Tables>(tables: &T, ports: &Ports) -> bool {
-    let sessions = (table::window_mask(tables) >> 2).wrapping_add(1);
-    if tables.shared().hot_pairs.load() < spare_bitmaps(sessions) as u64 {
-        return true;
+fn is_small(ports: &Ports) -> bool {
+    let (mut words, mut group) = (0, 0);
+    while group < PORT_SUMMARY {
+        words += ports.summary[group].load().count_ones();
+        group += 1;
     }
-    let mut count = Count { group: 0, words: ports.summary[0].load(), ports: 0 };
-    T::repeat(PORT_WORDS as u32 + PORT_SUMMARY as u32, || count.step(ports));
-    count.ports > RECLAIMS
-}
-
-/// How far ports have been counted.
-struct Count {
-    group: u32,
-    words: u64,
-    ports: u32,
-}
-
-impl Count {
-    /// Counts the next word, and says whether that is enough.
-    #[inline(always)]
-    fn step(&mut self, ports: &Ports) -> bool {
-        if self.words == 0 {
-            self.group += 1;
-            match ports.summary.get(self.group as usize) {
-                Some(words) => self.words = words.load(),
-                None => return true,
-            }
-            return false;
-        }
-        let word = (self.group << 6 | self.words.trailing_zeros()) as usize;
-        self.words &= self.words - 1;
-        self.ports += ports.words[wrapped::<PORT_WORDS>(word)].load().count_ones();
-        self.ports > RECLAIMS
-    }
+    words <= RECLAIMS / 64
 }
 
 /// Whether a pair has a bitmap.
