@@ -4,8 +4,17 @@
 mod scene;
 
 use scene::*;
-use xdp::{memory::Sizes, pipeline::Fate};
-use xdp_abi::{reason::Reason, session::Class};
+use xdp::{
+    address::Entry as _,
+    memory::Sizes,
+    pipeline::Fate,
+    session::{Ended, Ending, end},
+};
+use xdp_abi::{
+    event,
+    reason::Reason,
+    session::{Class, Count, State},
+};
 
 const POD: &str = "100.64.0.7:40000";
 const SERVER: &str = "198.51.100.9:443";
@@ -49,6 +58,91 @@ fn an_expired_session_answers_nobody_even_if_nobody_sweeps() {
     assert_eq!(lab.tables().counters().sessions_begun, 2);
     assert_eq!(lab.sessions(), 1);
     lab.assert_books();
+}
+
+#[test]
+fn a_processor_whose_clock_is_behind_ends_nothing() {
+    let mut lab = permissive().build();
+    lab.now = lab.now.wrapping_add(1);
+    let (_, out) = lab.forward(2, &udp(POD, SERVER).frame());
+    lab.forward(5, &answer_to(&out, 0).frame());
+    lab.now = lab.now.wrapping_sub(1);
+    lab.sweep();
+    assert_eq!(lab.sessions(), 1);
+    lab.forward(5, &answer_to(&out, 0).frame());
+    lab.forward(2, &udp(POD, SERVER).frame());
+    assert_eq!(lab.tables().counters().sessions_begun, 1);
+}
+
+#[test]
+fn whoever_ends_a_session_ends_no_other_that_has_its_record() {
+    let sizes = Sizes { slots: 64, records: 1, overflow: 16, ..Sizes::default() };
+    let lab = permissive().build_with(sizes, 3);
+    // Nobody translates these, so no port rests.
+    let frame = |last: u32| udp(&format!("10.1.1.{last}:40000"), SERVER).frame();
+    let open = |last| {
+        lab.forward(4, &frame(last));
+        let session = lab.tables().take_events().pop().unwrap().session;
+        (session as u32, (session >> 32) as u32)
+    };
+    let clear = |(record, incarnation)| {
+        end(lab.tables(), record, Ending::now(event::ENDED_CLEARED, incarnation), lab.now)
+    };
+    let first = open(7);
+    assert_eq!(clear(first), Ended::Gone);
+    drop(lab.tables().take_events());
+    let second = open(8);
+    assert_eq!(first.0, second.0, "there is one record");
+    assert_eq!(clear(first), Ended::Lives);
+    assert_eq!(lab.sessions(), 1);
+    lab.forward(4, &frame(8));
+    assert_eq!(lab.tables().counters().sessions_begun, 2);
+    assert_eq!(clear(second), Ended::Gone);
+    lab.assert_books();
+}
+
+#[test]
+fn an_end_tells_when_the_last_packet_of_either_direction_was() {
+    for answered_last in [false, true] {
+        let mut lab = permissive().build();
+        let ask = udp(POD, SERVER).frame();
+        let (_, out) = lab.forward(2, &ask);
+        let answer = answer_to(&out, 0).frame();
+        let (ends, frames) =
+            if answered_last { ([2, 5], [&ask, &answer]) } else { ([5, 2], [&answer, &ask]) };
+        for (ifindex, frame) in ends.into_iter().zip(frames) {
+            lab.pass_seconds(10);
+            lab.forward(ifindex, frame);
+        }
+        lab.pass_seconds(301);
+        lab.sweep();
+        let end = lab.tables().take_events().pop().unwrap();
+        assert_eq!((end.kind, end.reason), (event::END, event::ENDED_IDLE));
+        assert_eq!(end.last_seen, u64::from(301 * SECOND), "answered last: {answered_last}");
+    }
+}
+
+#[test]
+fn an_end_tells_all_that_went_each_way_also_what_an_entry_cannot_hold() {
+    let mut lab = permissive().build();
+    let ask = udp(POD, SERVER);
+    let (_, out) = lab.forward(2, &ask.frame());
+    let answer = answer_to(&out, 0);
+    // So much that each entry gives its count to the record, with the packet after it.
+    let (forward, reply) = (Count::new(5, 1 << 35), Count::new(7, 3 << 34));
+    for entry in lab.tables().slots().iter().filter(|entry| entry.load_meta().is(State::Live)) {
+        let count = if entry.load_link().is_reply() { reply } else { forward };
+        assert!(count.is_high());
+        entry.count().store(count.0);
+    }
+    lab.forward(2, &ask.frame());
+    lab.forward(5, &answer.frame());
+    lab.pass_seconds(301);
+    lab.sweep();
+    let end = lab.tables().take_events().pop().unwrap();
+    assert_eq!((end.kind, end.packets), (event::END, [6, 8]));
+    let (ask, answer) = (ask.ip().len() as u64, answer.ip().len() as u64);
+    assert_eq!(end.bytes, [forward.bytes() + ask, reply.bytes() + answer]);
 }
 
 #[test]
