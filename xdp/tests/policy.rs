@@ -554,6 +554,32 @@ fn an_identity_change_in_one_cluster_leaves_the_same_address_of_another_alone() 
 }
 
 #[test]
+fn an_identity_change_of_a_destination_in_another_domain_reaches_its_flows() {
+    let peer = "10.50.0.9:443";
+    let mut lab = scene("permit red -> peers tcp/443")
+        .and(
+            "link 6\nattach peer spoke domain 7 on 6 address 10.50.0.1 sources 10.50.0.0/24 \
+             routes 10.50.0.0/24\nroute 10.50.0.0/24 on 6 via 10.50.0.254",
+        )
+        .and("identity peers 7 10.50.0.0/24")
+        .build();
+    let (_, out) = lab.forward(2, &tcp(POD, peer, SYN).frame());
+    let answer = answer_to(&out, SYN | ACK).frame();
+    lab.forward(6, &answer);
+    // Whoever has that address in the domain of the pod is somebody else.
+    for domain in [1, 7] {
+        lab.gateway.tables.amend(&[(domain, v4("10.50.0.9"))], |policy| {
+            policy.hosts.insert((domain, v4("10.50.0.9")), Default::default());
+        });
+        if domain == 1 {
+            lab.forward(2, &tcp(POD, peer, ACK).frame());
+        }
+    }
+    assert_eq!(lab.dropped(6, &answer), Reason::DefaultDenied);
+    assert_eq!((lab.sessions(), lab.tables().counters().judged_again), (0, 1));
+}
+
+#[test]
 fn the_record_of_a_flow_that_was_judged_again_names_the_rule_and_the_parties_of_now() {
     let first = scene("permit red -> any tcp/443 log");
     let mut lab = first.build();
