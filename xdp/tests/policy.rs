@@ -599,6 +599,18 @@ fn the_record_of_a_flow_that_was_judged_again_names_the_rule_and_the_parties_of_
 }
 
 #[test]
+fn both_records_of_a_flow_tell_its_rule_s_mark() {
+    let marked = scene("permit red -> any all log mark 7");
+    let mut lab = marked.build();
+    lab.forward(2, &udp(POD, SERVER).frame());
+    lab.publish(&marked.clone().rules("deny red -> any all"));
+    assert_eq!(lab.dropped(2, &udp(POD, SERVER).frame()), Reason::RuleDenied);
+    let told = lab.tables().take_events();
+    let told: Vec<_> = told.iter().map(|event| (event.kind, event.mark)).collect();
+    assert_eq!(told, [(event::START, 7), (event::END, 7)]);
+}
+
+#[test]
 fn a_refusal_tells_the_rule_that_would_have_matched() {
     let lab = scene("permit red -> any tcp/443 monitor\ndeny any -> any all log").build();
     assert_eq!(lab.dropped(2, &tcp(POD, SERVER, SYN).frame()), Reason::RuleDenied);
