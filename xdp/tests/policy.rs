@@ -745,6 +745,48 @@ fn egress_lets_nothing_out_that_must_not_and_leaves_the_machine_s_own_alone() {
 }
 
 #[test]
+fn a_punted_packet_whose_session_rests_stays_here() {
+    use xdp::{egress::Egress, memory::MemoryFrame};
+    let mut lab =
+        scene("permit red -> any all").and("neighbour 203.0.113.254 on 5 unresolved").build();
+    let sent = udp(POD, SERVER);
+    let Fate::Punt(number) = lab.send(2, &sent.clone().frame()).fate else { panic!("punted") };
+    let leaves = |lab: &Lab| {
+        let mut frame = MemoryFrame::new(sent.clone().ttl(63).sender(mac_of(5)).frame());
+        lab.gateway.process_egress(5, &mut frame, Some(number), lab.now)
+    };
+    lab.pass_seconds(300);
+    lab.sweep();
+    assert_eq!(leaves(&lab), Egress::Translated, "its last second");
+    lab.pass_seconds(1);
+    lab.sweep();
+    assert_eq!(leaves(&lab), Egress::Drop(Reason::NoSession), "only its port is kept");
+}
+
+#[test]
+fn an_outside_address_that_nobody_may_see_lets_no_packet_out() {
+    for (outside, leaks) in [("100.127.255.255", true), ("100.128.0.0", false)] {
+        let lab =
+            scene("permit red -> any all").snats(&format!("snat red -> any to {outside}")).build();
+        // The first packet of a flow, and the next one.
+        for _ in 0..2 {
+            for sent in
+                [udp(POD, SERVER), tcp(POD, SERVER, SYN), echo("100.64.0.7:7", "198.51.100.9")]
+            {
+                let fate = lab.send(2, &sent.frame()).fate;
+                if leaks {
+                    assert_eq!(fate, Fate::Drop(Reason::Leak), "{sent:?}");
+                } else {
+                    assert!(matches!(fate, Fate::Transmit(..)), "{fate:?} {sent:?}");
+                }
+            }
+        }
+        assert_eq!(lab.leaks_stopped(), if leaks { 6 } else { 0 });
+        lab.assert_books();
+    }
+}
+
+#[test]
 fn what_only_the_kernel_can_route_is_translated_when_it_leaves() {
     use xdp::{egress::Egress, memory::MemoryFrame};
     let mut lab =
