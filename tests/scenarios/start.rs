@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use gateway::net::guard::TABLE;
 use lab::config::{METRICS, replace};
 use lab::daemon::{ctl_binary, gateway_binary};
+use lab::plan::NON_ROUTABLE;
 use lab::{Config, Daemon, Hook, Lab, Need};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -229,6 +230,29 @@ fn a_start_that_is_refused_leaves_the_policy_in_force() -> Result<()> {
         ensure!(policy_word(&pins)? == before, "{what}: it has published all the same");
     }
     daemon.restart()
+}
+
+#[test]
+fn the_guard_stands_before_a_program_does() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway);
+    let lab = Lab::three_legged()?;
+    // XDP takes no frames of more than a page without being asked for it.
+    lab.gateway.ip("link add jumbo0 mtu 9000 type veth peer name jumbo1 mtu 9000\n\
+         link set jumbo0 up\n\
+         link set jumbo1 up\n")?;
+    let mut config = Config::new(&lab, Hook::Xdp);
+    let stated = config.gateway["attachments"].as_array_mut().context("attachments are a list")?;
+    stated.push(json!({
+        "name": "jumbo", "interface": "jumbo0", "kind": "connection", "hook": "xdp",
+        "sources": ["172.31.0.0/16"], "routes": ["172.31.0.0/16"],
+    }));
+    let guard = || lab.gateway.run("nft", &["list", "chain", "inet", TABLE, "postrouting"]);
+    ensure!(guard().is_err(), "nobody has put it up yet");
+    let refused = beside(&lab, &[], "run", &config)?;
+    assert_refused("an interface that takes no program", &refused, &["jumbo0"])?;
+    let guard = guard()?;
+    ensure!(guard.contains(&NON_ROUTABLE.to_string()), "{guard}");
+    Ok(())
 }
 
 #[test]
