@@ -4,11 +4,14 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use gateway::net::guard::TABLE;
-use lab::client;
+use lab::client::{self, UdpLoad};
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
 use serde_json::{Value, json};
+use xdp_abi::forward::NextHopKey;
+use xdp_abi::names;
 
 use crate::stand::{Place, Stand, eventually, everywhere, policy_word, show, within};
 
@@ -31,6 +34,7 @@ fn a_missing_interface_holds_up_nothing_else(place: Place) -> Result<()> {
     }));
     stand.reload()?;
     show!(stand:
+        next_hops_by_an_interface_that_is_gone_are_not_found_again,
         a_rule_is_revoked_while_an_interface_is_away,
         an_interface_that_is_switched_off_is_missed_too,
         an_interface_that_never_was_is_refused,
@@ -77,6 +81,35 @@ fn is_missed(stand: &Stand) -> Result<bool> {
 
 fn is_served(stand: &Stand) -> Result<bool> {
     Ok(stand.daemon.get("/readyz")?.0 == 200 && !hook(stand)?.is_null())
+}
+
+/// Interfaces by which next hops are found.
+fn interfaces_of_next_hops(stand: &Stand) -> Result<Vec<u32>> {
+    let pin = stand.lab.site().pins().join(names::NEXT_HOP_INDEX);
+    let index: HashMap<MapData, NextHopKey, u32> =
+        Map::HashMap(MapData::from_pin(pin)?).try_into()?;
+    Ok(index.keys().flatten().map(|key| key.ifindex).collect())
+}
+
+fn next_hops_by_an_interface_that_is_gone_are_not_found_again(stand: &mut Stand) -> Result<()> {
+    let gateway = stand.lab.gateway.clone();
+    gateway.ip("route add 172.31.0.0/16 dev spare0\n")?;
+    let before = interfaces_of_next_hops(stand)?;
+    let to = SocketAddrV4::new([172, 31, 0, 9].into(), ECHO);
+    let once = UdpLoad { packets: 1, patience: Duration::ZERO, ..UdpLoad::default() };
+    client::udp(&stand.lab.cluster("prod-eu").node, to, once)?;
+    let shown = gateway.run("ip", &["-o", "link", "show", "spare0"])?;
+    let number: u32 = shown.split_once(':').context("its number comes first")?.0.parse()?;
+    ensure!(!before.contains(&number) && interfaces_of_next_hops(stand)?.contains(&number));
+    unplug(stand)?;
+    eventually("they are forgotten", || Ok(!interfaces_of_next_hops(stand)?.contains(&number)))?;
+    ensure!(
+        before
+            .iter()
+            .all(|other| interfaces_of_next_hops(stand).is_ok_and(|now| now.contains(other)))
+    );
+    plug_in(stand)?;
+    eventually("it is served again", || is_served(stand))
 }
 
 fn a_rule_is_revoked_while_an_interface_is_away(stand: &mut Stand) -> Result<()> {
