@@ -32,6 +32,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_rule_that_changes_cuts_its_flow_and_no_other_loses_a_packet,
         a_client_that_only_listens_is_told_that_its_flow_is_over,
         an_address_with_another_identity_does_not_inherit_flows,
+        an_endpoint_that_is_removed_leaves_no_rights_behind,
         an_address_that_moves_is_told_as_whose_it_was_when_the_flow_began,
         a_file_that_changes_is_read_without_being_told,
         a_file_that_is_being_written_is_waited_for,
@@ -173,6 +174,26 @@ fn an_address_with_another_identity_does_not_inherit_flows(stand: &mut Stand) ->
     let attempt = client::connect_to(pod, INTERNET, PATIENCE)?;
     ensure!(matches!(attempt, Attempt::Refused), "as for every batch job: {attempt:?}");
     stand.config.set_labels("prod-eu/web", json!({ "team": "web", "tier": "frontend" }));
+    stand.reload()?;
+    client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
+    others.assert_whole()
+}
+
+fn an_endpoint_that_is_removed_leaves_no_rights_behind(stand: &mut Stand) -> Result<()> {
+    let others = Others::start(stand)?;
+    let live = live_talk(stand, "prod-eu", "web")?;
+    let policy = policy_word(&stand.lab.site().pins())?;
+    let before = stand.config.clone();
+    stand.config.remove("Endpoint", "prod-eu/web");
+    stand.reload()?;
+    stand.config = before;
+    eventually("its flow is cut", || Ok(live.ended()))?;
+    let cut = live.finish()?;
+    ensure!(cut.broke.is_some() && cut.answered > 0, "{cut:?}");
+    let pod = &stand.lab.pod("prod-eu", "web").netns.clone();
+    let attempt = client::connect_to(pod, INTERNET, Duration::from_millis(300))?;
+    ensure!(matches!(attempt, Attempt::Silence), "as for whoever nobody knows: {attempt:?}");
+    ensure!(policy_word(&stand.lab.site().pins())? == policy, "the generation stays");
     stand.reload()?;
     client::echo(client::connect_to(pod, INTERNET, PATIENCE)?.open()?, 1_000)?;
     others.assert_whole()
