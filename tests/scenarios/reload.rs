@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, Attempt, Talk, UdpLoad, UdpReport};
 use lab::config::replace;
 
-use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
+use lab::plan::{self, INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
-use lab::{Background, Stop, servers};
+use lab::{Background, Shape, Stop, servers};
 use serde_json::{Value, json};
 use xdp_abi::reason::Reason;
 
@@ -34,6 +34,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         an_address_with_another_identity_does_not_inherit_flows,
         an_endpoint_that_is_removed_leaves_no_rights_behind,
         an_address_that_moves_is_told_as_whose_it_was_when_the_flow_began,
+        a_non_routable_prefix_that_is_added_ends_flows_that_need_a_translation_now,
         a_file_that_changes_is_read_without_being_told,
         a_file_that_is_being_written_is_waited_for,
         a_bad_file_is_refused_and_the_old_policy_stays,
@@ -237,6 +238,47 @@ fn an_address_that_moves_is_told_as_whose_it_was_when_the_flow_began(
     stand.config.remove("Endpoint", "prod-eu/heir");
     stand.config.add("Endpoint", "prod-eu/web", before);
     stand.reload()
+}
+
+fn a_non_routable_prefix_that_is_added_ends_flows_that_need_a_translation_now(
+    stand: &mut Stand,
+) -> Result<()> {
+    let before = stand.config.clone();
+    let node = stand.lab.cluster("prod-eu").node.clone();
+    let address = plan::CLUSTERS[0].node;
+    // Where everybody says what is behind him, the prefix changes nobody's place.
+    let nodes = json!(["10.10.0.0/25"]);
+    for (name, sources) in [
+        ("prod-eu-nodes", nodes.clone()),
+        ("transit", json!([plan::TRANSIT])),
+        ("internet", json!(plan::INTERNET)),
+    ] {
+        let stated = stand.config.gateway["attachments"].as_array_mut().context("a list")?;
+        let attachment = stated.iter_mut().find(|attachment| attachment["name"] == name);
+        attachment.with_context(|| name)?["sources"] = sources;
+    }
+    if stand.lab.shape != Shape::ThreeLegged {
+        // An exception for such sources is refused; without these two they are not translated either.
+        stand.config.remove("SnatPolicy", "nodes-to-transit");
+        stand.config.remove("SnatPolicy", "nodes-to-internet");
+    }
+    stand.reload()?;
+    let others = Others::start(stand)?;
+    let mut stream = client::connect_to(&node, TRANSIT, PATIENCE)?.open()?;
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])?;
+    stand.config.gateway["non_routable"] = json!([plan::NON_ROUTABLE, nodes[0]]);
+    stand.reload()?;
+    stand.config = before;
+    stream.write_all(b"x")?;
+    stand.record("of the end of the node's flow", |record| {
+        record["event"] == "end"
+            && record["source"]["address"] == address.to_string()
+            && record["reason"] == "withdrawn"
+    })?;
+    others.assert_whole()?;
+    stand.reload()?;
+    client::echo(client::connect_to(&node, TRANSIT, PATIENCE)?.open()?, 1_000).map(drop)
 }
 
 fn a_file_that_changes_is_read_without_being_told(stand: &mut Stand) -> Result<()> {
