@@ -196,7 +196,6 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let engine = tokio::task::spawn_blocking(move || Engine::begin(looked, &network))
         .await
         .expect("the engine does not panic while it starts")?;
-    keep(&engine);
     if let Some(table) = engine.datapath.torn {
         warn!(
             table,
@@ -246,6 +245,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         unsuited: BTreeSet::new(),
         switched_off: BTreeSet::new(),
         not_forwarded: Vec::new(),
+        not_kept: None,
     };
     let outcome = looped.run(changes, signals).await;
     // Nobody is left who could be waiting for an answer.
@@ -281,6 +281,8 @@ struct Loop {
     switched_off: BTreeSet<String>,
     /// What is wrong with forwarding, as it was logged last.
     not_forwarded: Vec<String>,
+    /// Why the next start would not know all that it has to, as it was logged last.
+    not_kept: Option<String>,
 }
 
 struct Signals {
@@ -313,6 +315,7 @@ impl Loop {
         let mut upkeep = ticker(UPKEEP_EVERY);
         let mut look = ticker(FILE_EVERY);
         self.state.readiness.set(Condition::Policy, vec![]);
+        self.keep();
         self.show_places();
         self.upkeep();
         let mut waiting = Vec::new();
@@ -341,7 +344,7 @@ impl Loop {
                 _ = interrupt.recv() => break Ok(()),
             }
         };
-        keep(&self.engine);
+        self.keep();
         outcome
     }
 
@@ -360,7 +363,9 @@ impl Loop {
         let begun = Instant::now();
         let network = self.follower.state().clone();
         let announce = |config: &_, numbers: &_| self.state.announce(&named(config, numbers));
-        match self.engine.reload(config, &network, announce) {
+        let state_dir = config.gateway.state_dir.clone();
+        let keep = |numbers: &_| kept::write_numbers(&state_dir, numbers);
+        match self.engine.reload(config, &network, announce, keep) {
             Ok(generation) => {
                 let engine = &self.engine;
                 self.state.accept(named(engine.config(), engine.numbers()));
@@ -372,7 +377,23 @@ impl Loop {
                 self.refuse(&refused, "the configuration in force stays");
             }
         }
-        keep(&self.engine);
+        self.keep();
+    }
+
+    /// Keeps what the next start has to know.
+    fn keep(&mut self) {
+        let written = self.engine.kept().write(&self.engine.config().gateway.state_dir);
+        let failed = written.err().map(|failed| failed.to_string());
+        if let Some(failed) =
+            failed.as_ref().filter(|failed| self.not_kept.as_ref() != Some(failed))
+        {
+            warn!("{failed}");
+        }
+        if failed.is_none() && self.not_kept.is_some() {
+            info!("what the next start has to know is kept again");
+        }
+        self.state.readiness.set(Condition::Kept, failed.iter().cloned().collect());
+        self.not_kept = failed;
     }
 
     /// Says why the file is not in force, each fault in a line of its own.
@@ -421,6 +442,9 @@ impl Loop {
             .lost_pin()
             .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
         self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
+        if self.not_kept.is_some() {
+            self.keep();
+        }
         self.look_at_forwarding();
     }
 
@@ -472,13 +496,6 @@ fn privileges() -> Result<(), StartError> {
         }
     }
     Ok(())
-}
-
-/// Keeps what the next daemon has to know.
-fn keep(engine: &Engine) {
-    if let Err(failed) = engine.kept().write(&engine.config().gateway.state_dir) {
-        warn!("{failed}");
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
         tables::{self, Datapath, TablesError},
     },
     fixed, guarded, interfaces,
-    kept::Kept,
+    kept::{Kept, KeptError},
     net::{
         self, Concern, NetworkEvent, NetworkState, Sysctl,
         guard::{self, GuardSpec, Installed},
@@ -70,6 +70,9 @@ pub enum EngineError {
     /// The tables are somebody else's, or their place cannot be had.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// New numbers of attachments would be unknown to the next start.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The pin directory.
     #[error("the pins in {path} cannot be put in their places: {source}")]
     Pins {
@@ -329,13 +332,15 @@ impl Engine {
     }
 
     /// Brings the gateway to another configuration, or leaves it as it is and says why. It is
-    /// announced before a table changes, so that nobody meets a number without a name. What goes on
-    /// without its interface keeps no policy from coming into force.
+    /// announced before a table changes, so that nobody meets a number without a name; and `keep` is asked
+    /// to keep new numbers before a session holds one, because this process may be killed. What goes
+    /// on without its interface keeps no policy from coming into force.
     pub fn reload(
         &mut self,
         config: Arc<Config>,
         network: &NetworkState,
         announce: impl FnOnce(&Arc<Config>, &Numbers),
+        keep: impl FnOnce(&Numbers) -> Result<(), KeptError>,
     ) -> Result<u32, EngineError> {
         fixed::refuse(&self.config, &config).map_err(EngineError::Config)?;
         let numbers = self.numbers.with(&config.gateway);
@@ -346,6 +351,9 @@ impl Engine {
             .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
             .map_err(EngineError::Config)?;
         let pools = self.publisher.plan(&self.datapath, &config.image)?;
+        if numbers != self.numbers {
+            keep(&numbers)?;
+        }
         let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
         let outcome = self.put_into_force(config, pools, numbers, places);
         if outcome.is_err() {

@@ -20,6 +20,9 @@ const NUMBERS: &str = "attachments.json";
 /// The devices of the attachments. Without the file none of them may be missing.
 const INTERFACES: &str = "interfaces.json";
 
+/// What is lost with [`NUMBERS`].
+const NUMBER_OF_EACH: &str = "which number an attachment has";
+
 /// Held by the daemon whose directory it is.
 const LOCK: &str = "lock";
 
@@ -31,12 +34,13 @@ pub enum KeptError {
     Taken(PathBuf),
     /// Sessions hold attachments by number, and the next start would give them other ones.
     #[error(
-        "the `state_dir` {path} cannot be written, so the next start would not know which number \
-         an attachment has: {source}"
+        "the `state_dir` {path} cannot be written, so the next start would not know {what}: {source}"
     )]
     Unusable {
         /// Which.
         path: PathBuf,
+        /// What is lost.
+        what: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -55,7 +59,7 @@ pub enum KeptError {
 
 /// Makes a directory, and claims it until what is returned is dropped.
 pub fn claim(state_dir: &Path) -> Result<File, KeptError> {
-    let unusable = |source| KeptError::Unusable { path: state_dir.to_owned(), source };
+    let unusable = |source| unusable(state_dir, NUMBER_OF_EACH, source);
     fs::create_dir_all(state_dir).map_err(unusable)?;
     // Who may open it may lock it, so that is left to its owner.
     let mut options = File::options();
@@ -98,11 +102,22 @@ impl Kept {
     /// # Errors
     /// It cannot be written; what was there before is.
     pub fn write(&self, state_dir: &Path) -> Result<(), KeptError> {
-        let written = write(state_dir, NUMBERS, &self.numbers)
-            .and_then(|()| write(state_dir, COUNTERS, &self.counters))
-            .and_then(|()| write(state_dir, INTERFACES, &self.interfaces));
-        written.map_err(|source| KeptError::Unusable { path: state_dir.to_owned(), source })
+        write_numbers(state_dir, &self.numbers)?;
+        write(state_dir, COUNTERS, &self.counters, "which counter a rule has")?;
+        write(state_dir, INTERFACES, &self.interfaces, "which interfaces there were")
     }
+}
+
+/// Writes the numbers of attachments alone, before a session holds one of them.
+///
+/// # Errors
+/// They cannot be written; what was there before is.
+pub fn write_numbers(state_dir: &Path, numbers: &Numbers) -> Result<(), KeptError> {
+    write(state_dir, NUMBERS, numbers, NUMBER_OF_EACH)
+}
+
+fn unusable(state_dir: &Path, what: &'static str, source: io::Error) -> KeptError {
+    KeptError::Unusable { path: state_dir.to_owned(), what, source }
 }
 
 fn read<T: DeserializeOwned + Default>(state_dir: &Path, file: &str) -> io::Result<T> {
@@ -120,16 +135,28 @@ fn read_or_begin_anew<T: DeserializeOwned + Default>(state_dir: &Path, file: &st
     })
 }
 
-fn write(state_dir: &Path, file: &str, kept: &impl Serialize) -> io::Result<()> {
+fn write(
+    state_dir: &Path,
+    file: &str,
+    kept: &impl Serialize,
+    what: &'static str,
+) -> Result<(), KeptError> {
     let file = state_dir.join(file);
-    let text = serde_json::to_string(kept)?;
     let temporary = file.with_extension("new");
-    let written = fs::create_dir_all(state_dir)
-        .and_then(|()| fs::write(&temporary, text))
-        .and_then(|()| fs::rename(&temporary, &file));
-    written.inspect_err(|_| {
+    let replace = || {
+        let text = serde_json::to_string(kept)?;
+        // What is there already wants no room on a disk that is full.
+        if fs::read_to_string(&file).is_ok_and(|kept| kept == text) {
+            return Ok(());
+        }
+        fs::create_dir_all(state_dir)?;
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, &file)
+    };
+    replace().map_err(|source: io::Error| {
         // What there is of it may be half.
         let _ = fs::remove_file(&temporary);
+        unusable(state_dir, what, source)
     })
 }
 
@@ -165,6 +192,13 @@ mod tests {
         };
         kept.write(&directory).unwrap();
         assert_eq!(read(), Ok(kept.clone()));
+        let full = directory.join(COUNTERS).with_extension("new");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        assert!(kept.write(&directory).is_ok(), "all of it is there");
+        let more = Kept { counters: [(7, 2)].into(), ..kept.clone() };
+        let refused = more.write(&directory).unwrap_err().to_string();
+        assert!(refused.contains("know which counter a rule has: No space left"), "{refused}");
+        assert_eq!(read(), Ok(kept.clone()), "what was there is");
         fs::write(directory.join(INTERFACES), "{").unwrap();
         assert_eq!(read(), Ok(Kept { interfaces: BTreeSet::new(), ..kept }));
         let numbers = directory.join(NUMBERS);

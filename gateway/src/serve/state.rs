@@ -225,12 +225,14 @@ pub enum Condition {
     Forwarding,
     /// What the next daemon takes over is where it looks for it.
     Pins,
+    /// What the next daemon has to know is in `state_dir`.
+    Kept,
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Attached, Self::Policy, Self::Guards, Self::Forwarding, Self::Pins];
+    pub const ALL: [Self; 6] =
+        [Self::Attached, Self::Policy, Self::Guards, Self::Forwarding, Self::Pins, Self::Kept];
 
     /// Before anybody has said how it is.
     const fn unknown(self) -> &'static str {
@@ -240,6 +242,7 @@ impl Condition {
             Self::Guards => "the last guard against leaks has not been put up yet",
             Self::Forwarding => "nobody has looked yet whether the kernel forwards",
             Self::Pins => "nobody has looked yet whether everything is pinned",
+            Self::Kept => "nothing has been kept for the next start yet",
         }
     }
 }
