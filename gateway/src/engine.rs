@@ -120,6 +120,7 @@ pub struct Engine {
     publisher: Publisher,
     attached: Attached,
     managed: Managed,
+    former: hops::Former,
     pins: PathBuf,
     reserved: Reserved,
     cooling: Cooling,
@@ -270,6 +271,7 @@ impl Engine {
             publisher,
             attached,
             managed,
+            former: hops::Former::default(),
             pins,
             reserved,
             cooling: Cooling::default(),
@@ -465,11 +467,16 @@ impl Engine {
         outcome
     }
 
-    fn follow_neighbours(&self, events: &[NetworkEvent]) {
+    fn follow_neighbours(&mut self, events: &[NetworkEvent]) {
         for event in events {
             if let NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } = event
             {
-                hops::moved(&self.datapath, &self.places, *ifindex, *ip, *old, *new);
+                let ways_back = || hops::ways_back(&self.datapath, &self.places);
+                if old.is_none() && new.is_some() {
+                    self.managed.is_back(*ifindex, *ip);
+                }
+                let old = self.former.before((*ifindex, *ip), *old, *new, ways_back);
+                hops::moved(&self.datapath, &self.places, *ifindex, *ip, old, *new);
             }
         }
     }

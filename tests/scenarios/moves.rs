@@ -1,17 +1,17 @@
 //! The network around the gateway changes under live flows.
 
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, UdpLoad};
-use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
-use lab::servers::ECHO;
+use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS, VPC_ROUTER};
+use lab::servers::{ECHO, IPERF};
 use lab::{Lab, Netns};
 use serde_json::Value;
 
-use crate::stand::{Place, Stand, everywhere, show};
+use crate::stand::{Place, Stand, eventually, everywhere, show};
 
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 
@@ -21,6 +21,7 @@ fn flows_follow_the_network_around_them(place: Place) -> Result<()> {
     let mut stand = place.stand()?;
     show!(stand:
         a_router_that_is_replaced_is_found,
+        a_router_that_was_forgotten_meanwhile_is_found_for_who_only_listens,
         only_neighbours_that_answer_are_kept_resolved,
         a_link_that_comes_back_carries_on,
         attachments_in_another_order_are_the_same_ones,
@@ -62,6 +63,45 @@ fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Nothing that the client sends would show where it is now.
+fn a_router_that_was_forgotten_meanwhile_is_found_for_who_only_listens(
+    stand: &mut Stand,
+) -> Result<()> {
+    const STREAM: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], IPERF);
+    let lab = &stand.lab;
+    let (router, interface, address) = match &lab.vpc {
+        None => {
+            let cluster = lab.cluster("prod-eu");
+            (&cluster.router, "uplink", cluster.plan.router)
+        }
+        Some(vpc) => (vpc, "trunk", VPC_ROUTER),
+    };
+    let at = address.to_string();
+    let way = lab.gateway.run("ip", &["route", "get", &at])?;
+    let mut words = way.split_whitespace().skip_while(|word| *word != "dev");
+    let device = words.nth(1).context("the router is behind an interface")?;
+    ensure!(client::ping(&lab.gateway, address, 1)? == 1, "the kernel knows the router");
+
+    let sender = lab.internet.enter(|| Ok(UdpSocket::bind(STREAM)?))?;
+    let client = lab.pod("prod-eu", "web").netns.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    client.set_read_timeout(Some(Duration::from_millis(500)))?;
+    client.send_to(b"once", STREAM)?;
+    sender.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let (_, outside) = sender.recv_from(&mut [0; 8]).context("the client has asked")?;
+    let hears = || -> Result<bool> {
+        sender.send_to(b"answer", outside)?;
+        Ok(client.recv(&mut [0; 8]).is_ok())
+    };
+    ensure!(hears()?, "it hears before anything happens");
+
+    lab.gateway.ip(&format!("neighbour del {at} dev {device}\n"))?;
+    // The daemon hears that there is none now.
+    thread::sleep(Duration::from_millis(300));
+    router.ip(&format!("link set dev {interface} address 02:52:00:00:02:00\n"))?;
+    ensure!(client::ping(&lab.gateway, address, 1)? == 1, "the kernel knows the new router");
+    eventually("it hears by the new router", hears)
 }
 
 /// Which neighbours the gateway's kernel asks for again and again, as `ip` shows them.

@@ -7,8 +7,11 @@ use super::{
     places::Places,
     tables::{Datapath, lock},
 };
-use crate::net::{Mac, NetworkState};
-use std::net::Ipv4Addr;
+use crate::net::{IfIndex, Mac, NetworkState};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 use xdp_abi::forward::{
     HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, HOP_USED, Hop, LINK_REDIRECT, LINK_UP,
     NextHop, ROUTABLE,
@@ -23,6 +26,56 @@ pub fn read(hop: &NextHop) -> Hop {
         place: hop.words[2].load(),
         checked: hop.words[3].load(),
     }
+}
+
+/// Of how many neighbours without a hardware address the last one is known. Whoever may send to a link
+/// can come and go under any address on it.
+const MOST_FORMER: usize = 1024;
+
+/// The last hardware addresses of neighbours that have none now: deleted, or without an answer.
+///
+/// A way back was learnt from a packet and knows its neighbour by this address only; so the one that
+/// comes next is that neighbour's move.
+#[derive(Debug, Default)]
+pub struct Former(BTreeMap<(IfIndex, Ipv4Addr), Mac>);
+
+impl Former {
+    /// The address that a neighbour had before `new`, or before it had none. Only an address that is a
+    /// way back is kept for later.
+    pub fn before(
+        &mut self,
+        neighbour: (IfIndex, Ipv4Addr),
+        old: Option<Mac>,
+        new: Option<Mac>,
+        ways_back: impl FnOnce() -> BTreeSet<(IfIndex, Mac)>,
+    ) -> Option<Mac> {
+        match (old, new) {
+            (Some(mac), None) => {
+                let ways_back = ways_back();
+                if self.0.len() >= MOST_FORMER {
+                    self.0.retain(|(ifindex, _), mac| ways_back.contains(&(*ifindex, *mac)));
+                }
+                if self.0.len() < MOST_FORMER && ways_back.contains(&(neighbour.0, mac)) {
+                    self.0.insert(neighbour, mac);
+                }
+                old
+            }
+            (None, Some(_)) => self.0.remove(&neighbour).filter(|former| Some(*former) != new),
+            (Some(_), Some(_)) | (None, None) => old,
+        }
+    }
+}
+
+/// The hardware addresses that answers go back to, each with the interface that the kernel routes by.
+pub fn ways_back(datapath: &Datapath, places: &Places) -> BTreeSet<(IfIndex, Mac)> {
+    let learnt =
+        datapath.hops.all().iter().map(read).filter(|hop| hop.is(HOP_USED) && !hop.is(HOP_REFRESH));
+    learnt
+        .filter_map(|hop| {
+            let ifindex = places.routed_by(hop.attachment())?;
+            Some((ifindex, Hop::mac(hop.destination)))
+        })
+        .collect()
 }
 
 /// A neighbour is reached under another hardware address, or under none, on the interface that
@@ -182,6 +235,39 @@ mod tests {
         let inside = places(0, LinkInfo { flags: LINK_UP, ..link });
         let new = relinked(&hop(HOP_ROUTABLE | HOP_REDIRECT), &inside);
         assert!(!new.is(HOP_ROUTABLE) && !new.is(HOP_REDIRECT));
+    }
+
+    #[test]
+    fn a_neighbour_that_had_no_address_meanwhile_has_moved() {
+        const ROUTER: (IfIndex, Ipv4Addr) = (12, Ipv4Addr::new(10, 0, 0, 1));
+        let mac = |last| [2, 0, 0, 0, 0, last];
+        let before = |former: &mut Former, neighbour, old: Option<u8>, new: Option<u8>| {
+            let ways_back = || [(12, mac(1)), (13, mac(2))].into();
+            former.before(neighbour, old.map(mac), new.map(mac), ways_back)
+        };
+        for (first, second, found) in [
+            (1, 3, Some(mac(1))),
+            (1, 1, None), // it is back
+            (2, 3, None), // no way back leads there on this interface
+        ] {
+            let former = &mut Former::default();
+            assert_eq!(before(former, ROUTER, Some(first), None), Some(mac(first)));
+            assert_eq!(before(former, (12, [10, 0, 0, 2].into()), None, Some(9)), None);
+            assert_eq!(before(former, ROUTER, None, Some(second)), found, "{first} {second}");
+            assert_eq!(before(former, ROUTER, None, Some(4)), None, "once");
+        }
+        assert_eq!(before(&mut Former::default(), ROUTER, Some(1), Some(3)), Some(mac(1)));
+        // Very many that come and go under one address.
+        let former = &mut Former::default();
+        for host in 0..2 * MOST_FORMER as u32 {
+            before(former, (12, host.into()), Some(1), None);
+        }
+        assert_eq!(former.0.len(), MOST_FORMER);
+        assert_eq!(
+            former.before(ROUTER, Some(mac(3)), None, || [(12, mac(3))].into()),
+            Some(mac(3))
+        );
+        assert_eq!(former.0.len(), 1, "those that are no way back any more make room");
     }
 
     #[test]

@@ -48,6 +48,14 @@ impl Managed {
         self.kept.retain(|(at, _)| *at != ifindex);
     }
 
+    /// A neighbour has an address again. It may have been deleted meanwhile: then the kernel keeps it no more.
+    pub fn is_back(&self, ifindex: IfIndex, ip: Ipv4Addr) {
+        if self.kept.contains(&(ifindex, ip.into())) {
+            // Refused, it is as one that is not kept: resolved by the next packet that is sent there.
+            let _ = net::manage_neighbour(ifindex, ip.into());
+        }
+    }
+
     /// Has the kernel keep what is in use, also when this process is gone, and nothing else.
     pub fn tend(&mut self, datapath: &Datapath, places: &Places) {
         let now = datapath.clock().now();
