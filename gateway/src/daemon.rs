@@ -315,9 +315,10 @@ impl Loop {
         let mut upkeep = ticker(UPKEEP_EVERY);
         let mut look = ticker(FILE_EVERY);
         self.state.readiness.set(Condition::Policy, vec![]);
-        self.keep();
         self.show_places();
         self.upkeep();
+        // Not before: until then neighbours may be kept on interfaces that have left the file.
+        self.keep();
         let mut waiting = Vec::new();
         let outcome = loop {
             tokio::select! {

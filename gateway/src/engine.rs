@@ -21,7 +21,7 @@ use crate::{
         tables::{self, Datapath, TablesError},
     },
     fixed, guarded, interfaces,
-    kept::{Kept, KeptError},
+    kept::{self, Kept, KeptError},
     net::{
         self, Concern, NetworkEvent, NetworkState, Sysctl,
         guard::{self, GuardSpec, Installed},
@@ -226,7 +226,10 @@ impl Engine {
         {
             return Err(EngineError::Unnumbered(config.gateway.state_dir.clone()));
         }
-        let kept = Kept { numbers, interfaces: interfaces::devices(&config), ..kept };
+        // Those of before too: what an earlier daemon has left there is not cleared away yet.
+        let mut interfaces = interfaces::devices(&config);
+        interfaces.extend(kept.interfaces);
+        let kept = Kept { numbers, interfaces, counters: kept.counters };
         Ok(Looked { config, places, kept, sizes, guard, pins: claim })
     }
 
@@ -243,7 +246,7 @@ impl Engine {
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
-        let Kept { counters, numbers, .. } = kept;
+        let Kept { counters, numbers, interfaces } = kept;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
         let pools = publisher.plan(&datapath, &config.image)?;
@@ -260,7 +263,7 @@ impl Engine {
         attached.leave_others(&places.interfaces, &pins);
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
-        let managed = Managed::left(network, &places);
+        let managed = Managed::left(network, &places, &interfaces);
         let guarded = guarded::spec(&config, places.translating(|at| attached.translates(at)));
         guard::install(&guarded)?;
         Ok(Self {
@@ -590,9 +593,11 @@ pub fn detach(config: &Config, guard_too: bool) -> Result<Detached, EngineError>
     Ok(Detached { guard: stood, ..detached })
 }
 
-/// Hands the neighbours on the interfaces of a configuration back to the kernel.
+/// Hands the neighbours on the interfaces of a configuration, and of the one that was in force last,
+/// back to the kernel.
 fn release_neighbours(config: &Config) -> Result<(), EngineError> {
-    let devices = interfaces::devices(config);
+    let mut devices = interfaces::devices(config);
+    devices.extend(kept::interfaces(&config.gateway.state_dir));
     let numbers: BTreeSet<u32> =
         devices.iter().filter_map(|name| if_nametoindex(name.as_str()).ok()).collect();
     net::release_neighbours(&numbers).map_err(EngineError::Neighbours)

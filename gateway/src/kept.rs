@@ -93,7 +93,7 @@ impl Kept {
         Ok(Self {
             counters: read_or_begin_anew(state_dir, COUNTERS),
             numbers: read(state_dir, NUMBERS).map_err(unreadable)?,
-            interfaces: read_or_begin_anew(state_dir, INTERFACES),
+            interfaces: interfaces(state_dir),
         })
     }
 
@@ -106,6 +106,11 @@ impl Kept {
         write(state_dir, COUNTERS, &self.counters, "which counter a rule has")?;
         write(state_dir, INTERFACES, &self.interfaces, "which interfaces there were")
     }
+}
+
+/// Reads the devices that were in force alone.
+pub fn interfaces(state_dir: &Path) -> BTreeSet<String> {
+    read_or_begin_anew(state_dir, INTERFACES)
 }
 
 /// Writes the numbers of attachments alone, before a session holds one of them.

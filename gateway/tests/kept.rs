@@ -1,12 +1,12 @@
-//! What `state_dir` keeps when its disk is full: the daemon as it is, in a namespace that vanishes with
-//! the test.
+//! What `state_dir` keeps, also when its disk is full: the daemon as it is, in a namespace that vanishes
+//! with the test.
 
 mod namespace;
 
 use namespace::{can_run, run};
 
 /// Each line that is printed says what a reload came to, or which numbers are kept.
-const STORY: &str = r#"
+const FULL: &str = r#"
 site 1 2 3
 mkdir "$1/state"
 mount -t tmpfs -o size=64k tmpfs "$1/state"
@@ -69,7 +69,7 @@ fn an_attachment_that_cannot_be_kept_is_refused_and_everything_else_is_kept_late
     if !can_run("a full state_dir", &["curl", "ip"]) {
         return;
     }
-    let output = run(STORY, "full-state", &[]);
+    let output = run(FULL, "full-state", &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let lines: Vec<&str> = said.lines().collect();
@@ -89,4 +89,44 @@ fn an_attachment_that_cannot_be_kept_is_refused_and_everything_else_is_kept_late
     assert_eq!(accepted, "one more, with room: policy published");
     assert_eq!(refused_again, "another before it: configuration in force stays");
     assert_eq!(numbers, r#"{"internet":2,"nodes2":3,"nodes3":4,"pods":1}"#);
+}
+
+/// A neighbour is kept resolved on an interface that leaves the file while no daemon runs. `start` or
+/// `detach` comes next; on an interface that was never in it a neighbour is somebody else's.
+const LEFT: &str = r#"
+site 1 2 3
+second='- { name: second, interface: eth2, kind: spoke, domain: red, sources: [100.65.0.0/16], hook: tc }'
+configure "$POD
+    $second"
+start env
+kill $daemon
+wait $daemon
+daemon=
+for n in 2 3; do
+    ip neighbour add 100.65.0.9 dev eth$n managed extern_learn
+done
+sed -i '/name: second/d' "$1/sluice.yaml"
+kept() { ip neighbour show | sed -n 's/.* dev \(eth[0-9]\) .*managed.*/\1/p' | sort | tr '\n' ' '; }
+echo "before: $(kept)"
+if [ "$3" = start ]; then
+    start env
+    kill $daemon
+    wait $daemon
+else
+    "$program" detach --config "$1/sluice.yaml" >&2
+fi
+echo "after: $(kept)"
+"#;
+
+#[test]
+fn neighbours_are_released_on_an_interface_that_left_the_file_while_no_daemon_ran() {
+    if !can_run("neighbours left", &["curl", "ip"]) {
+        return;
+    }
+    for next in ["start", "detach"] {
+        let output = run(LEFT, &format!("left-{next}"), &[next]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{next}: {output:?}");
+        assert_eq!(said, "before: eth2 eth3 \nafter: eth3 \n", "{next}: {output:?}");
+    }
 }

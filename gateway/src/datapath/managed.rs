@@ -35,11 +35,18 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Those that an earlier daemon has left.
-    pub fn left(network: &NetworkState, places: &Places) -> Self {
-        let left = network.neighbours.iter().filter(|((ifindex, _), neighbour)| {
-            neighbour.managed && places.link_info(*ifindex).is_some()
-        });
+    /// Those that an earlier daemon has left, also on `devices` that have no attachment any more. On
+    /// any other they are somebody else's.
+    pub fn left(network: &NetworkState, places: &Places, devices: &BTreeSet<String>) -> Self {
+        let is_ours = |ifindex: &IfIndex| {
+            let link = network.links.get(ifindex);
+            places.link_info(*ifindex).is_some()
+                || link.is_some_and(|link| devices.contains(&link.name))
+        };
+        let left = network
+            .neighbours
+            .iter()
+            .filter(|((ifindex, _), neighbour)| neighbour.managed && is_ours(ifindex));
         Self { kept: left.map(|(key, _)| *key).collect(), ..Self::default() }
     }
 
