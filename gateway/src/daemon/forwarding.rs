@@ -21,19 +21,22 @@ impl Loop {
 
 /// What is wrong, a sentence each. Of an interface that is missing others speak.
 fn problems(sysctl: &Sysctl, config: &Config) -> Vec<String> {
-    let said = |setting: &str| {
+    let said = |setting: &str, flows: &str| {
         format!(
-            "`{setting}` is 0: the kernel gives no routes, new flows are dropped as helper_failed"
+            "`{setting}` is 0: the kernel gives no routes, {flows} are dropped as helper_failed"
         )
     };
     if sysctl.ip_forward().is_ok_and(|forwards| !forwards) {
-        return vec![said("net.ipv4.ip_forward")];
+        return vec![said("net.ipv4.ip_forward", "new flows")];
     }
     let closed = |device: &String| sysctl.forwarding(device).is_ok_and(|forwards| !forwards);
     interfaces::devices(config)
         .into_iter()
         .filter(closed)
-        .map(|device| said(&format!("net/ipv4/conf/{device}/forwarding")))
+        .map(|device| {
+            let flows = format!("new flows that come in by `{device}`");
+            said(&format!("net/ipv4/conf/{device}/forwarding"), &flows)
+        })
         .collect()
 }
 
@@ -60,7 +63,11 @@ mod tests {
         };
         assert_eq!(set("1\n", "1\n"), [""; 0]);
         let [only] = &set("1\n", "0\n")[..] else { panic!("one interface") };
-        assert!(only.starts_with(&format!("`net/ipv4/conf/{device}/forwarding` is 0")), "{only}");
+        let said = format!(
+            "`net/ipv4/conf/{device}/forwarding` is 0: the kernel gives no routes, new flows that come in \
+             by `{device}` are dropped as helper_failed"
+        );
+        assert_eq!(*only, said);
         let [only] = &set("0\n", "0\n")[..] else { panic!("one setting") };
         assert!(only.starts_with("`net.ipv4.ip_forward` is 0"), "{only}");
     }
