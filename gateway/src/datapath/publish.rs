@@ -15,7 +15,7 @@ use policy_compiler::{
 };
 use smartgroups::DomainId;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     sync::Arc,
@@ -107,7 +107,7 @@ struct InForce {
 
 #[derive(Default)]
 struct Written {
-    hosts: Vec<HostKey4>,
+    hosts: HashSet<HostKey4>,
     prefixes: Vec<Key<PrefixKey4>>,
     outside: Vec<HostKey4>,
 }
@@ -127,7 +127,7 @@ impl Publisher {
         let mut written: [Written; 2] = Default::default();
         let bank_of = |bank: u16| usize::from(bank & 1);
         for key in lock(&datapath.hosts).keys().flatten() {
-            written[bank_of(key.bank)].hosts.push(key);
+            written[bank_of(key.bank)].hosts.insert(key);
         }
         for key in lock(&datapath.outside).keys().flatten() {
             written[bank_of(key.bank)].outside.push(key);
@@ -187,7 +187,7 @@ impl Publisher {
             datapath.snat.set(banked(bit as u32, bank), &entry);
         }
         self.write_hosts(datapath, image, bank, &pools)?;
-        let generation = current.generation().wrapping_add(1).max(1);
+        let generation = after(current);
         let word = PolicyWord::new(
             generation,
             bank,
@@ -285,11 +285,12 @@ impl Publisher {
             table
                 .insert(key(host), reference, 0)
                 .map_err(|source| PublishError::Table { table: "endpoints", source })?;
-            self.written[bank as usize].hosts.push(key(host));
+            self.written[bank as usize].hosts.insert(key(host));
             changed.push(*host);
         }
         for host in before.keys().filter(|host| !after.contains_key(host)) {
             let _ = table.remove(&key(host));
+            self.written[bank as usize].hosts.remove(&key(host));
             changed.push(*host);
         }
         let taken = in_force.taken + new.len() as u32;
@@ -306,12 +307,12 @@ impl Publisher {
 
     /// Has every live session judged again, and its way out looked up, without a new policy.
     pub fn judge_again(&mut self, datapath: &Datapath) {
-        let word = datapath.settings().policy.load();
-        if PolicyWord(word).generation() != 0 {
-            let again = word.wrapping_add(1 << 32);
-            datapath.settings().policy.store(again);
-            if let Some(in_force) = self.in_force.as_mut().filter(|known| known.word.0 == word) {
-                in_force.word = PolicyWord(again);
+        let word = PolicyWord(datapath.settings().policy.load());
+        if word.generation() != 0 {
+            let again = judged_again(word);
+            datapath.settings().policy.store(again.0);
+            if let Some(in_force) = self.in_force.as_mut().filter(|known| known.word == word) {
+                in_force.word = again;
             }
         }
     }
@@ -362,7 +363,7 @@ impl Publisher {
             hosts
                 .insert(key, reference(*index), 0)
                 .map_err(|source| PublishError::Table { table: "endpoints", source })?;
-            written.hosts.push(key);
+            written.hosts.insert(key);
         }
         let mut prefixes = lock(&datapath.prefixes);
         for (domain, prefix, index) in &image.prefixes {
@@ -388,6 +389,16 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// The generation after that of a policy; zero would say that there is none.
+fn after(policy: PolicyWord) -> u32 {
+    policy.generation().wrapping_add(1).max(1)
+}
+
+/// The same policy under the next generation.
+fn judged_again(policy: PolicyWord) -> PolicyWord {
+    PolicyWord(u64::from(after(policy)) << 32 | policy.0 & u64::from(u32::MAX))
 }
 
 fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMap<u32, u32>) {
@@ -585,6 +596,15 @@ mod tests {
         }
         let count: u32 = words.iter().map(|word| word.count_ones()).sum();
         assert_eq!(count, 64_512 - 28_232 - 1);
+    }
+
+    #[test]
+    fn the_generation_after_the_last_is_not_that_of_no_policy() {
+        for (generation, next) in [(1, 2), (u32::MAX - 1, u32::MAX), (u32::MAX, 1)] {
+            let word = |generation| PolicyWord::new(generation, 1, 3, 5, ACTION_REJECT, LOG_END);
+            assert_eq!(after(word(generation)), next, "{generation}");
+            assert_eq!(judged_again(word(generation)), word(next), "{generation}");
+        }
     }
 
     #[test]

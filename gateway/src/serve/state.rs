@@ -103,7 +103,7 @@ impl<L: Live> State<L> {
     /// Says what is about to be published, so that its first events find their names. They carry
     /// the next generation, or this one if identities are all that changes.
     pub fn announce(&self, next: &InForce) {
-        let next = next.directory(self.generation().wrapping_add(1));
+        let next = next.directory(self.generation().wrapping_add(1).max(1));
         self.directories.announce(next, self.live.clock());
     }
 
