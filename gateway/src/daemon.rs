@@ -24,7 +24,10 @@ use crate::{
     watched::Watched,
     whole,
 };
-use nix::sys::utsname::uname;
+use nix::sys::{
+    signal::{SigSet, Signal as Number},
+    utsname::uname,
+};
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -285,6 +288,21 @@ struct Loop {
     not_kept: Option<String>,
 }
 
+/// Holds a SIGHUP back until there is somebody who reloads by it: it ends a process that has just
+/// begun. Every thread that is made after this one takes that over.
+///
+/// # Errors
+/// What the kernel says.
+pub fn hold_hang_up() -> nix::Result<()> {
+    only_hang_up().thread_block()
+}
+
+fn only_hang_up() -> SigSet {
+    let mut only = SigSet::empty();
+    only.add(Number::SIGHUP);
+    only
+}
+
 struct Signals {
     hang_up: Signal,
     terminate: Signal,
@@ -293,14 +311,15 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, StartError> {
-        let of = |kind: SignalKind| {
-            signal(kind).map_err(|source| StartError::Io { what: "signals".into(), source })
-        };
-        Ok(Self {
+        let failed = |source| StartError::Io { what: "signals".into(), source };
+        let of = |kind: SignalKind| signal(kind).map_err(failed);
+        let signals = Self {
             hang_up: of(SignalKind::hangup())?,
             terminate: of(SignalKind::terminate())?,
             interrupt: of(SignalKind::interrupt())?,
-        })
+        };
+        only_hang_up().thread_unblock().map_err(|refused| failed(refused.into()))?;
+        Ok(signals)
     }
 }
 

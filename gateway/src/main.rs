@@ -109,6 +109,10 @@ fn log_filter(stated: Option<&str>) -> (EnvFilter, Option<String>) {
 }
 
 fn run(path: PathBuf) -> ExitCode {
+    if let Err(error) = daemon::hold_hang_up() {
+        complain(format_args!("sluice-gateway: SIGHUP cannot be held back: {error}"));
+        return ExitCode::from(FAILED);
+    }
     let output = match std::io::stderr().as_fd().try_clone_to_owned() {
         Ok(output) => Unblocked::new(output.into()),
         Err(error) => {
