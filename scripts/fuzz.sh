@@ -9,6 +9,25 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [ $# -gt 0 ]; then
+    case "$1" in
+    --help | -h)
+        echo "usage: [FUZZ_SECONDS=N] [FUZZ_ONLY=name,name] scripts/fuzz.sh"
+        echo "Targets: $(ls -m tests/fuzz/seeds)"
+        exit
+        ;;
+    esac
+    echo "fuzz: expected no arguments, not: $*" >&2
+    exit 2
+fi
+IFS=, read -ra only <<<"${FUZZ_ONLY:-}"
+for target in "${only[@]}"; do
+    if [ ! -d "tests/fuzz/seeds/$target" ] || [ -z "$target" ]; then
+        echo "fuzz: FUZZ_ONLY names \`$target\`; expected some of: $(ls -m tests/fuzz/seeds)" >&2
+        exit 2
+    fi
+done
+
 seconds=${FUZZ_SECONDS:-10}
 host=x86_64-unknown-linux-gnu
 directory=${CARGO_TARGET_DIR:-target}/fuzz

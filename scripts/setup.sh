@@ -137,6 +137,18 @@ mount_bpffs() {
         die "cannot mount bpffs: the kernel needs CONFIG_BPF_SYSCALL, a container the privilege"
 }
 
+case "$#:${1-}" in
+0: | 1:--all) ;;
+1:--help | 1:-h)
+    echo "usage: scripts/setup.sh [--all]"
+    echo "Installs what building and testing need; with --all also what only \`make test-all\` uses."
+    exit
+    ;;
+*)
+    echo "setup: expected --all or nothing, not: $*" >&2
+    exit 2
+    ;;
+esac
 command -v apt-get >/dev/null || die "made for Debian 12; elsewhere install by hand:
 $(debian_packages)"
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

@@ -2,11 +2,26 @@
 # Everything that has to hold before a commit: format, lints, documentation, dependencies, tests.
 #
 # Goes on after a failure, so that one run shows all of them. A test that cannot run here prints
-# a line `SKIPPED: what: why`; those lines are gathered at the end. The last line is always
+# lines `SKIPPED: what: why`; those of a test are one line at the end. The last line is always
 # `N passed, N failed, N skipped`, where each test and each check counts as one.
 # With --all also tests that are marked as slow.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+
+ignored=()
+case "$#:${1-}" in
+0:) ;;
+1:--all) ignored=(--include-ignored) ;;
+1:--help | 1:-h)
+    echo "usage: scripts/test.sh [--all]"
+    echo "Checks and tests everything; with --all also by the tests that are marked as slow."
+    exit
+    ;;
+*)
+    echo "test: expected --all or nothing, not: $*" >&2
+    exit 2
+    ;;
+esac
 
 log_directory=$(mktemp -d)
 trap 'rm -rf "$log_directory"' EXIT
@@ -54,29 +69,30 @@ sum() {
     ' "$log"
 }
 
-# Tests that passed only because they skipped what they are for: these did not pass.
+# Tests that passed only because they skipped what they are for, a line each: these did not pass. What
+# a test that failed has skipped does not matter.
 skipped_as_passed() {
     awk '
-        /^successes:$/ { in_successes = 1; name = "" }
-        /^failures:$/ || /^test result:/ { in_successes = 0 }
-        in_successes && /^---- .* stdout ----$/ { name = $2 }
-        in_successes && /SKIPPED: / && name != "" { total++; name = "" }
-        END { print total + 0 }
+        function tell() { if (why != "") print "SKIPPED: " why; why = "" }
+        /^successes:$/ { tell(); in_successes = 1 }
+        /^failures:$/ || /^test result:/ { tell(); in_successes = 0 }
+        /^---- .* stdout ----$/ { tell() }
+        in_successes && sub(/^.*SKIPPED: /, "") { why = why (why == "" ? "" : "; ") $0 }
     ' "$log"
 }
 
 # Runs tests and adds up what the test binaries say.
 tests() {
-    local what=$1 result
+    local what=$1 result skipped_tests
     shift
     echo "== $what"
     "$@" </dev/null 2>&1 | tee "$log" | readable
     result=${PIPESTATUS[0]}
-    sed -n 's/^.*\(SKIPPED: .*\)$/\1/p' "$log" >>"$skips"
+    skipped_tests=$(skipped_as_passed | tee -a "$skips" | wc -l)
     # Without a reason in the attribute the line ends at "ignored".
     sed -n 's/^test \(.*\) \.\.\. ignored,\? *\(.*\)$/SKIPPED: \1: slow, `make test-all` runs it; \2/p' \
         "$log" | sed 's/; $//' >>"$skips"
-    passed=$((passed + $(sum passed) - $(skipped_as_passed)))
+    passed=$((passed + $(sum passed) - skipped_tests))
     failed=$((failed + $(sum failed)))
     if [ "$result" -ne 0 ] && [ "$(sum failed)" -eq 0 ]; then
         echo "FAILED: $what: does not build, or a test binary died"
@@ -108,10 +124,6 @@ check "documentation" env RUSTDOCFLAGS="-D warnings" \
     cargo doc --quiet --workspace --no-deps --document-private-items
 dependencies
 
-ignored=()
-if [ "${1-}" = --all ]; then
-    ignored=(--include-ignored)
-fi
 # --show-output: skips are said by tests that pass, and libtest swallows their output.
 tests "tests" cargo test --workspace --no-fail-fast -- --show-output "${ignored[@]}"
 # The same code with loom's atomics: every interleaving that loom finds worth trying.
