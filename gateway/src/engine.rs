@@ -23,18 +23,19 @@ use crate::{
     fixed, guarded, interfaces,
     kept::{self, Kept, KeptError},
     net::{
-        self, Concern, NetworkEvent, NetworkState, Sysctl,
+        self, Concern, Neighbour, NeighbourKey, NeighbourState, NetworkEvent, NetworkState, Sysctl,
         guard::{self, GuardSpec, Installed},
     },
 };
 use aya::maps::MapError;
 use nix::net::if_::if_nametoindex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 use xdp::{address::V4, stamp::epoch_slot};
 use xdp_abi::config::PolicyWord;
@@ -134,7 +135,7 @@ pub struct Engine {
 /// What of each address the machine itself uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Reserved {
-    locals: BTreeMap<Ipv4Addr, u32>,
+    locals: BTreeSet<Ipv4Addr>,
     ephemeral: Option<(u16, u16)>,
     /// Ports of its sockets outside that range, in order; without an address: of every one.
     sockets: BTreeSet<(Option<Ipv4Addr>, u16)>,
@@ -143,7 +144,7 @@ struct Reserved {
 impl Reserved {
     /// Reads it from the kernel. What cannot be read counts as the usual range: too little is
     /// lent rather than a port of the machine.
-    fn now(locals: &BTreeMap<Ipv4Addr, u32>) -> Self {
+    fn now(locals: &BTreeSet<Ipv4Addr>) -> Self {
         let ephemeral = Sysctl::of_kernel().ephemeral_range().unwrap_or((32_768, 60_999));
         let sockets = net::ports_in_use()
             .unwrap_or_default()
@@ -156,7 +157,7 @@ impl Reserved {
 
     /// The ports of an address that NAT must leave alone.
     fn of(&self, address: Ipv4Addr) -> Vec<RangeInclusive<u16>> {
-        if !self.locals.contains_key(&address) {
+        if !self.locals.contains(&address) {
             return Vec::new();
         }
         let ephemeral = self.ephemeral.map(|(first, last)| first..=last);
@@ -458,7 +459,7 @@ impl Engine {
         let mut outcome = Ok(());
         for (concern, events) in NetworkEvent::in_turns(events) {
             match concern {
-                Concern::Neighbours => self.follow_neighbours(events),
+                Concern::Neighbours => self.follow_neighbours(events, network),
                 // Way out and translation belong together: every flow is looked at again.
                 Concern::Routes => self.publisher.judge_again(&self.datapath),
                 Concern::Places => {
@@ -470,7 +471,8 @@ impl Engine {
         outcome
     }
 
-    fn follow_neighbours(&mut self, events: &[NetworkEvent]) {
+    fn follow_neighbours(&mut self, events: &[NetworkEvent], network: &NetworkState) {
+        let mut moved = false;
         for event in events {
             if let NetworkEvent::NeighbourChanged { ifindex, ip: IpAddr::V4(ip), old, new } = event
             {
@@ -478,9 +480,25 @@ impl Engine {
                 if old.is_none() && new.is_some() {
                     self.managed.is_back(*ifindex, *ip);
                 }
-                let old = self.former.before((*ifindex, *ip), *old, *new, ways_back);
-                hops::moved(&self.datapath, &self.places, *ifindex, *ip, old, *new);
+                let now = Instant::now();
+                let old = self.former.before((*ifindex, *ip), *old, *new, now, ways_back);
+                // A host that is there has given one of its addresses to another.
+                let has_it = |((at, other), neighbour): (&NeighbourKey, &Neighbour)| {
+                    at == ifindex
+                        && *other != IpAddr::V4(*ip)
+                        && neighbour.mac == old
+                        && matches!(
+                            neighbour.state,
+                            NeighbourState::Reachable | NeighbourState::Permanent
+                        )
+                };
+                let old = old.filter(|_| !network.neighbours.iter().any(has_it));
+                moved |= hops::moved(&self.datapath, &self.places, *ifindex, *ip, old, *new);
             }
+        }
+        // Who has the old hardware address still gets its answers back with its next packet.
+        if moved {
+            self.publisher.judge_again(&self.datapath);
         }
     }
 

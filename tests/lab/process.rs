@@ -67,7 +67,14 @@ impl Process {
     ///
     /// When the kernel does not say.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("lost sight of `{}`", self.name))
+        let ended = self.child.try_wait();
+        let ended = ended.with_context(|| format!("lost sight of `{}`", self.name))?;
+        if ended.is_some() {
+            // Its last words may not have been read yet.
+            self.stdout.complete();
+            self.stderr.complete();
+        }
+        Ok(ended)
     }
 
     /// Sends it a signal.

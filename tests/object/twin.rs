@@ -588,9 +588,8 @@ fn remember(object: &Object) -> Result<Memory> {
     for info in datapath.ports.all().iter().filter(|info| **info != PortInfo::default()) {
         memory.set_glance(*info);
     }
-    for row in lock(&datapath.locals).iter() {
-        let (address, ifindex) = row?;
-        memory.add_local(V4(address), ifindex);
+    for address in lock(&datapath.locals).keys() {
+        memory.add_local(V4(address?));
     }
     for address in lock(&datapath.locals6).keys() {
         memory.add_local6(address?);

@@ -1,6 +1,6 @@
 //! The network around the gateway changes under live flows.
 
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ fn flows_follow_the_network_around_them(place: Place) -> Result<()> {
     show!(stand:
         a_router_that_is_replaced_is_found,
         a_router_that_was_forgotten_meanwhile_is_found_for_who_only_listens,
+        an_address_that_a_live_router_gives_away_takes_no_answers_along,
         only_neighbours_that_answer_are_kept_resolved,
         a_link_that_comes_back_carries_on,
         attachments_in_another_order_are_the_same_ones,
@@ -65,23 +66,59 @@ fn a_router_that_is_replaced_is_found(stand: &mut Stand) -> Result<()> {
     Ok(())
 }
 
+/// The router between the gateway and the pods of prod-eu, its interface and its address there.
+fn inside_router(lab: &Lab) -> (&Netns, &'static str, Ipv4Addr) {
+    match &lab.vpc {
+        None => {
+            let cluster = lab.cluster("prod-eu");
+            (&cluster.router, "uplink", cluster.plan.router)
+        }
+        Some(vpc) => (vpc, "trunk", VPC_ROUTER),
+    }
+}
+
+/// The gateway's interface towards a neighbour.
+fn device_towards(lab: &Lab, address: Ipv4Addr) -> Result<String> {
+    let way = lab.gateway.run("ip", &["route", "get", &address.to_string()])?;
+    let mut words = way.split_whitespace().skip_while(|word| *word != "dev");
+    words.nth(1).map(str::to_owned).context("it is behind an interface")
+}
+
+/// As where one of two routers takes over an address that both may have.
+fn an_address_that_a_live_router_gives_away_takes_no_answers_along(
+    stand: &mut Stand,
+) -> Result<()> {
+    let lab = &stand.lab;
+    let (router, interface, address) = inside_router(lab);
+    let shown = router.run("ip", &["-o", "link", "show", "dev", interface])?;
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+    let mac = words.nth(1).context("the router has a hardware address")?;
+    let device = device_towards(lab, address)?;
+    let [a, b, c, _] = address.octets();
+    let shared = Ipv4Addr::from([a, b, c, 250]);
+    let known = |at: Ipv4Addr, mac: &str| {
+        lab.gateway.ip(&format!("neighbour replace {at} lladdr {mac} dev {device} nud stale\n"))
+    };
+    // One that is kept resolved is known to be there; of the others nobody has heard lately.
+    if lab.vpc.is_none() {
+        known(address, mac)?;
+    }
+    known(shared, mac)?;
+    // The daemon hears of both.
+    thread::sleep(Duration::from_millis(300));
+    flows_through(stand, || known(shared, "02:52:00:00:03:00"))?;
+    lab.gateway.ip(&format!("neighbour del {shared} dev {device}\n"))
+}
+
 /// Nothing that the client sends would show where it is now.
 fn a_router_that_was_forgotten_meanwhile_is_found_for_who_only_listens(
     stand: &mut Stand,
 ) -> Result<()> {
     const STREAM: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], IPERF);
     let lab = &stand.lab;
-    let (router, interface, address) = match &lab.vpc {
-        None => {
-            let cluster = lab.cluster("prod-eu");
-            (&cluster.router, "uplink", cluster.plan.router)
-        }
-        Some(vpc) => (vpc, "trunk", VPC_ROUTER),
-    };
+    let (router, interface, address) = inside_router(lab);
     let at = address.to_string();
-    let way = lab.gateway.run("ip", &["route", "get", &at])?;
-    let mut words = way.split_whitespace().skip_while(|word| *word != "dev");
-    let device = words.nth(1).context("the router is behind an interface")?;
+    let device = &device_towards(lab, address)?;
     ensure!(client::ping(&lab.gateway, address, 1)? == 1, "the kernel knows the router");
 
     let sender = lab.internet.enter(|| Ok(UdpSocket::bind(STREAM)?))?;

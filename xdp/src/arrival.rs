@@ -76,11 +76,10 @@ pub fn is_own6<T: Tables>(tables: &T, destination: &[u8; 16]) -> bool {
 
 /// Whether whoever sent a new flow's packet has taken an address of the machine. Its session would
 /// take the answers to the machine's own connections. In a pod network an address that the machine
-/// has on another interface may be a pod's.
+/// has on another interface may be a pod's; those that it has on this one are nobody's sources there.
 #[inline(always)]
 pub fn is_from_own<T: Tables<A = V4>>(tables: &T, attachment: &Attachment, source: V4) -> bool {
-    let is_here = |ifindex| attachment.domain == FABRIC || attachment.ifindex == ifindex;
-    source.0 == attachment.address || tables.local_at(source).is_some_and(is_here)
+    source.0 == attachment.address || attachment.domain == FABRIC && tables.is_local(source)
 }
 
 /// Multicast, or broadcast to a link: not routed, and the kernel knows whether it is for it. What

@@ -499,6 +499,11 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
             }
             *packet = read;
             if let Some(reason) = packet::fault_of_header(frame, packet) {
+                // To the machine itself it is its kernel's to refuse; no session takes it.
+                if is_own(tables, read.key.destination) {
+                    done.code = Code::PASS;
+                    return;
+                }
                 done.code = Code::drop(reason);
                 belonging(tables, port(ifindex, layer.vlan), read.key.source, done);
                 return;

@@ -91,6 +91,9 @@ fn first_matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -
     choice.chosen
 }
 
+/// In the place of a set of ports: no port is lent.
+pub const KEPT: u32 = u32::MAX;
+
 /// No policy, no port, no bitmap.
 const NONE: u32 = u32::MAX;
 
@@ -178,7 +181,8 @@ pub fn paired<T: Tables>(
 }
 
 /// Lends a port: `reply` is the reply key with the wanted outside port in it; it comes back
-/// with the port that was lent, and its slot in the table is ours.
+/// with the port that was lent, and its slot in the table is ours. What keeps its source
+/// ([`KEPT`]) gets the key as it is, or nothing.
 #[inline(always)]
 pub fn lend<T: Tables>(
     tables: &T,
@@ -186,9 +190,11 @@ pub fn lend<T: Tables>(
     lendable: u32,
     now: u32,
 ) -> Result<u32, Reason> {
-    let holder = search(tables, reply, lendable, now);
+    let is_kept = lendable == KEPT;
+    let holder =
+        if is_kept { holder(tables, reply, now) } else { search(tables, reply, lendable, now) };
     if holder == SOMEBODY {
-        return Err(Reason::PortsExhausted);
+        return Err(if is_kept { Reason::Contended } else { Reason::PortsExhausted });
     }
     // A session that nobody has swept: its port is taken over, or has just been revived.
     if holder != NOBODY {
@@ -196,13 +202,17 @@ pub fn lend<T: Tables>(
     }
     match table::claim(tables, &T::A::pack(reply)) {
         Claim::Taken(index) => {
-            mark_if_hot(tables, reply);
+            if !is_kept {
+                mark_if_hot(tables, reply);
+            }
             Ok(index)
         }
         refused @ (Claim::NoRoom | Claim::Contended) => {
             // A port that is marked and not lent would be lost. If somebody else has it, it
             // only becomes unknown.
-            give_back_port(tables, reply);
+            if !is_kept {
+                give_back_port(tables, reply);
+            }
             match refused {
                 Claim::NoRoom => Err(Reason::TableFull),
                 // Another processor took it between looking and claiming. The sender repeats
@@ -566,26 +576,22 @@ fn holder<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
     };
     let Some(entry) = tables.slot(index) else { return SOMEBODY };
     let meta = entry.load_meta();
-    if meta.is(State::Live) && entry.key() == words {
-        rested(tables, entry, meta, now)
-    } else {
-        SOMEBODY
-    }
+    if meta.is(State::Live) && entry.key() == words { rested(tables, entry, now) } else { SOMEBODY }
 }
 
-/// The record of a live reply entry, if the time of both halves and the rest of their port are
-/// over; else [`SOMEBODY`]. What changes hands meanwhile is found out by whoever ends it.
+/// The record of a live entry, if the time of both halves and the rest of their port are over; else
+/// [`SOMEBODY`]. What changes hands meanwhile is found out by whoever ends it.
 #[inline(always)]
-fn rested<T: Tables>(
-    tables: &T,
-    reply: &<T::A as Address>::Entry,
-    meta: xdp_abi::session::Meta,
-    now: u32,
-) -> u32 {
-    let number = reply.load_link().record();
+fn rested<T: Tables>(tables: &T, entry: &<T::A as Address>::Entry, now: u32) -> u32 {
+    let number = entry.load_link().record();
     let Some(record) = tables.record(number) else { return SOMEBODY };
-    let Some(forward) = tables.slot(halves(record).forward) else { return SOMEBODY };
-    if has_rested(tables.config(), forward.load_meta(), meta, now) { number } else { SOMEBODY }
+    let halves = halves(record);
+    let (Some(forward), Some(reply)) = (tables.slot(halves.forward), tables.slot(halves.reply))
+    else {
+        return SOMEBODY;
+    };
+    let (forward, reply) = (forward.load_meta(), reply.load_meta());
+    if has_rested(tables.config(), forward, reply, now) { number } else { SOMEBODY }
 }
 
 /// A reply key is free.

@@ -138,13 +138,8 @@ pub trait Tables: Repeat {
     fn attachment(&self, number: u16) -> Option<Attachment>;
     /// Whether an attachment carries a non-routable source as it is.
     fn carries(&self, attachment: u16, source: Self::A) -> bool;
-    /// The interface on which the machine itself has this address; of several one.
-    fn local_at(&self, address: Self::A) -> Option<u32>;
     /// Whether the machine itself has this address.
-    #[inline(always)]
-    fn is_local(&self, address: Self::A) -> bool {
-        self.local_at(address).is_some()
-    }
+    fn is_local(&self, address: Self::A) -> bool;
     /// Whether the machine itself has this IPv6 address.
     fn is_local6(&self, address: &[u8; 16]) -> bool;
     /// An interface.

@@ -54,13 +54,20 @@ impl Phase {
         Self(bits)
     }
 
+    /// Whether both sides have said that they have no more to say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_finished(self) -> bool {
+        self.0 & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
+    }
+
     /// The timer of this phase.
     #[inline(always)]
     #[must_use]
     pub const fn class(self) -> Class {
         if self.0 & RESET != 0 {
             Class::TcpReset
-        } else if self.0 & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY {
+        } else if self.is_finished() {
             Class::TcpClosed
         } else if self.0 & (FIN_FORWARD | FIN_REPLY) != 0 {
             Class::TcpClosing

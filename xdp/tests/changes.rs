@@ -393,7 +393,7 @@ fn what_is_remembered_of_an_address_does_not_outlive_its_identity() {
 fn an_address_that_becomes_the_machine_s_own_is_not_remembered_as_another_s() {
     let mut lab = permissive().build();
     lab.forward(2, &udp(POD, SERVER).frame());
-    lab.gateway.tables.add_local(v4("198.51.100.9"), 5);
+    lab.gateway.tables.add_local(v4("198.51.100.9"));
     let own = lab.send(2, &udp("100.64.0.7:40001", SERVER).frame());
     assert_eq!(own.fate, Fate::Pass);
 }

@@ -229,9 +229,16 @@ fn two_forged_segments_end_no_session_that_keeps_its_source() {
     lab.forward(4, &tcp(NODE, SERVER, ACK).frame());
     lab.forward(5, &answer_to(&out, ACK).frame());
     assert_eq!(lab.tables().counters().sessions_begun, 1);
-    // Closed by both it may be opened by either.
+    // Ended by both, or by a RST from inside, it may be opened by either.
+    lab.forward(4, &tcp(NODE, SERVER, RST).frame());
+    lab.forward(5, &answer_to(&out, SYN).frame());
+    assert_eq!(lab.tables().counters().sessions_begun, 2);
+    let lab = permissive().build();
+    let (_, out) = lab.forward(4, &tcp(NODE, SERVER, SYN).frame());
+    lab.forward(5, &answer_to(&out, SYN | ACK).frame());
     lab.forward(4, &tcp(NODE, SERVER, FIN | ACK).frame());
     lab.forward(5, &answer_to(&out, FIN | ACK).frame());
+    lab.forward(5, &answer_to(&out, RST).frame());
     lab.forward(5, &answer_to(&out, SYN).frame());
     assert_eq!(lab.tables().counters().sessions_begun, 2);
     lab.assert_books();

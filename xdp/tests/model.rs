@@ -304,7 +304,7 @@ impl Tables for Tiny {
     fn carries(&self, _: u16, _: V4) -> bool {
         unreachable!()
     }
-    fn local_at(&self, _: V4) -> Option<u32> {
+    fn is_local(&self, _: V4) -> bool {
         unreachable!()
     }
     fn is_local6(&self, _: &[u8; 16]) -> bool {

@@ -110,23 +110,6 @@ fn an_answer_never_carries_a_non_routable_source_out() {
 }
 
 #[test]
-fn nobody_in_a_pod_network_speaks_for_an_address_that_the_machine_has_on_its_interface() {
-    for (ifindex, spoofed) in [(2, true), (3, false)] {
-        let local = format!("local 100.64.0.9 on {ifindex}\npermit any -> any all");
-        let lab = Scene::read(TWO_CLUSTERS).and(&local).build();
-        let fate = lab.send(2, &udp("100.64.0.9:5555", SERVER).frame()).fate;
-        if spoofed {
-            assert_eq!(fate, Fate::Drop(Reason::Martian));
-        } else {
-            assert!(matches!(fate, Fate::Transmit(..)), "another cluster's pod: {fate:?}");
-        }
-        // Its first address of that network is its own in any case.
-        let own = lab.send(2, &udp("100.64.255.1:5555", SERVER).frame()).fate;
-        assert_eq!(own, Fate::Drop(Reason::Martian));
-    }
-}
-
-#[test]
 fn a_watched_rule_is_counted_and_does_not_decide() {
     let lab = Lab::with_rules(
         "deny red -> servers tcp/443 monitor

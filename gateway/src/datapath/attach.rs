@@ -45,8 +45,8 @@ pub enum AttachError {
     },
     /// The driver holds frames of this MTU in more than one buffer, or not at all, with XDP.
     #[error(
-        "the MTU of `{interface}` is more than its driver takes with XDP: lower it, or set \
-         `hook: tc` for the interface"
+        "the MTU of `{interface}`, or on a veth that of its other end, is more than its driver takes with \
+         XDP: lower it, or set `hook: tc` for the interface"
     )]
     Mtu {
         /// The interface.

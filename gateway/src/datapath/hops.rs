@@ -11,6 +11,7 @@ use crate::net::{IfIndex, Mac, NetworkState};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::{Duration, Instant},
 };
 use xdp_abi::forward::{
     HOP_REDIRECT, HOP_REFRESH, HOP_RESOLVED, HOP_ROUTABLE, HOP_USED, Hop, LINK_REDIRECT, LINK_UP,
@@ -32,12 +33,15 @@ pub fn read(hop: &NextHop) -> Hop {
 /// can come and go under any address on it.
 const MOST_FORMER: usize = 1024;
 
+/// For how long. Whoever has the address of a neighbour much later is another one.
+const FORMER_FOR: Duration = Duration::from_secs(300);
+
 /// The last hardware addresses of neighbours that have none now: deleted, or without an answer.
 ///
 /// A way back was learnt from a packet and knows its neighbour by this address only; so the one that
 /// comes next is that neighbour's move.
 #[derive(Debug, Default)]
-pub struct Former(BTreeMap<(IfIndex, Ipv4Addr), Mac>);
+pub struct Former(BTreeMap<(IfIndex, Ipv4Addr), (Mac, Instant)>);
 
 impl Former {
     /// The address that a neighbour had before `new`, or before it had none. Only an address that is a
@@ -47,20 +51,27 @@ impl Former {
         neighbour: (IfIndex, Ipv4Addr),
         old: Option<Mac>,
         new: Option<Mac>,
+        now: Instant,
         ways_back: impl FnOnce() -> BTreeSet<(IfIndex, Mac)>,
     ) -> Option<Mac> {
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) <= FORMER_FOR;
         match (old, new) {
             (Some(mac), None) => {
                 let ways_back = ways_back();
                 if self.0.len() >= MOST_FORMER {
-                    self.0.retain(|(ifindex, _), mac| ways_back.contains(&(*ifindex, *mac)));
+                    self.0.retain(|(ifindex, _), (mac, at)| {
+                        is_recent(at) && ways_back.contains(&(*ifindex, *mac))
+                    });
                 }
                 if self.0.len() < MOST_FORMER && ways_back.contains(&(neighbour.0, mac)) {
-                    self.0.insert(neighbour, mac);
+                    self.0.insert(neighbour, (mac, now));
                 }
                 old
             }
-            (None, Some(_)) => self.0.remove(&neighbour).filter(|former| Some(*former) != new),
+            (None, Some(_)) => {
+                let former = self.0.remove(&neighbour).filter(|(_, at)| is_recent(at));
+                former.map(|(mac, _)| mac).filter(|former| Some(*former) != new)
+            }
             (Some(_), Some(_)) | (None, None) => old,
         }
     }
@@ -79,7 +90,8 @@ pub fn ways_back(datapath: &Datapath, places: &Places) -> BTreeSet<(IfIndex, Mac
 }
 
 /// A neighbour is reached under another hardware address, or under none, on the interface that
-/// the kernel routes by. Says how many next hops that was.
+/// the kernel routes by. Says whether that is a way back; it may be that of others too, who have it
+/// still, and they show it with their next packet if that is judged again.
 pub fn moved(
     datapath: &Datapath,
     places: &Places,
@@ -87,8 +99,8 @@ pub fn moved(
     ip: Ipv4Addr,
     old: Option<Mac>,
     new: Option<Mac>,
-) -> usize {
-    let mut count = 0;
+) -> bool {
+    let (mut count, mut is_way_back) = (0, false);
     for entry in datapath.hops.all() {
         let hop = read(entry);
         if !hop.is(HOP_USED) || places.routed_by(hop.attachment()) != Some(ifindex) {
@@ -103,6 +115,7 @@ pub fn moved(
                 entry.words[0].store(Hop::mac_word(mac, hop.vlan()));
                 entry.words[2].store(hop.place | u64::from(HOP_RESOLVED));
                 count += 1;
+                is_way_back |= learnt;
             }
             None if named => {
                 entry.words[2].store(hop.place & !u64::from(HOP_RESOLVED));
@@ -115,7 +128,7 @@ pub fn moved(
         // A way back that is remembered may be another one now.
         datapath.move_epoch(NETWORK_EPOCH);
     }
-    count
+    is_way_back
 }
 
 /// Links or attachments changed: next hops on a link that is down are not used; of the others
@@ -241,9 +254,10 @@ mod tests {
     fn a_neighbour_that_had_no_address_meanwhile_has_moved() {
         const ROUTER: (IfIndex, Ipv4Addr) = (12, Ipv4Addr::new(10, 0, 0, 1));
         let mac = |last| [2, 0, 0, 0, 0, last];
+        let begun = Instant::now();
         let before = |former: &mut Former, neighbour, old: Option<u8>, new: Option<u8>| {
             let ways_back = || [(12, mac(1)), (13, mac(2))].into();
-            former.before(neighbour, old.map(mac), new.map(mac), ways_back)
+            former.before(neighbour, old.map(mac), new.map(mac), begun, ways_back)
         };
         for (first, second, found) in [
             (1, 3, Some(mac(1))),
@@ -264,10 +278,17 @@ mod tests {
         }
         assert_eq!(former.0.len(), MOST_FORMER);
         assert_eq!(
-            former.before(ROUTER, Some(mac(3)), None, || [(12, mac(3))].into()),
+            former.before(ROUTER, Some(mac(3)), None, begun, || [(12, mac(3))].into()),
             Some(mac(3))
         );
         assert_eq!(former.0.len(), 1, "those that are no way back any more make room");
+        // Long after it is another neighbour that has got its address.
+        for (later, found) in [(FORMER_FOR, Some(mac(1))), (FORMER_FOR + FORMER_FOR, None)] {
+            let former = &mut Former::default();
+            before(former, ROUTER, Some(1), None);
+            let came = former.before(ROUTER, None, Some(mac(3)), begun + later, BTreeSet::new);
+            assert_eq!(came, found, "{later:?}");
+        }
     }
 
     #[test]

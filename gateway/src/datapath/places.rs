@@ -5,7 +5,7 @@
 //! ([`Numbers`]), and of what the kernel says of its links and addresses; [`Places::write`] brings the tables to that.
 
 use super::{
-    behind::{self, Sources},
+    behind::{self, NOBODY, Sources},
     numbers::Numbers,
     publish::WaysOut,
     tables::{Datapath, lock, prefix_key},
@@ -23,9 +23,9 @@ use std::{
     sync::Mutex,
 };
 use xdp_abi::forward::{
-    ATTACHED, ATTACHMENTS, Attachment, INTERFACES, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE,
-    LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4, PortInfo,
-    ROUTABLE, port,
+    ATTACHED, ATTACHMENTS, Attachment, FABRIC, INTERFACES, KIND_CONNECTION, KIND_INTERNET,
+    KIND_SPOKE, LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4,
+    PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -58,9 +58,8 @@ pub struct Places {
     pub interfaces: BTreeMap<u32, (String, Served)>,
     /// How ways out are numbered in SNAT policies.
     pub ways_out: WaysOut,
-    /// The machine's own addresses, and the broadcast addresses of its links, each with the first of
-    /// the interfaces that have it.
-    pub locals: BTreeMap<Ipv4Addr, u32>,
+    /// The machine's own addresses, and the broadcast addresses of its links.
+    pub locals: BTreeSet<Ipv4Addr>,
     locals6: BTreeSet<Ipv6Addr>,
     /// Attachments whose interface is missing. They have no packets.
     pub missing: Vec<Missing>,
@@ -164,13 +163,16 @@ impl Places {
             }
             places.attachments.insert(number, attachment);
         }
-        for own in network.addresses.values() {
-            let IpAddr::V4(address) = own.address else { continue };
-            for local in [Some(address), broadcast(address, own.prefix_len)].into_iter().flatten() {
-                let first = places.locals.entry(local).or_insert(own.ifindex);
-                *first = own.ifindex.min(*first);
-            }
-        }
+        places.locals = network
+            .addresses
+            .values()
+            .filter_map(|own| match own.address {
+                IpAddr::V4(address) => Some([Some(address), broadcast(address, own.prefix_len)]),
+                IpAddr::V6(_) => None,
+            })
+            .flatten()
+            .flatten()
+            .collect();
         places.locals6 = network
             .addresses
             .values()
@@ -181,6 +183,7 @@ impl Places {
             .collect();
         let domain = |number: u16| places.attachments.get(&number).map_or(0, |at| at.domain);
         behind::part(&mut places.sources, &behind, domain);
+        places.own_sources(network);
         // What is non-routable and nobody's leads to no session, and needs no glance.
         places.glances();
         let non_routable: Vec<_> = config.gateway.non_routable.iter().map(|p| p.net()).collect();
@@ -188,6 +191,22 @@ impl Places {
         let non_routable = Ipv4Net::aggregate(&non_routable);
         behind::confine(&mut places.sources, &non_routable, &routable);
         places
+    }
+
+    /// The machine's addresses on the interface of a pod network are nobody else's sources there. In
+    /// the fabric none of its addresses is, which the datapath sees to.
+    fn own_sources(&mut self, network: &NetworkState) {
+        let places: BTreeSet<(u32, u32)> = (self.sources.iter())
+            .filter_map(|((place, _), number)| Some((*place, self.attachments.get(number)?)))
+            .filter(|(_, attachment)| attachment.domain != FABRIC)
+            .map(|(place, attachment)| (place, attachment.ifindex))
+            .collect();
+        for own in network.addresses.values() {
+            let IpAddr::V4(address) = own.address else { continue };
+            for (place, _) in places.iter().filter(|(_, ifindex)| *ifindex == own.ifindex) {
+                self.sources.insert((*place, address.into()), NOBODY);
+            }
+        }
     }
 
     fn link(&mut self, parent: &Link, routed: &Link, vlan: u16, hook: Served) {
@@ -256,10 +275,10 @@ impl Places {
         }
         {
             let mut locals = lock(&datapath.locals);
-            for (address, ifindex) in &self.locals {
-                locals.insert(address.octets(), ifindex, 0)?;
+            for address in &self.locals {
+                locals.insert(address.octets(), 1, 0)?;
             }
-            for address in before.locals.keys().filter(|one| !self.locals.contains_key(one)) {
+            for address in before.locals.difference(&self.locals) {
                 let _ = locals.remove(&address.octets());
             }
         }
@@ -455,7 +474,7 @@ impl Datapath {
         let mut locals = lock(&self.locals);
         let keys: Vec<_> = locals.keys().flatten().collect();
         for key in keys {
-            if !keep.locals.contains_key(&Ipv4Addr::from(key)) {
+            if !keep.locals.contains(&Ipv4Addr::from(key)) {
                 let _ = locals.remove(&key);
             }
         }
@@ -600,30 +619,49 @@ mod tests {
     }
 
     #[test]
+    fn the_machine_s_addresses_in_a_pod_network_are_nobody_else_s_sources_there() {
+        let config = testing::scene(TWO_CLUSTERS).config;
+        let mut network = testing::network_of(&config);
+        let numbers = Numbers::default().with(&config.gateway);
+        // The first of eth2, which pods of eth1 may have; a second one of both; one of the fabric.
+        for (ifindex, address) in
+            [(2, "100.64.9.1"), (1, "100.64.9.2"), (2, "100.64.9.2"), (3, "10.9.9.9")]
+        {
+            let address: IpAddr = address.parse().unwrap();
+            let own = Address { ifindex, address, prefix_len: 32, scope: 0, secondary: true };
+            network.addresses.insert((ifindex, address, 32), own);
+        }
+        let places = Places::of(&config, &network, &BTreeMap::new(), &numbers);
+        let is_nobody_s = |ifindex, address: &str| {
+            let address: Ipv4Addr = address.parse().unwrap();
+            places.sources.get(&(port(ifindex, 0), address.into())) == Some(&NOBODY)
+        };
+        for (ifindex, address, expected) in [
+            (1, "100.64.9.1", false),
+            (2, "100.64.9.1", true),
+            (1, "100.64.9.2", true),
+            (2, "100.64.9.2", true),
+            (3, "10.9.9.9", false),
+            (1, "100.64.9.3", false),
+        ] {
+            assert_eq!(is_nobody_s(ifindex, address), expected, "{address} on {ifindex}");
+        }
+    }
+
+    #[test]
     fn the_machine_s_own_are_its_addresses_and_the_broadcast_of_its_links() {
         let config = testing::scene(TWO_CLUSTERS).config;
         let mut network = testing::network_of(&config);
-        for (ifindex, address, prefix_len) in [
-            (1, "10.1.2.3", 22),
-            (2, "10.1.2.3", 24),
-            (2, "192.0.2.4", 31),
-            (1, "192.0.2.9", 32),
-            (1, "::1", 128),
-        ] {
+        for (address, prefix_len) in
+            [("10.1.2.3", 22), ("192.0.2.4", 31), ("192.0.2.9", 32), ("::1", 128)]
+        {
             let address: IpAddr = address.parse().unwrap();
-            let own = Address { ifindex, address, prefix_len, scope: 0, secondary: false };
-            network.addresses.insert((ifindex, address, prefix_len), own);
+            let own = Address { ifindex: 1, address, prefix_len, scope: 0, secondary: false };
+            network.addresses.insert((1, address, prefix_len), own);
         }
         let numbers = Numbers::default().with(&config.gateway);
         let places = Places::of(&config, &network, &BTreeMap::new(), &numbers);
-        let expected = [
-            ("10.1.2.3", 1),
-            ("10.1.2.255", 2),
-            ("10.1.3.255", 1),
-            ("192.0.2.4", 2),
-            ("192.0.2.9", 1),
-        ];
-        let expected = expected.map(|(address, ifindex)| (address.parse().unwrap(), ifindex));
-        assert_eq!(places.locals, expected.into());
+        let expected = ["10.1.2.3", "10.1.3.255", "192.0.2.4", "192.0.2.9"];
+        assert_eq!(places.locals, expected.map(|address| address.parse().unwrap()).into());
     }
 }

@@ -258,8 +258,8 @@ impl Tables for Tables4 {
         let key = place_key(u32::from(attachment), source);
         lock(&self.datapath.carries).get(&key, 0).is_ok()
     }
-    fn local_at(&self, address: V4) -> Option<u32> {
-        lock(&self.datapath.locals).get(&address.0, 0).ok()
+    fn is_local(&self, address: V4) -> bool {
+        lock(&self.datapath.locals).get(&address.0, 0).is_ok()
     }
     fn is_local6(&self, address: &[u8; 16]) -> bool {
         lock(&self.datapath.locals6).get(address, 0).is_ok()

@@ -129,7 +129,7 @@ fn network(memory: &mut Memory, config: &Config) {
             .set_link(ifindex, LinkInfo { parent: ifindex, vlan: 0, mtu: 1500, mac: OURS, flags });
         let address = V4([10, 255, ifindex as u8, 1]);
         let router = Some(V4([10, 255, ifindex as u8, 254]));
-        memory.add_local(address, ifindex);
+        memory.add_local(address);
         let domain = domains[attachment.domain.as_str()].0;
         let (kind, to) = match attachment.kind {
             AttachmentKind::Spoke => (KIND_SPOKE, None),

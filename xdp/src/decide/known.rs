@@ -62,7 +62,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             // translation the other end may, and is judged for itself. Not while its RST is all that
             // is known of the end: that may be forged, and so may this.
             let is_leased = record.identity.load() & LEASED != 0;
-            if link.is_reply() && (is_leased || !over && matches!(class, Class::TcpReset)) {
+            if link.is_reply() && (is_leased || !over && !self.has_ended(record)) {
                 return self.unexpected();
             }
             let ending = if over {
@@ -154,6 +154,15 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         let Some(back) = self.way_back() else { return true };
         // It may lose to a flag that another packet sets; then the next packet does it.
         reply.link().replace(old.0, old.with_next_hop(back).0)
+    }
+
+    /// Whether whoever opened a connection has said that it is over, which nobody else can say.
+    #[inline(always)]
+    fn has_ended(&self, record: &Record) -> bool {
+        let phase = tcp::Phase(Facts(record.facts.load()).phase());
+        let forward = self.tables.slot(halves(record).forward);
+        let flags = forward.map_or(0, |entry| entry.load_link().tcp_flags());
+        phase.is_finished() || flags & tcp::RST != 0
     }
 
     #[inline(always)]

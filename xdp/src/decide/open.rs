@@ -103,14 +103,8 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 return Code::drop(not_claimed(refused));
             }
         };
-        let claimed = if plan.translated {
-            snat::lend(tables, &mut plan.reply_key, plan.lendable, self.now)
-        } else {
-            match table::claim(tables, &V4::pack(&plan.reply_key)) {
-                Claim::Taken(index) => Ok(index),
-                refused @ (Claim::Contended | Claim::NoRoom) => Err(not_claimed(refused)),
-            }
-        };
+        let lendable = if plan.translated { plan.lendable } else { snat::KEPT };
+        let claimed = snat::lend(tables, &mut plan.reply_key, lendable, self.now);
         match claimed {
             Ok(index) => {
                 plan.reply = index;

@@ -90,10 +90,10 @@ impl Memory {
         self.locals6.insert(address);
     }
 
-    /// An address that the machine itself has on an interface.
-    pub fn add_local(&mut self, address: V4, ifindex: u32) {
+    /// An address of the machine itself.
+    pub fn add_local(&mut self, address: V4) {
         self.move_network_epoch();
-        self.locals.insert(address, ifindex);
+        self.locals.insert(address);
     }
     /// A line of the routing table.
     pub fn add_route(&mut self, route: RouteEntry) {

@@ -76,7 +76,7 @@ pub struct Memory {
     pub(super) ahead: HashMap<u32, Vec<(Prefix, u16)>>,
     pub(super) carried: Vec<(u16, Prefix)>,
     pub(super) glances: HashMap<u32, PortInfo>,
-    pub(super) locals: HashMap<V4, u32>,
+    pub(super) locals: HashSet<V4>,
     pub(super) locals6: HashSet<[u8; 16]>,
     pub(super) links: HashMap<u32, LinkInfo>,
     pub(super) routes: Vec<RouteEntry>,
@@ -165,7 +165,7 @@ impl Memory {
             ahead: HashMap::new(),
             carried: Vec::new(),
             glances: HashMap::new(),
-            locals: HashMap::new(),
+            locals: HashSet::new(),
             locals6: HashSet::new(),
             links: HashMap::new(),
             routes: Vec::new(),
@@ -464,8 +464,8 @@ impl Tables for Memory {
     fn carries(&self, attachment: u16, source: V4) -> bool {
         !self.fails() && self.carried.iter().any(|(n, p)| *n == attachment && p.contains(source))
     }
-    fn local_at(&self, address: V4) -> Option<u32> {
-        self.locals.get(&address).copied()
+    fn is_local(&self, address: V4) -> bool {
+        self.locals.contains(&address)
     }
     fn is_local6(&self, address: &[u8; 16]) -> bool {
         self.locals6.contains(address)
@@ -477,7 +477,7 @@ impl Tables for Memory {
         if self.fails() {
             return Route::Failed;
         }
-        if self.locals.contains_key(&destination) {
+        if self.locals.contains(&destination) {
             return Route::Unreachable;
         }
         let routes = self.routes.iter().map(|route| (route.to, *route));

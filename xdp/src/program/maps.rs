@@ -442,9 +442,8 @@ impl Tables for Kernel {
         CARRIES4.get(port_key(attachment as u32, source, 32)).is_some()
     }
     #[inline(always)]
-    fn local_at(&self, address: V4) -> Option<u32> {
-        // SAFETY: the number is copied out.
-        unsafe { LOCALS4.get(address.0).copied() }
+    fn is_local(&self, address: V4) -> bool {
+        LOCALS4.get_ptr(address.0).is_some()
     }
     #[inline(always)]
     fn is_local6(&self, address: &[u8; 16]) -> bool {

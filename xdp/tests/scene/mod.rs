@@ -95,7 +95,7 @@ pub struct Scene {
     attachments: Vec<AttachLine>,
     routes: Vec<RouteEntry>,
     neighbours: Vec<(u32, V4, Option<[u8; 6]>)>,
-    locals: Vec<(V4, u32)>,
+    locals: Vec<V4>,
     identities: Vec<(String, u16, Vec<Prefix>)>,
     rules: Vec<RuleLine>,
     snats: Vec<SnatLine>,
@@ -201,7 +201,7 @@ impl Scene {
                 assert!(has("unresolved"));
                 self.neighbours.push((number("on").unwrap(), v4(words[1]), None));
             }
-            "local" => self.locals.push((v4(words[1]), number("on").unwrap_or(0))),
+            "local" => self.locals.push(v4(words[1])),
             "identity" => {
                 let domain = words[2].parse().unwrap();
                 self.identities.push((words[1].to_owned(), domain, prefixes(words[3])));
@@ -340,8 +340,8 @@ impl Scene {
         for (ifindex, address, mac) in &self.neighbours {
             memory.set_neighbour(*ifindex, *address, *mac);
         }
-        for (address, ifindex) in &self.locals {
-            memory.add_local(*address, *ifindex);
+        for address in &self.locals {
+            memory.add_local(*address);
         }
         // The machine's one global IPv6 address: 2002:101:…
         memory.add_local6([0x20, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);

@@ -326,6 +326,10 @@ fn a_flow_that_another_domain_has_taken_the_addresses_of_is_said_to_be_contended
     for port in [Some(40_001), None] {
         assert_eq!(said(&scene, port).outcome, Outcome::Forward, "{port:?}");
     }
+    // It is over, and nobody has swept it.
+    scene.pass(421 * testing::SECOND);
+    assert_eq!(said(&scene, Some(40_000)).outcome, Outcome::Forward);
+    assert!(matches!(scene.send(2, flow()), Fate::Transmit(..)));
 }
 
 #[test]
