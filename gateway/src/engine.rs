@@ -244,6 +244,10 @@ impl Engine {
         guard::install(&guarded::spec(&config, translating))?;
         let hooks = interfaces::to_load(&config, &places);
         let datapath = Datapath::open(sizes, hooks, Some(&pins))?;
+        let mut older = datapath.take_older();
+        if let Some(older) = &older {
+            older.resume(&datapath);
+        }
         settings::write(&datapath, &config);
         datapath.clear_places(&places);
         places.write(&datapath, &Places::default())?;
@@ -255,7 +259,6 @@ impl Engine {
             reserved.of(address)
         })?;
         hops::relink(&datapath, &places);
-        let mut older = datapath.take_older();
         if let Some(older) = &mut older {
             older.replace(&datapath).map_err(TablesError::from)?;
         }

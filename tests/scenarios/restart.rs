@@ -329,6 +329,7 @@ fn live_through(stand: &mut Stand, change: fn(&Path) -> Result<()>) -> Result<()
         let stream = client::connect_to(pod, to, PATIENCE)?.open()?;
         anyhow::Ok(client::talk(pod, stream, Duration::from_millis(2), PATIENCE))
     });
+    // So few that what comes in while a start keeps both processors busy fits the rings of a veth.
     let load = UdpLoad { packets: u32::MAX, rate: 200, ..UdpLoad::default() };
     let flows =
         [(&api, INTERNET), (&web, INTERNET)].map(|(pod, to)| client::udp_flow(pod, to, load));
@@ -376,8 +377,7 @@ fn live_through(stand: &mut Stand, change: fn(&Path) -> Result<()>) -> Result<()
     }
     for flow in flows {
         let report = flow?.stop()?;
-        // A start keeps a core busy, and a busy machine loses packets in the veth rings.
-        ensure!(report.lost() * 20 < report.sent, "{report:?}");
+        ensure!(report.lost() == 0, "{report:?}");
     }
     ensure!(stand.counters()?.begun == begun, "live flows were begun anew");
     // The end of a connection is followed in the records that were carried over.

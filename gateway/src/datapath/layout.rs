@@ -13,7 +13,7 @@
 //! found                old                           1
 //! loaded, carried      old        new                1        killed here: begin again
 //! old kept             old        new      old       1        killed here: begin again
-//! in force             new                 old       1        killed here: say so and go on
+//! in force             new                 old       1        killed here: carry, say so and go on
 //!                      new                 old       2        programs are exchanged from here on
 //! programs exchanged   new                           2
 //! ```
@@ -185,6 +185,15 @@ impl Older {
     #[must_use]
     pub fn apart(&self) -> &'static [&'static str] {
         if self.in_force { &[] } else { &v1::CHANGED }
+    }
+
+    /// Today's layout may be in force already, because a start was killed then, and programs of both
+    /// at work: carries over what those of before have begun since. Has to come before anything by
+    /// which packets judge their sessions again, which they cannot without today's record.
+    pub fn resume(&self, datapath: &Datapath) {
+        if self.in_force {
+            self.pass(datapath, Counts::Move);
+        }
     }
 
     /// Carries every session over and puts today's layout in force. The programs of before go on
