@@ -1,12 +1,14 @@
 //! What is full refuses the new and keeps the old.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::Netns;
-use lab::client;
+use lab::client::{self, Attempt};
 use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
 use xdp_abi::reason::Reason;
@@ -20,8 +22,19 @@ const TRANSIT: SocketAddrV4 = SocketAddrV4::new(TRANSIT_SERVERS[0], ECHO);
 const PORTS: usize = 64;
 /// What the session table holds.
 const SESSIONS: usize = 1_024;
+/// A range in which two ports are the machine's own.
+const SHARED: Range<u16> = 20_000..20_070;
+/// From there it has a connection of its own, to the very server that pods want.
+const CONNECTS: u16 = 20_010;
+/// There it listens.
+const LISTENS: u16 = 20_020;
+/// By then the daemon, which looks every 2 s, knows what the machine uses.
+const NOTICED: Duration = Duration::from_secs(4);
 
-everywhere!(what_is_full_refuses_the_new_and_keeps_the_old);
+everywhere!(
+    what_is_full_refuses_the_new_and_keeps_the_old,
+    a_full_range_leaves_the_machine_its_own_ports
+);
 
 fn what_is_full_refuses_the_new_and_keeps_the_old(place: Place) -> Result<()> {
     let mut stand = place.stand_with(|config| {
@@ -75,7 +88,6 @@ fn yes(answers: &[bool]) -> usize {
 
 fn every_port_of_a_range_is_lent_and_none_twice(stand: &mut Stand) -> Result<()> {
     let lab = &stand.lab;
-    let own = Own::start(lab)?;
     let web = &lab.pod("prod-eu", "web").netns;
     let before = stand.counters()?.dropped(Reason::PortsExhausted);
     let (_first, answered) = ask(web, INTERNET, PORTS)?;
@@ -92,8 +104,54 @@ fn every_port_of_a_range_is_lent_and_none_twice(stand: &mut Stand) -> Result<()>
     let elsewhere = SocketAddrV4::new(INTERNET_SERVERS[1], ECHO);
     let (_elsewhere, answered) = ask(web, elsewhere, 10)?;
     ensure!(yes(&answered) == 10, "{} of 10 elsewhere", yes(&answered));
-    own.assert_alive()?;
     stand.ctl(&["sessions", "clear", "--all"])?;
+    Ok(())
+}
+
+/// In a stand of its own: a port that the machine has used stays its own for a while.
+fn a_full_range_leaves_the_machine_its_own_ports(place: Place) -> Result<()> {
+    let mut stand = place.stand_with(|config| {
+        let ports = format!("{}-{}", SHARED.start, SHARED.end - 1);
+        config.set_ports("pods-to-internet", &ports);
+    })?;
+    show!(stand: pods_get_all_ports_but_those_of_the_machine)
+}
+
+fn pods_get_all_ports_but_those_of_the_machine(stand: &mut Stand) -> Result<()> {
+    let lab = &stand.lab;
+    let outside = lab.internet_address();
+    let own = SocketAddrV4::new(outside, CONNECTS);
+    let own = client::connect_from(&lab.gateway, own, INTERNET, PATIENCE)?.open()?;
+    let own = client::talk(&lab.gateway, own, Duration::from_millis(5), PATIENCE);
+    let _listener = lab.gateway.enter(|| Ok(TcpListener::bind((outside, LISTENS))?))?;
+    thread::sleep(NOTICED);
+    let before = stand.counters()?.dropped(Reason::PortsExhausted);
+    let web = &lab.pod("prod-eu", "web").netns;
+    let (mut open, mut refused) = (Vec::new(), 0);
+    for _ in SHARED {
+        // Shorter than a SYN takes to be repeated, which would be counted again.
+        match client::connect_to(web, INTERNET, Duration::from_millis(500))? {
+            Attempt::Open(stream) => open.push(stream),
+            Attempt::Refused | Attempt::Silence => refused += 1,
+        }
+    }
+    ensure!(open.len() == SHARED.len() - 2, "{} of {} are open", open.len(), SHARED.len());
+    let counted = stand.counters()?.dropped(Reason::PortsExhausted) - before;
+    ensure!(counted == refused, "{refused} were refused, {counted} are counted");
+    // As the server sees them: each from another port, and one of them is the machine itself.
+    let shown = lab.internet.run("ss", &["-Htn", "state", "established"])?;
+    let peers = shown.lines().filter_map(|line| line.split_whitespace().last());
+    let peers: BTreeSet<SocketAddrV4> =
+        peers.map(str::parse).collect::<Result<_, _>>().with_context(|| shown.clone())?;
+    let connected = SHARED.filter(|port| *port != LISTENS);
+    let expected = connected.map(|port| SocketAddrV4::new(outside, port));
+    ensure!(peers.into_iter().eq(expected), "{shown}");
+    for stream in open {
+        client::echo(stream, 1_000).context("a flow that has a port")?;
+    }
+    ensure!(!own.ended(), "the machine's own connection ended");
+    let own = own.stop()?;
+    ensure!(own.broke.is_none() && own.answered > 100, "the machine's own: {own:?}");
     Ok(())
 }
 
