@@ -3,12 +3,13 @@
 //! On TC such packets come as their sender made them, and what the gateway tells of them is
 //! written into the same frame.
 
+use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, Attempt};
-use lab::plan::{INTERNET_ROUTER, INTERNET_SERVERS, VPC_ROUTER};
+use lab::plan::{INTERNET_ROUTER, INTERNET_SERVERS, NON_ROUTABLE, VPC_ROUTER};
 use lab::servers::{self, ECHO};
 use lab::{Hook, Need, Netns, Offloads, Shape};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -42,6 +43,12 @@ fn a_veth_gets_the_hook_that_takes_it_as_it_is() -> Result<()> {
     ensure!(matches!(attempt, Attempt::Silence), "XDP has lost its checksum: {attempt:?}");
     let said = stand.daemon.stderr();
     ensure!(said.contains("`ethtool -K PEER tx off txvlan off gro on`"), "{said}");
+    let next = stand.lab.watch_outside()?;
+    let mut seen = false;
+    for capture in mem::replace(&mut stand.outside, next) {
+        seen |= capture.stop()?.assert_clean(&[NON_ROUTABLE]).is_err();
+    }
+    ensure!(seen, "captures see what XDP has lost");
 
     let attachments = stand.config.gateway["attachments"].as_array_mut().context("a list")?;
     for attachment in attachments {
@@ -52,20 +59,27 @@ fn a_veth_gets_the_hook_that_takes_it_as_it_is() -> Result<()> {
     client::echo(client::connect_to(&pod, to, PATIENCE)?.open()?, 100_000)?;
     let said = stand.daemon.stderr();
     ensure!(said.matches("ethtool").count() == 4, "said of all, and never again: {said}");
-    Ok(())
+    ends_sound(&mut stand)
 }
 
 fn whoever_leaves_work_to_devices_is_told_all(shape: Shape) -> Result<()> {
     let place = Place { shape, hook: Hook::Tc };
     let mut stand = place.stand_with(refuse::batch_keeps_off)?;
     stand.lab.set_offloads(Offloads::On)?;
-    // Captures would see halves of checksums: what was sent is judged by who receives it.
     refuse::what_is_rejected_is_told_so_at_once(&mut stand)?;
     refuse::the_shortest_datagrams_are_answered_too(&mut stand)?;
     refuse::a_segment_without_a_session_is_reset_inside(&mut stand)?;
     a_packet_too_old_is_reported(&stand)?;
     the_size_that_fits_is_found_outwards(&stand)?;
-    the_size_that_fits_is_found_inwards(&stand)
+    the_size_that_fits_is_found_inwards(&stand)?;
+    ends_sound(&mut stand)
+}
+
+/// The look at the end. What has half a checksum yet is judged by who receives it; all else here.
+fn ends_sound(stand: &mut Stand) -> Result<()> {
+    let partial = stand.assert_sound_but_partial()?;
+    ensure!(partial > 0, "senders leave nothing to devices");
+    Ok(())
 }
 
 fn a_packet_too_old_is_reported(stand: &Stand) -> Result<()> {
