@@ -22,7 +22,7 @@ if [ $# -gt 0 ]; then
 fi
 IFS=, read -ra only <<<"${FUZZ_ONLY:-}"
 for target in "${only[@]}"; do
-    if [ ! -d "tests/fuzz/seeds/$target" ] || [ -z "$target" ]; then
+    if [[ -z $target || $target = .* || $target = */* || ! -d tests/fuzz/seeds/$target ]]; then
         echo "fuzz: FUZZ_ONLY names \`$target\`; expected some of: $(ls -m tests/fuzz/seeds)" >&2
         exit 2
     fi

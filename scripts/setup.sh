@@ -43,7 +43,6 @@ gcc               links Rust programs
 g++               builds libFuzzer for make fuzz
 libc6-dev         links Rust programs
 git               names the measured commit in bench reports
-procps            the lab reads and sets sysctls
 iproute2          the lab makes namespaces, links and routes
 nftables          benches compare with the kernel's own NAT
 conntrack         benches empty the kernel's session table between rounds

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::net::manage_neighbour;
 use crate::net::picture::Mac;
-use crate::net::testing::{FarHost, as_root_in_namespace, ip, link_named, run, scratch_directory};
+use crate::net::testing::{FarHost, as_root_in_namespace, ip, link_named, scratch_directory};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -206,7 +206,7 @@ fn a_neighbour_is_told_when_its_hardware_address_changes() {
         let near = link_named("near").ifindex;
         let far = parsed("192.0.2.9");
         let first = host.run(|| {
-            run("sysctl", "-qw net.ipv4.conf.far.arp_notify=1");
+            std::fs::write("/proc/sys/net/ipv4/conf/far/arp_notify", "1").unwrap();
             link_named("far").mac
         });
         let second: Option<Mac> = Some([2, 0, 0, 0, 0, 2]);
