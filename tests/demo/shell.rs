@@ -38,7 +38,7 @@ pub(crate) fn run(hook: Hook, command: &[String]) -> Result<ExitCode> {
          \x20 sluicectl rules; sluicectl snat; sluicectl stats\n\
          \x20 sluicectl explain --from prod-eu:100.64.1.20 --to {transit}:80/tcp\n\
          \x20 tail -f $FLOWS | jq .                         # flow records\n\
-         \x20 $EDITOR $CONFIG                               # in force as soon as it is saved\n\
+         \x20 $EDITOR $CONFIG                               # in force a second after it is saved\n\
          \x20 exit                                          # everything is removed\n",
         internet = INTERNET_SERVERS[0],
         transit = TRANSIT_SERVERS[0],

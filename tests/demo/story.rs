@@ -246,7 +246,7 @@ fn a_rule_changes(mut stage: Stage) -> Result<Stage> {
             [
                 "prod-eu/web to internet, TCP".to_owned(),
                 format!("{} messages answered", live.answered),
-                format!("cut {} ms after the file was saved", cut.as_millis()),
+                format!("cut {} ms after SIGHUP", cut.as_millis()),
             ],
             [
                 "prod-eu/api to transit, UDP".to_owned(),
