@@ -8,7 +8,7 @@
 //!   change;
 //! - [`manage_neighbour`]: next hops that the kernel keeps resolved, also without the daemon;
 //! - [`ports_in_use`], [`Sysctl::ephemeral_range`]: ports of the host that SNAT leaves alone;
-//! - [`Sysctl`]: forwarding and the reverse path check;
+//! - [`Sysctl`]: whether the kernel forwards;
 //! - [`guard`]: the last guard against leaks, which holds with no program attached;
 //! - [`filter_program`]: whether a TC filter is still where it was put;
 //! - [`xdp_features`]: what XDP may do on an interface, for choosing the hook.
@@ -41,7 +41,7 @@ pub use picture::{
     NetworkEvent, NetworkState, Route, RouteKey, RouteKind, RouteMtu,
 };
 pub use ports::{PortInUse, Transport, ports_in_use};
-pub use sysctl::{ReversePath, Sysctl, SysctlError};
+pub use sysctl::{Sysctl, SysctlError};
 
 /// Whether the kernel would take this as the name of an interface: 1 to 15 bytes, no slash, no
 /// colon, no space, and neither `.` nor `..`, since it becomes the name of a directory.

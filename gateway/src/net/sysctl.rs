@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a switch could not be read or set.
+/// Why a switch could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SysctlError {
     /// The file cannot be read.
@@ -13,16 +13,6 @@ pub enum SysctlError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file cannot be written.
-    #[error("cannot write `{value}` to {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What was to be written.
-        value: String,
         /// What the system said.
         source: io::Error,
     },
@@ -39,37 +29,6 @@ pub enum SysctlError {
     /// The name would lead to another file.
     #[error("`{0}` cannot be the name of an interface")]
     Name(String),
-}
-
-/// How strictly the kernel checks that a source is reached through the interface on which its
-/// packet came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ReversePath {
-    /// Not at all.
-    Off,
-    /// Through exactly this interface. Breaks replies that come back another way.
-    Strict,
-    /// Through any interface.
-    Loose,
-}
-
-impl ReversePath {
-    fn read(text: &str) -> Option<Self> {
-        match text {
-            "0" => Some(Self::Off),
-            "1" => Some(Self::Strict),
-            "2" => Some(Self::Loose),
-            _ => None,
-        }
-    }
-
-    fn number(self) -> &'static str {
-        match self {
-            Self::Off => "0",
-            Self::Strict => "1",
-            Self::Loose => "2",
-        }
-    }
 }
 
 /// The switches below one directory.
@@ -94,33 +53,9 @@ impl Sysctl {
         self.switch("net/ipv4/ip_forward".as_ref())
     }
 
-    /// Switches forwarding for all interfaces, present and future, overriding what was set for
-    /// each of them.
-    pub fn set_ip_forward(&self, on: bool) -> Result<(), SysctlError> {
-        self.write("net/ipv4/ip_forward".as_ref(), if on { "1" } else { "0" })
-    }
-
     /// Whether what comes in on this interface is forwarded.
     pub fn forwarding(&self, interface: &str) -> Result<bool, SysctlError> {
         self.switch(&of_interface(interface, "forwarding")?)
-    }
-
-    /// Switches forwarding of what comes in on this interface.
-    pub fn set_forwarding(&self, interface: &str, on: bool) -> Result<(), SysctlError> {
-        self.write(&of_interface(interface, "forwarding")?, if on { "1" } else { "0" })
-    }
-
-    /// The check in force on this interface: the kernel takes the larger of its own setting and
-    /// that of `all`, where loose is larger than strict.
-    pub fn rp_filter(&self, interface: &str) -> Result<ReversePath, SysctlError> {
-        let own = self.reverse_path(&of_interface(interface, "rp_filter")?)?;
-        let all = self.reverse_path(&of_interface("all", "rp_filter")?)?;
-        Ok(own.max(all))
-    }
-
-    /// Sets this interface's own check; that of `all` may still override it.
-    pub fn set_rp_filter(&self, interface: &str, check: ReversePath) -> Result<(), SysctlError> {
-        self.write(&of_interface(interface, "rp_filter")?, check.number())
     }
 
     /// The ports that the host takes for its own outgoing connections, first and last.
@@ -148,29 +83,12 @@ impl Sysctl {
         }
     }
 
-    fn reverse_path(&self, file: &Path) -> Result<ReversePath, SysctlError> {
-        let found = self.read(file)?;
-        ReversePath::read(&found).ok_or_else(|| {
-            let path = self.root.join(file);
-            SysctlError::Content { path, found, wanted: "0, 1 or 2" }
-        })
-    }
-
     fn read(&self, file: &Path) -> Result<String, SysctlError> {
         let path = self.root.join(file);
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text.trim().to_owned()),
             Err(source) => Err(SysctlError::Read { path, source }),
         }
-    }
-
-    fn write(&self, file: &Path, value: &str) -> Result<(), SysctlError> {
-        let path = self.root.join(file);
-        std::fs::write(&path, value).map_err(|source| SysctlError::Write {
-            path,
-            value: value.to_owned(),
-            source,
-        })
     }
 }
 
@@ -197,24 +115,6 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_reverse_path_check_is_in_force() {
-        use ReversePath::*;
-        for (own, all, expected) in [
-            ("0", "0", Off),
-            ("1", "0", Strict),
-            ("0", "1", Strict),
-            ("2", "1", Loose),
-            ("1", "2", Loose),
-        ] {
-            let (sysctl, _directory) = sysctl(&[
-                ("net/ipv4/conf/eth0/rp_filter", &format!("{own}\n")),
-                ("net/ipv4/conf/all/rp_filter", &format!("{all}\n")),
-            ]);
-            assert_eq!(sysctl.rp_filter("eth0").unwrap(), expected, "own {own} all {all}");
-        }
-    }
-
-    #[test]
     fn the_ephemeral_range_is_two_ports_in_order() {
         for (content, expected) in [
             ("32768\t60999\n", Some((32768, 60999))),
@@ -233,14 +133,14 @@ mod tests {
 
     #[test]
     fn an_error_names_the_file() {
-        let (sysctl, _directory) = sysctl(&[("net/ipv4/conf/all/rp_filter", "often\n")]);
+        let (sysctl, _directory) = sysctl(&[("net/ipv4/conf/all/forwarding", "often\n")]);
         for (error, expected) in [
-            (sysctl.rp_filter("eth0").unwrap_err(), "conf/eth0/rp_filter"),
+            (sysctl.forwarding("eth0").unwrap_err(), "cannot read "),
+            (sysctl.forwarding("eth0").unwrap_err(), "conf/eth0/forwarding"),
             (
-                sysctl.rp_filter("all").unwrap_err(),
-                "conf/all/rp_filter holds `often`, not 0, 1 or 2",
+                sysctl.forwarding("all").unwrap_err(),
+                "conf/all/forwarding holds `often`, not a number",
             ),
-            (sysctl.set_forwarding("eth0", true).unwrap_err(), "cannot write `1` to "),
             (sysctl.ip_forward().unwrap_err(), "net/ipv4/ip_forward"),
         ] {
             assert!(error.to_string().contains(expected), "{error}");
@@ -262,19 +162,18 @@ mod tests {
     fn switches_of_a_namespace_are_read_as_they_were_set() {
         as_root_in_namespace("sysctl switches", || {
             let sysctl = Sysctl::of_kernel();
+            let set = |file: &str, on: bool| {
+                let file = Path::new("/proc/sys/net/ipv4").join(file);
+                std::fs::write(file, if on { "1" } else { "0" }).unwrap();
+            };
             for on in [true, false] {
-                sysctl.set_ip_forward(on).unwrap();
+                set("ip_forward", on);
                 assert_eq!(sysctl.ip_forward().unwrap(), on);
                 assert_eq!(sysctl.forwarding("lo").unwrap(), on, "the whole sets each");
             }
-            sysctl.set_forwarding("lo", true).unwrap();
+            set("conf/lo/forwarding", true);
             assert!(sysctl.forwarding("lo").unwrap());
             assert!(!sysctl.ip_forward().unwrap(), "one of them does not set the whole");
-            sysctl.set_rp_filter("all", ReversePath::Off).unwrap();
-            for check in [ReversePath::Loose, ReversePath::Strict, ReversePath::Off] {
-                sysctl.set_rp_filter("lo", check).unwrap();
-                assert_eq!(sysctl.rp_filter("lo").unwrap(), check);
-            }
             let (first, last) = sysctl.ephemeral_range().unwrap();
             assert!(first < last);
         });

@@ -45,6 +45,11 @@ pub(crate) fn as_root_in_namespace(what: &str, test: impl FnOnce() + Send) {
     });
 }
 
+/// Lets packets in whose sources the kernel reaches by another interface; `all` has to be off as well.
+pub(crate) fn no_reverse_path_check(interface: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
+}
+
 /// Says that a test could not run, in the form that the test script gathers.
 pub(crate) fn skip(what: &str, why: &str) {
     eprintln!("SKIPPED: {what}: {why}");

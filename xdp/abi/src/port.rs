@@ -33,6 +33,3 @@ pub struct PairKey4 {
     /// The protocol.
     pub protocol: u32,
 }
-
-/// The first port of the default range: the well-known ones are not lent.
-pub const FIRST_PORT: u16 = 1024;

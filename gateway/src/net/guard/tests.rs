@@ -5,8 +5,9 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
-use crate::net::testing::{FarHost, as_root_in_namespace, ip, link_named, run};
-use crate::net::{ReversePath, Sysctl};
+use crate::net::testing::{
+    FarHost, as_root_in_namespace, ip, link_named, no_reverse_path_check, run,
+};
 
 pub(super) const MARK: u32 = 0x5c00_0000;
 const EXEMPT: ExemptMark = ExemptMark { value: MARK, mask: 0xff00_0000 };
@@ -126,7 +127,7 @@ impl Receiver {
         let socket = host.run(|| {
             ip("route add default dev far");
             for interface in ["far", "all"] {
-                Sysctl::of_kernel().set_rp_filter(interface, ReversePath::Off).unwrap();
+                no_reverse_path_check(interface);
             }
             UdpSocket::bind(FAR).unwrap()
         });

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::tests::{MARK, guard, net};
 use super::*;
-use crate::net::testing::{FarHost, as_root_in_namespace, ip, run};
-use crate::net::{ReversePath, Sysctl};
+use crate::net::testing::{FarHost, as_root_in_namespace, ip, no_reverse_path_check, run};
 
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
@@ -37,7 +36,7 @@ impl Router {
         ip("neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev out");
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         for interface in ["near", "all"] {
-            Sysctl::of_kernel().set_rp_filter(interface, ReversePath::Off).unwrap();
+            no_reverse_path_check(interface);
         }
         Self { host }
     }
