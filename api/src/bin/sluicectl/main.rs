@@ -20,7 +20,7 @@ use api::path;
 use api::policy::{Identities, Rules, Snat};
 use api::session::{ClearRequest, ClearResponse, Sessions};
 use api::status::{Maps, Programs, Stats, Status};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,8 +29,8 @@ use show::Show;
 /// Asks a Sluice gateway what it does.
 ///
 /// FILTER is words such as src=100.64.0.0/16 dst=192.0.2.7 port=443 proto=tcp rule=NAME
-/// domain=NAME outside=10.10.0.17 id=SESSION; all of them must hold. `capture` takes all but domain, and
-/// `sluicectl capture --help` says what they mean of packets.
+/// domain=NAME outside=10.10.0.17 id=SESSION state=all; all of them must hold. `sessions clear` takes all but
+/// state, `capture` all but domain and state, and `sluicectl capture --help` says what they mean of packets.
 #[derive(Parser)]
 #[command(name = "sluicectl", version)]
 struct Arguments {
@@ -106,12 +106,12 @@ struct SessionsArguments {
 #[derive(Subcommand)]
 enum SessionsCommand {
     /// Ends sessions.
+    #[command(group = ArgGroup::new("which").args(["filter", "all"]).required(true))]
     Clear {
         /// Which sessions.
-        #[arg(required_unless_present = "all")]
         filter: Vec<String>,
         /// Every session.
-        #[arg(long, conflicts_with = "filter")]
+        #[arg(long)]
         all: bool,
     },
 }
