@@ -3,9 +3,11 @@
 //! The core is shown by its own tests, and runs in the kernel as something else: compiled for
 //! another machine, cut into stages, with other tables and another access to the frame. So the
 //! object gets what the core gets, by `BPF_PROG_TEST_RUN`, and whatever differs fails the test
-//! ([`twin`]). A failure prints the seed; `OBJECT_SEED=N` repeats it.
+//! ([`twin`]). What policies become in its tables is compared with what they say ([`policy`]). A
+//! failure prints the seed; `OBJECT_SEED=N` repeats it.
 
 mod object;
+mod policy;
 mod stand;
 mod traffic;
 mod twin;

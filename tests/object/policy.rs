@@ -1,0 +1,550 @@
+//! Policies as the kernel's tables have them against policies as they are written.
+//!
+//! The compiler's tests end at the image, and the twins read the same tables. In between the
+//! publisher lowers one to the other, and whatever it gets wrong both would agree on. So here
+//! the decision core judges flows over the kernel's tables, and has to say what
+//! [`policy_compiler::evaluate`] reads off the rules.
+//!
+//! Flows are built from the policy, as in the compiler's tests: ends are borders of the prefixes
+//! that occur and ports are borders of the ranges that occur, just inside and just outside.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use gateway::config::AttachmentKind;
+use gateway::datapath::numbers::Numbers;
+use gateway::datapath::object::{Hooks, Sizes};
+use gateway::datapath::places::Places;
+use gateway::datapath::publish::{Publisher, WaysOut};
+use gateway::datapath::tables::Datapath;
+use gateway::flows::live::Tables4;
+use ipnet::{IpNet, Ipv4Net};
+use lab::Need;
+use policy_compiler::{
+    Action, Capacity, DefaultAction, Egress, Enforcement, Evaluation, Flow, Image, Inputs, Log,
+    PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile,
+    evaluate, evaluate_snat,
+};
+use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
+use xdp::address::{Key, V4};
+use xdp::packet::{ICMP, TCP, UDP};
+use xdp::policy::{judge, parties};
+use xdp::snat::{FlowFacts, matching};
+use xdp::tables::{Route, Tables as _};
+use xdp_abi::config::PolicyWord;
+use xdp_abi::forward::Attachment;
+use xdp_abi::policy::{ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, LOG_END, LOG_START, Snat};
+
+use crate::stand::{Rules, Stand, config, served};
+use crate::traffic::Dice;
+use crate::{Told, seed};
+
+/// Policies that are published; each is amended once as well.
+const POLICIES: u32 = 40;
+/// Flows that are judged by each of them.
+const FLOWS: u32 = 300;
+
+/// The fabric and two domains.
+const DOMAINS: [DomainId; 3] = [DomainId(0), DomainId(1), DomainId(2)];
+const SIZES: Sizes = Sizes {
+    sessions: 1_024,
+    hosts: 1_024,
+    prefixes: 1_024,
+    identities: 1_024,
+    rules: 128,
+    port_classes: 256,
+    next_hops: 64,
+};
+const ROOM: Capacity = Capacity {
+    rules: SIZES.rules as usize,
+    identities: SIZES.identities as usize,
+    hosts: SIZES.hosts as usize,
+    prefixes: SIZES.prefixes as usize,
+    port_classes: SIZES.port_classes as usize,
+    snat_policies: 128,
+};
+
+/// How long the prefixes of groups and SNAT policies are.
+const LENGTHS: [u8; 8] = [32, 32, 31, 30, 28, 24, 8, 0];
+
+/// Ways out that policies name: those of the stand, and some that it does not have.
+const INTERFACES: [&str; 4] = ["internet0", "transit0", "red0", "absent0"];
+const CONNECTIONS: [&str; 3] = ["transit", "transit-tagged", "absent"];
+
+#[derive(Debug)]
+struct Policy {
+    inventory: Inventory,
+    groups: Vec<SmartGroup>,
+    rules: Vec<Rule>,
+    snat: Vec<SnatPolicy>,
+    default_action: DefaultAction,
+}
+
+impl Policy {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            inventory: &self.inventory,
+            groups: &self.groups,
+            rules: &self.rules,
+            snat: &self.snat,
+            default_action: self.default_action,
+            domains: &DOMAINS,
+        }
+    }
+
+    /// Both ends of every prefix and the addresses just outside of it.
+    fn addresses(&self) -> Vec<Ipv4Addr> {
+        let stated = self.groups.iter().flat_map(|group| &group.selectors).filter_map(|s| s.cidr);
+        let owned = self.inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
+        let scopes = self.snat.iter().flat_map(|policy| [&policy.source, &policy.destination]);
+        let matched = scopes.filter_map(|scope| match scope {
+            Scope::Cidr(prefix) => Some(*prefix),
+            Scope::Any | Scope::Group(_) => None,
+        });
+        let mut addresses = vec![Ipv4Addr::new(1, 1, 1, 1)];
+        for prefix in stated.chain(owned).chain(matched) {
+            let IpNet::V4(prefix) = prefix else { continue };
+            let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+            let around = [first.wrapping_sub(1), first, last, last.wrapping_add(1)];
+            addresses.extend(around.map(Ipv4Addr::from_bits));
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Both ends of every port range and the ports just outside of it.
+    fn ports(&self) -> Vec<u16> {
+        let ranges = self.rules.iter().flat_map(|rule| &rule.ports);
+        let snat = self.snat.iter().flat_map(|p| [&p.source_ports, &p.destination_ports]).flatten();
+        let mut ports: Vec<u16> = ranges.chain(snat).flat_map(around).collect();
+        ports.extend([0, u16::MAX]);
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+/// Both ends of a range, and the ports just outside of it.
+fn around(range: &PortRange) -> [u16; 4] {
+    let (first, last) = (*range.start(), *range.end());
+    [first.wrapping_sub(1), first, last, last.wrapping_add(1)]
+}
+
+/// Makes policies up.
+struct Author {
+    dice: Dice,
+    /// The ports that the policy in hand is about: few, so that its ranges share borders.
+    ports: Vec<u16>,
+}
+
+impl Author {
+    fn policy(&mut self) -> Policy {
+        let dice = &mut self.dice;
+        self.ports = (0..4).map(|_| 1 + dice.below(65_535) as u16).chain([1, 80, 65_535]).collect();
+        let mut inventory = Inventory::new();
+        for number in 0..4 + self.dice.below(5) {
+            inventory.insert(self.pod(number));
+        }
+        inventory.insert(self.subnet());
+        let groups = (0..5).map(|number| {
+            let selectors = (0..1 + self.dice.below(2)).map(|_| self.selector()).collect();
+            SmartGroup::new(format!("g{number}"), selectors)
+        });
+        let groups = groups.collect();
+        // More than the bits of a word now and then.
+        let rules = self.dice.pick(&[6, 14, 14, 90]);
+        let snat = self.dice.pick(&[3, 8, 8, 80]);
+        Policy {
+            inventory,
+            groups,
+            rules: self.shuffled(rules).map(|(n, at)| self.rule(n, at)).collect(),
+            snat: self.shuffled(snat).map(|(n, at)| self.snat(n, at)).collect(),
+            default_action: DefaultAction { action: self.action(), log: self.log() },
+        }
+    }
+
+    /// Numbers from one on, each with its place in an order of their own.
+    fn shuffled(&mut self, count: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let mut places: Vec<u32> = (0..count).collect();
+        for at in (1..places.len()).rev() {
+            places.swap(at, self.dice.below(at as u64 + 1) as usize);
+        }
+        (1..).zip(places)
+    }
+
+    fn prefix(&mut self, lengths: &[u8]) -> IpNet {
+        let bases = [[10, 0, 0, 0], [100, 64, 0, 0], [198, 51, 100, 0], [8, 8, 8, 0]];
+        let address = Ipv4Addr::from(self.dice.pick(&bases)).to_bits() + self.dice.below(16) as u32;
+        let prefix = Ipv4Net::new(Ipv4Addr::from_bits(address), self.dice.pick(lengths));
+        IpNet::V4(prefix.expect("no length is longer than an address").trunc())
+    }
+
+    fn pod(&mut self, number: u64) -> Endpoint {
+        let domain = self.dice.pick(&DOMAINS);
+        Endpoint {
+            addresses: (0..1 + self.dice.below(2)).map(|_| self.prefix(&[32])).collect(),
+            labels: self.team(),
+            ..Endpoint::new(format!("n/pod{number}"), EndpointKind::Pod, domain)
+        }
+    }
+
+    fn subnet(&mut self) -> Endpoint {
+        let domain = self.dice.pick(&DOMAINS);
+        Endpoint {
+            addresses: vec![self.prefix(&[28, 30, 31])],
+            labels: self.team(),
+            ..Endpoint::new("subnet", EndpointKind::Subnet, domain)
+        }
+    }
+
+    fn team(&mut self) -> BTreeMap<String, String> {
+        [("team".to_owned(), format!("t{}", self.dice.below(3)))].into()
+    }
+
+    fn selector(&mut self) -> Selector {
+        if self.dice.one_in(2) {
+            return Selector { labels: self.team(), ..Selector::default() };
+        }
+        let domain = if self.dice.one_in(3) { None } else { Some(self.dice.pick(&DOMAINS)) };
+        Selector { cidr: Some(self.prefix(&LENGTHS)), domain, ..Selector::default() }
+    }
+
+    fn group(&mut self) -> String {
+        let names = ["g0", "g1", "g2", "g3", "g4", "public-internet", "anywhere", "anywhere"];
+        self.dice.pick(&names).to_owned()
+    }
+
+    fn groups(&mut self) -> Vec<String> {
+        (0..1 + self.dice.below(2)).map(|_| self.group()).collect()
+    }
+
+    fn range(&mut self) -> PortRange {
+        let (one, other) = (self.dice.pick(&self.ports), self.dice.pick(&self.ports));
+        match self.dice.below(3) {
+            0 => one..=one,
+            1 => one..=one.saturating_add(self.dice.below(4) as u16),
+            _ => one.min(other)..=one.max(other),
+        }
+    }
+
+    /// A protocol, and whether ports may stand beside it.
+    fn protocol(&mut self) -> (Protocol, bool) {
+        let with_ports = [Protocol::Any, Protocol::TCP, Protocol::UDP];
+        match self.dice.below(8) {
+            0 => (Protocol::ICMP, false),
+            1 => (Protocol::Number(self.dice.below(256) as u8), false),
+            _ => (self.dice.pick(&with_ports), true),
+        }
+    }
+
+    fn action(&mut self) -> Action {
+        self.dice.pick(&[Action::Permit, Action::Permit, Action::Deny, Action::Reject])
+    }
+
+    fn log(&mut self) -> Log {
+        self.dice.pick(&[Log::Off, Log::Start, Log::End, Log::Both])
+    }
+
+    fn mark(&mut self) -> Option<NonZeroU16> {
+        if self.dice.one_in(2) { NonZeroU16::new(self.dice.pick(&[1, 0xabcd])) } else { None }
+    }
+
+    fn rule(&mut self, number: u32, priority: u32) -> Rule {
+        let (protocol, may_have_ports) = self.protocol();
+        let ranges = if may_have_ports { self.dice.below(4) } else { 0 };
+        let action = self.action();
+        let enforcement = match self.dice.below(8) {
+            0 => Enforcement::Disabled,
+            1 | 2 => Enforcement::Monitor,
+            _ => Enforcement::Enforce,
+        };
+        Rule {
+            name: format!("r{number}"),
+            id: RuleId(1_000 + number),
+            priority,
+            action,
+            sources: self.groups(),
+            destinations: self.groups(),
+            protocol,
+            ports: (0..ranges).map(|_| self.range()).collect(),
+            log: self.log(),
+            enforcement,
+            mark: self.mark().filter(|_| action == Action::Permit),
+            description: String::new(),
+        }
+    }
+
+    fn scope(&mut self) -> Scope {
+        match self.dice.below(4) {
+            0 => Scope::Any,
+            1 => Scope::Cidr(self.prefix(&LENGTHS)),
+            _ => Scope::Group(self.group()),
+        }
+    }
+
+    fn snat(&mut self, number: u32, order: u32) -> SnatPolicy {
+        let (protocol, may_have_ports) = self.protocol();
+        let mut ports = || (may_have_ports && self.dice.one_in(3)).then(|| self.range());
+        let (source_ports, destination_ports) = (ports(), ports());
+        let action = if self.dice.one_in(3) {
+            SnatAction::NoNat
+        } else {
+            let address = |n| Ipv4Addr::new(203, 0, 113, n);
+            let addresses = (0..1 + self.dice.below(3)).map(|_| address(self.dice.below(8) as u8));
+            let addresses = addresses.collect();
+            let last = self.dice.pick(&[2_001, 65_535]);
+            SnatAction::Snat { addresses, ports: self.dice.pick(&[1_024, 2_000])..=last }
+        };
+        let egress = if self.dice.one_in(2) {
+            Egress::Interface(self.dice.pick(&INTERFACES).to_owned())
+        } else {
+            Egress::Connection(self.dice.pick(&CONNECTIONS).to_owned())
+        };
+        SnatPolicy {
+            name: format!("s{number}"),
+            id: SnatId(2_000 + number),
+            order,
+            source: self.scope(),
+            source_ports,
+            destination: self.scope(),
+            destination_ports,
+            protocol,
+            mark: self.mark(),
+            egress,
+            action,
+        }
+    }
+
+    fn flow(&mut self, addresses: &[Ipv4Addr], ports: &[u16]) -> Flow {
+        let dice = &mut self.dice;
+        let protocol = match dice.below(12) {
+            0..6 => TCP,
+            6..10 => UDP,
+            10 => ICMP,
+            _ => dice.below(256) as u8,
+        };
+        let mut end = || (dice.pick(&DOMAINS), IpAddr::V4(dice.pick(addresses)));
+        let (source, destination) = (end(), end());
+        let has_ports = [TCP, UDP].contains(&protocol);
+        let mut port = || if has_ports { dice.pick(ports) } else { 0 };
+        Flow { source, destination, protocol, source_port: port(), destination_port: port() }
+    }
+}
+
+/// The kernel's tables, and who brings policies into them.
+struct Kernel {
+    tables: Tables4,
+    publisher: Publisher,
+    ways_out: WaysOut,
+    /// Where flows leave, as policies and as the tables say it.
+    exits: Vec<(String, Option<String>, Attachment)>,
+}
+
+impl Kernel {
+    fn load(stand: &Stand) -> Result<Self> {
+        let config = config(Rules::Usual)?;
+        let numbers = Numbers::default().with(&config.gateway);
+        let places = Places::of(&config, &stand.network, &served(), &numbers);
+        let datapath = Datapath::open(SIZES, Hooks { xdp: true, tc: true }, None)?;
+        places.write(&datapath, &Places::default())?;
+        let publisher = Publisher::new(&datapath, BTreeMap::new());
+        let tables = Tables4::new(Arc::new(datapath), Box::new(|_, _, _| Route::Unreachable));
+        let exits = config.gateway.attachments.iter().map(|stated| {
+            let number = numbers.of(&stated.name).context("every attachment has a number")?;
+            let attachment = tables.attachment(number).context("an attachment out of bounds")?;
+            // Those of the other kinds no policy can name.
+            let is_connection = stated.kind == AttachmentKind::Connection;
+            let connection = is_connection.then(|| stated.name.clone());
+            Ok((stated.interface.clone(), connection, attachment))
+        });
+        let exits = exits.collect::<Result<_>>()?;
+        Ok(Self { tables, publisher, ways_out: places.ways_out, exits })
+    }
+
+    /// Brings a policy into force as the engine does, and says whether the one before was amended.
+    fn put(&mut self, image: &Arc<Image>) -> Result<bool> {
+        let Self { tables, publisher, ways_out, .. } = self;
+        let datapath = tables.datapath();
+        let pools = publisher.plan(datapath, image)?;
+        if publisher.amend(datapath, image, ways_out)?.is_some() {
+            return Ok(true);
+        }
+        publisher.publish(datapath, image, pools, ways_out, &|_| Vec::new())?;
+        Ok(false)
+    }
+
+    /// What the core says of a flow, over the tables.
+    fn evaluate(&self, image: &Image, flow: &Flow) -> (Evaluation, FlowFacts) {
+        let address = |end: (DomainId, IpAddr)| match end.1 {
+            IpAddr::V4(address) => V4(address.octets()),
+            IpAddr::V6(_) => unreachable!("no flow here is IPv6"),
+        };
+        let key = Key {
+            source: address(flow.source),
+            destination: address(flow.destination),
+            source_port: flow.source_port.to_be_bytes(),
+            destination_port: flow.destination_port.to_be_bytes(),
+            domain: flow.source.0.0,
+            protocol: flow.protocol,
+        };
+        let policy = self.policy();
+        let mut judgement = parties(&self.tables, policy, &key, flow.destination.0.0);
+        judge(&self.tables, policy, &key, 0, &mut judgement);
+        let groups = |id: u32| -> Vec<GroupId> {
+            // What no table holds has no id, and is the first.
+            let unknown = (id == 0).then_some(&image.identities[0]);
+            let known = image.identities.iter().find(|identity| identity.id == id);
+            known.or(unknown).expect("an identity of the image").groups.clone()
+        };
+        let id = |id: u32| (id != 0).then_some(RuleId(id));
+        let evaluation = Evaluation {
+            action: match judgement.action {
+                ACTION_PERMIT => Action::Permit,
+                ACTION_DENY => Action::Deny,
+                ACTION_REJECT => Action::Reject,
+                other => panic!("there is no action {other}"),
+            },
+            log: match (judgement.log & LOG_START != 0, judgement.log & LOG_END != 0) {
+                (false, false) => Log::Off,
+                (true, false) => Log::Start,
+                (false, true) => Log::End,
+                (true, true) => Log::Both,
+            },
+            rule: id(judgement.rule),
+            mark: NonZeroU16::new(judgement.mark),
+            would_match: id(judgement.would_match),
+            source_groups: groups(judgement.source.id),
+            destination_groups: groups(judgement.destination.id),
+        };
+        let facts = FlowFacts {
+            source: judgement.source.index,
+            destination: judgement.destination.index,
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+            protocol: flow.protocol,
+            mark: judgement.mark,
+            interface_class: 0,
+            connection_class: 0,
+        };
+        (evaluation, facts)
+    }
+
+    /// The SNAT policy for a flow that leaves by an exit, over the tables.
+    fn evaluate_snat(&self, facts: &FlowFacts, exit: &Attachment) -> Option<Snat> {
+        let Attachment { interface_class, connection_class, .. } = *exit;
+        let facts = FlowFacts { interface_class, connection_class, ..*facts };
+        matching(&self.tables, self.policy(), &facts)
+    }
+
+    /// The outside addresses of a SNAT policy, each with what it says of the ports around a range.
+    fn outside(&self, snat: &Snat, around: [u16; 4]) -> Vec<(Ipv4Addr, [bool; 4])> {
+        let bank = self.policy().bank();
+        let places = snat.pool..snat.pool + snat.addresses;
+        let outside = places.map(|place| {
+            let pool = self.tables.pool(bank, place.into()).expect("a place in the tables");
+            let ports = self.tables.lendable(pool.lendable).expect("a set in the tables");
+            let lent = around
+                .map(|port| ports.words[usize::from(port) / 64].load() >> (port % 64) & 1 != 0);
+            (pool.address.into(), lent)
+        });
+        outside.collect()
+    }
+
+    fn policy(&self) -> PolicyWord {
+        PolicyWord(self.tables.config().policy.load())
+    }
+}
+
+/// What came up, and how often.
+type Seen = BTreeMap<&'static str, u64>;
+
+fn compare(kernel: &Kernel, image: &Image, policy: &Policy, author: &mut Author, seen: &mut Seen) {
+    let mut saw = |what, is_so: bool| *seen.entry(what).or_default() += u64::from(is_so);
+    let inputs = policy.inputs();
+    let (addresses, ports) = (policy.addresses(), policy.ports());
+    for _ in 0..FLOWS {
+        let flow = author.flow(&addresses, &ports);
+        let (found, facts) = kernel.evaluate(image, &flow);
+        let expected = evaluate(&inputs, &flow);
+        assert_eq!(found, expected, "{flow:?} under {policy:?}");
+        let ruled = expected.rule.is_some();
+        saw("default action", !ruled);
+        saw("permitted", ruled && expected.action == Action::Permit);
+        saw("denied", ruled && expected.action == Action::Deny);
+        saw("rejected", ruled && expected.action == Action::Reject);
+        saw("would match", expected.would_match.is_some());
+        saw("marked", expected.mark.is_some());
+        let bit = image.rules.iter().position(|rule| Some(rule.id) == expected.rule);
+        saw("rule of another word", bit.is_some_and(|bit| bit >= 64));
+        // Transit of other protocols has no SNAT: it is not forwarded.
+        if ![TCP, UDP, ICMP].contains(&flow.protocol) {
+            continue;
+        }
+        for (interface, connection, exit) in &kernel.exits {
+            let way_out = WayOut { interface, connection: connection.as_deref() };
+            let found = kernel.evaluate_snat(&facts, exit);
+            let expected = evaluate_snat(&inputs, &flow, expected.mark, &way_out);
+            let (found_id, id) = (found.map(|snat| snat.id), expected.map(|snat| snat.id.0));
+            assert_eq!(found_id, id, "{flow:?} by {way_out:?} under {policy:?}");
+            if let (Some(found), Some(expected)) = (found, expected) {
+                same_outside(kernel, &found, &expected.action);
+            }
+            let is = |what: fn(&SnatPolicy) -> bool| expected.is_some_and(what);
+            saw("no SNAT policy", expected.is_none());
+            saw("SNAT", is(|snat| snat.action != SnatAction::NoNat));
+            saw("exception from SNAT", is(|snat| snat.action == SnatAction::NoNat));
+            saw("SNAT by mark", is(|snat| snat.mark.is_some()));
+            saw("SNAT by source port", is(|snat| snat.source_ports.is_some()));
+            saw("SNAT by destination port", is(|snat| snat.destination_ports.is_some()));
+            saw("SNAT by protocol", is(|snat| snat.protocol != Protocol::Any));
+            saw("SNAT by interface", is(|snat| matches!(snat.egress, Egress::Interface(_))));
+            saw("SNAT by connection", is(|snat| matches!(snat.egress, Egress::Connection(_))));
+            let bit = image.snat.iter().position(|snat| Some(snat.id.0) == id);
+            saw("SNAT policy of another word", bit.is_some_and(|bit| bit >= 64));
+        }
+    }
+}
+
+/// Compares the outside addresses of a SNAT policy, and the ports around the ends of its range.
+fn same_outside(kernel: &Kernel, found: &Snat, expected: &SnatAction) {
+    let (expected, range) = match expected {
+        SnatAction::NoNat => (&[][..], &(0..=0)),
+        SnatAction::Snat { addresses, ports } => (&addresses[..], ports),
+    };
+    let lent = around(range).map(|port| range.contains(&port));
+    let expected: Vec<_> = expected.iter().map(|address| (*address, lent)).collect();
+    assert_eq!(kernel.outside(found, around(range)), expected, "outside of {found:?}");
+}
+
+#[test]
+fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
+    lab::require!(Need::Lab);
+    let seed = seed()?;
+    let _told = Told(seed);
+    let stand = Stand::new()?;
+    let mut kernel = Kernel::load(&stand)?;
+    let mut author = Author { dice: Dice::new(seed), ports: Vec::new() };
+    let mut seen = Seen::new();
+    for _ in 0..POLICIES {
+        let mut policy = author.policy();
+        for moved in [false, true] {
+            if moved {
+                // A pod gets other addresses and labels.
+                policy.inventory.insert(author.pod(0));
+            }
+            let image = Arc::new(compile(&policy.inputs(), &ROOM)?.0);
+            let amended = kernel.put(&image)?;
+            *seen.entry("amended").or_default() += u64::from(amended);
+            compare(&kernel, &image, &policy, &mut author, &mut seen);
+        }
+    }
+    println!("{seen:#?}");
+    for (what, often) in &seen {
+        ensure!(*often > 0, "never came up: {what}, of {seen:#?}");
+    }
+    Ok(())
+}
