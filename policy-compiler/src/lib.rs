@@ -7,8 +7,9 @@
 //! swapped; what fits but cannot be meant comes along as [`Diagnostic`]s.
 //!
 //! [`evaluate`] answers the same questions from the inputs alone: rule by rule, selector by
-//! selector. It is slow and obvious on purpose; a property test holds it against
-//! [`Image::judge`].
+//! selector. It is slow and obvious on purpose. [`Image::judge`] and [`Image::snat_for`] are the
+//! portable image's own reading, and a property test compares the two; packets are judged by what
+//! a gateway lowers the image to, which `tests/object` holds against the same evaluator.
 
 mod bitset;
 mod compile;
