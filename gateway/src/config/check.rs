@@ -13,7 +13,7 @@ use xdp_abi::forward::ATTACHMENTS;
 
 use super::decode::{short, suggestion};
 use super::settings::{Gateway, Metrics, Seconds, Timers};
-use super::tree::{Path, Tree, at};
+use super::tree::{Node, Path, Tree, at};
 use super::{Attachment, AttachmentKind, Findings, Hook};
 
 /// The longest path of a socket: what `sun_path` has room for beside its closing zero (unix(7)).
@@ -392,7 +392,7 @@ impl Checks<'_> {
     /// Reports a name that nothing has.
     pub(super) fn exists(&mut self, path: &Path, what: &str, name: &str, known: &[&str]) -> bool {
         let exists = known.contains(&name);
-        if !exists {
+        if !exists && !self.has_nameless(what) {
             let hint = match suggestion(name, known.iter().copied()) {
                 hint if hint.is_empty() && known.is_empty() => "; there is none".to_owned(),
                 hint if hint.is_empty() && known.len() <= 8 => {
@@ -406,6 +406,22 @@ impl Checks<'_> {
             self.error(path, message);
         }
         exists
+    }
+
+    /// Whether one of what is named has lost its name, which has been said: it may be the one meant.
+    fn has_nameless(&self, what: &str) -> bool {
+        let nameless = |node: &Node| node.text("name").is_none();
+        match what {
+            "domain" => {
+                let gateway = self.tree.locate(&at!["gateway"]).2;
+                gateway.is_some_and(|node| node.list("domains").iter().any(nameless))
+            }
+            "group" => {
+                let is_group = |node: &&Node| node.text("kind") == Some("SmartGroup");
+                self.tree.root.list("documents").iter().filter(is_group).any(nameless)
+            }
+            _ => false,
+        }
     }
 
     fn timers(&mut self, timers: &Timers) {
@@ -440,6 +456,10 @@ impl Checks<'_> {
             }
         }
         let at = at!["gateway", "metrics", "listen"];
+        if metrics.listen.port() == 0 {
+            let message = format!("`listen` is {}; expected a port, 1 to 65535", metrics.listen);
+            self.error(&at, message);
+        }
         if metrics.listen.ip().is_loopback() || self.tree.is_damaged(&at!["gateway", "metrics"]) {
             return;
         }

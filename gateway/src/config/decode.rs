@@ -16,7 +16,7 @@ use serde::de::{
 };
 
 use super::MOST_FAULTS;
-use super::tree::{Entry, Fault, Node, Tree, Value};
+use super::tree::{Entry, Fault, Node, Path, Tree, Value};
 
 /// Reads a value from the node; `None` if what is left of it is no such value, or if there are too
 /// many faults to look for more: each has the reading start again.
@@ -248,7 +248,10 @@ impl Error {
             }
             Wrong::MissingField(field) => {
                 let was_there = node.is_some_and(|node| node.entry(field).is_some());
-                let message = format!("`{field}` is missing");
+                let message = match right(&path, field) {
+                    Some(right) => format!("`{field}` is missing; expected {right}"),
+                    None => format!("`{field}` is missing"),
+                };
                 let fault = if was_there { None } else { fault(path.child(field), message) };
                 Culprit { mending: Mending::GiveUp(id), fault }
             }
@@ -258,6 +261,28 @@ impl Error {
             }
         }
     }
+}
+
+/// What would be right in the place of a field that has to be there.
+fn right(path: &Path, field: &str) -> Option<&'static str> {
+    Some(match field {
+        "name" => "a name of its own",
+        "spec" => "a mapping of fields",
+        "kind" => "`spoke`, `connection` or `internet`",
+        "type" => "`pod`, `node`, `service`, `vm`, `subnet`, `vpc`, `site` or `external`",
+        "addresses" => "a list of addresses and prefixes",
+        "selectors" => "a list of selectors, such as `{ cidr: 10.0.0.0/8 }`",
+        "priority" => "a number of its own; the lowest that matches decides",
+        "order" => "a number of its own; the lowest that matches is taken",
+        "action" => "`permit`, `deny` or `reject`",
+        "sources" | "destinations" => "a list of groups, such as `anywhere`",
+        "attachments" => "a list of attachments",
+        "number" => "a number of its own, from 1 to 65535",
+        "interface" => "the name of an interface",
+        "path" | "certificate" => "an absolute path",
+        "key" if path.field() == "tls" => "an absolute path",
+        _ => return None,
+    })
 }
 
 /// A node as a source of values.

@@ -89,18 +89,67 @@ fn fields_that_do_not_exist_are_refused() {
 }
 
 #[test]
+fn of_each_field_that_has_to_be_there_it_is_said_what_would_be_right() {
+    for (old, field) in [
+        ("      kind: spoke\n", "kind"),
+        (", number: 1", "number"),
+        ("{ path: /var/log/flows.jsonl }", "path"),
+        ("      type: pod\n", "type"),
+        ("      addresses: [100.64.1.10]\n", "addresses"),
+        ("      action: deny\n", "action"),
+        ("      sources: [anywhere]\n", "sources"),
+        ("      destinations: [payments]\n", "destinations"),
+        ("    spec: { action: deny, log: both }\n", "spec"),
+        ("      order: 10\n", "order"),
+    ] {
+        let new = if field == "path" { "{}" } else { "" };
+        let errors = Config::parse(&edited(old, new), "f.yaml").unwrap_err();
+        let said: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+        let start = format!("`{field}` is missing; expected ");
+        assert!(said.len() == 1 && said[0].starts_with(&start), "{old}: {said:?}");
+    }
+}
+
+#[test]
 fn what_is_missing_or_stands_twice_is_refused() {
     refused(&[
-        ("  name: gw-1\n", "", &[("gateway", "gateway.name", "`name` is missing")]),
+        (
+            "  name: gw-1\n",
+            "",
+            &[("gateway", "gateway.name", "`name` is missing; expected a name of its own")],
+        ),
         (
             "      interface: eth1\n",
             "",
-            &[("name: pods", "gateway.attachments[0].interface", "`interface` is missing")],
+            &[(
+                "name: pods",
+                "gateway.attachments[0].interface",
+                "`interface` is missing; expected the name of an interface",
+            )],
         ),
         (
             "      priority: 200\n",
             "",
-            &[("spec", "documents[3].spec.priority", "`priority` is missing")],
+            &[(
+                "spec",
+                "documents[3].spec.priority",
+                "`priority` is missing; expected a number of its own; the lowest that matches decides",
+            )],
+        ),
+        // What names it may be right.
+        (
+            "{ name: prod-eu, number: 1 }",
+            "{ number: 1 }",
+            &[(
+                "{ number",
+                "gateway.domains[0].name",
+                "`name` is missing; expected a name of its own",
+            )],
+        ),
+        (
+            "    name: payments\n",
+            "",
+            &[("kind", "documents[1].name", "`name` is missing; expected a name of its own")],
         ),
         (
             "      log: start\n",
@@ -141,7 +190,11 @@ fn what_is_missing_or_stands_twice_is_refused() {
             "      interface: eth1\n",
             "      colour: eth1\n",
             &[
-                ("name: pods", "gateway.attachments[0].interface", "`interface` is missing"),
+                (
+                    "name: pods",
+                    "gateway.attachments[0].interface",
+                    "`interface` is missing; expected the name of an interface",
+                ),
                 (
                     "colour",
                     "gateway.attachments[0].colour",

@@ -374,6 +374,15 @@ fn documents_have_to_fit_together() {
             )],
         ),
         (
+            "listen: 127.0.0.1:9464",
+            "listen: 127.0.0.1:0",
+            &[(
+                "listen",
+                "gateway.metrics.listen",
+                "`listen` is 127.0.0.1:0; expected a port, 1 to 65535",
+            )],
+        ),
+        (
             "type: k8s, labels: { team: payments }",
             "type: k8s, labels: {}",
             &[(
