@@ -408,13 +408,18 @@ impl Checks<'_> {
         exists
     }
 
-    /// Whether one of what is named has lost its name, which has been said: it may be the one meant.
+    /// Whether one of what is named has lost its name, or all of it is missing, which has been said: it
+    /// may be the one meant.
     fn has_nameless(&self, what: &str) -> bool {
         let nameless = |node: &Node| node.text("name").is_none();
+        let gateway = self.tree.locate(&at!["gateway"]).2;
+        let attachments = gateway.map_or(&[][..], |node| node.list("attachments"));
         match what {
-            "domain" => {
-                let gateway = self.tree.locate(&at!["gateway"]).2;
-                gateway.is_some_and(|node| node.list("domains").iter().any(nameless))
+            "domain" => gateway.is_some_and(|node| node.list("domains").iter().any(nameless)),
+            "connection" | "interface of an attachment" if attachments.is_empty() => true,
+            "connection" => attachments.iter().any(nameless),
+            "interface of an attachment" => {
+                attachments.iter().any(|node| node.text("interface").is_none())
             }
             "group" => {
                 let is_group = |node: &&Node| node.text("kind") == Some("SmartGroup");

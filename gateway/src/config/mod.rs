@@ -259,7 +259,11 @@ fn top(tree: &mut Tree, errors: &mut Vec<Fault>) -> Option<()> {
         }
     }
     for part in PARTS.into_iter().filter(|part| tree.root.entry(part).is_none()) {
-        errors.push(tree.fault(&at![part], format!("`{part}` is missing")));
+        let right = match part {
+            "documents" => "a list of kind, name and spec",
+            _ => "a mapping of fields",
+        };
+        errors.push(tree.fault(&at![part], format!("`{part}` is missing; expected {right}")));
     }
     Some(())
 }

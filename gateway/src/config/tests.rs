@@ -361,7 +361,7 @@ fn one_mistake_is_not_reported_twice() {
     assert_eq!((errors.len(), errors[0].message.as_str()), (1, said), "{errors:?}");
     let (_, documents) = GOOD.split_once("documents:").unwrap();
     for (gateway, said) in [
-        ("", "`gateway` is missing"),
+        ("", "`gateway` is missing; expected a mapping of fields"),
         ("gateway:\n", "`gateway` is empty; expected a mapping of fields"),
     ] {
         let text = format!("{gateway}documents:{documents}");

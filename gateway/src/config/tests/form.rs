@@ -138,6 +138,24 @@ fn what_is_missing_or_stands_twice_is_refused() {
         ),
         // What names it may be right.
         (
+            "{ name: internet, interface: eth0, kind: internet }",
+            "{ name: internet, kind: internet }",
+            &[(
+                "{ name: internet",
+                "gateway.attachments[3].interface",
+                "`interface` is missing; expected the name of an interface",
+            )],
+        ),
+        (
+            "{ name: transit, interface",
+            "{ interface",
+            &[(
+                "{ interface",
+                "gateway.attachments[2].name",
+                "`name` is missing; expected a name of its own",
+            )],
+        ),
+        (
             "{ name: prod-eu, number: 1 }",
             "{ number: 1 }",
             &[(
