@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::id::{stable_id, stable_ids};
-use crate::{DomainId, Endpoint, EndpointKind, Inventory, is_public};
+use crate::{DomainId, Endpoint, EndpointKind, Expression, Inventory, is_public};
 
 /// Built in: every address of every domain.
 pub const ANYWHERE: &str = "anywhere";
@@ -103,6 +103,8 @@ pub struct Selector {
     pub zone: Option<String>,
     /// With each of these labels or tags.
     pub labels: BTreeMap<String, String>,
+    /// With labels or tags as each of these demands.
+    pub expressions: Vec<Expression>,
 }
 
 impl Selector {
@@ -119,6 +121,7 @@ impl Selector {
             || pod.is_some()
             || self.facts().iter().any(|(wanted, _)| wanted.is_some())
             || !self.labels.is_empty()
+            || !self.expressions.is_empty()
     }
 
     /// Whether it asks for nothing at all. Such a selector is refused: who wants every address
@@ -158,6 +161,7 @@ impl Selector {
                 .zip(facts)
                 .all(|((wanted, _), fact)| wanted.is_none() || *wanted == fact.as_deref())
             && self.labels.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value))
+            && self.expressions.iter().all(|expression| expression.holds(&endpoint.labels))
     }
 
     /// The plain facts it asks for, each with the word that operators write.
@@ -200,6 +204,9 @@ impl fmt::Display for Selector {
         }
         for (key, value) in &self.labels {
             say("label", &format_args!("{key}={value}"));
+        }
+        for expression in &self.expressions {
+            say("label", expression);
         }
         f.write_str(&parts.join(", "))
     }
@@ -279,6 +286,7 @@ pub fn groups_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Operator;
 
     fn pod() -> Endpoint {
         Endpoint {
@@ -293,6 +301,10 @@ mod tests {
             labels: BTreeMap::from([("team".into(), "payments".into())]),
             ..Endpoint::new("checkout/api-7f9c", EndpointKind::Pod, DomainId(1))
         }
+    }
+
+    fn has(key: &str) -> Expression {
+        Expression { key: key.into(), operator: Operator::Exists, values: [].into() }
     }
 
     fn with(change: impl FnOnce(&mut Selector)) -> Selector {
@@ -327,6 +339,8 @@ mod tests {
             ("label", with(|s| drop(s.labels.insert("team".into(), "payments".into()))), true),
             ("label value", with(|s| drop(s.labels.insert("team".into(), "web".into()))), false),
             ("label key", with(|s| drop(s.labels.insert("tier".into(), "payments".into()))), false),
+            ("expression", with(|s| s.expressions.push(has("team"))), true),
+            ("expression", with(|s| s.expressions.extend([has("team"), has("tier")])), false),
         ] {
             assert!(selector.is_about_endpoints(), "{field}");
             assert_eq!(selector.describes(&pod()), expected, "{field}: {selector}");
@@ -369,11 +383,16 @@ mod tests {
             kind: Some(EndpointKind::Vm),
             region: Some("us-east-1".into()),
             labels: BTreeMap::from([("team".into(), "web".into())]),
+            expressions: vec![Expression {
+                key: "tier".into(),
+                operator: Operator::NotIn,
+                values: ["test", "dev"].map(Into::into).into(),
+            }],
             ..Selector::default()
         };
         assert_eq!(
             selector.to_string(),
-            "cidr 10.0.0.0/8, type vm, region us-east-1, label team=web"
+            "cidr 10.0.0.0/8, type vm, region us-east-1, label team=web, label tier NotIn (dev, test)"
         );
     }
 }

@@ -1,8 +1,8 @@
 //! Which selectors describe an endpoint, without asking each of them.
 //!
 //! Every fact that some selector asks for gets a number. An endpoint is then the sorted list of
-//! its numbers, and a selector is anchored at the rarest fact it asks for: only endpoints with
-//! that fact look at it at all, and compare numbers, not text. Pods of one deployment differ in
+//! its numbers, and a selector is anchored at the rarest fact it asks for (or the rarest of which it
+//! asks for one): only endpoints with that fact look at it at all, and compare numbers, not text. Pods of one deployment differ in
 //! nothing a selector asks for, so their answer is computed once.
 //!
 //! An answer depends on one endpoint alone, which is what a change of one label needs. Anchors
@@ -14,7 +14,7 @@ use std::rc::Rc;
 use ipnet::IpNet;
 
 use crate::interner::{Interner, SetId};
-use crate::{DomainId, Endpoint, EndpointKind, Inventory, Selector};
+use crate::{DomainId, Endpoint, EndpointKind, Expression, Inventory, Operator, Selector};
 
 /// One fact of an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +31,8 @@ enum Fact<'a> {
     Region(&'a str),
     Zone(&'a str),
     Label(&'a str, &'a str),
+    /// It has the label, with whatever value.
+    Labelled(&'a str),
 }
 
 fn facts_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = Fact<'_>> {
@@ -50,8 +52,37 @@ fn facts_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = Fact<'_>> {
     .into_iter()
     .flatten()
     .chain(endpoint.labels.iter().map(|(key, value)| Fact::Label(key, value)))
+    .chain(endpoint.labels.keys().map(|key| Fact::Labelled(key)))
 }
 
+/// One of some facts, or none of them.
+struct Demand<F> {
+    facts: Vec<F>,
+    wanted: bool,
+}
+
+impl Demand<u32> {
+    /// Whether it is met by whoever has these facts, which are sorted.
+    fn is_met(&self, facts: &[u32]) -> bool {
+        self.facts.iter().any(|fact| facts.binary_search(fact).is_ok()) == self.wanted
+    }
+}
+
+fn demands_of(selector: &Selector) -> impl Iterator<Item = Demand<Fact<'_>>> {
+    let expressions = selector.expressions.iter().map(|Expression { key, operator, values }| {
+        let wanted = matches!(operator, Operator::In | Operator::Exists);
+        let facts = if operator.has_values() {
+            values.iter().map(|value| Fact::Label(key, value)).collect()
+        } else {
+            vec![Fact::Labelled(key)]
+        };
+        Demand { facts, wanted }
+    });
+    let plain = facts_of_selector(selector).map(|fact| Demand { facts: vec![fact], wanted: true });
+    plain.chain(expressions)
+}
+
+/// What a selector asks for as it stands.
 fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact<'_>> {
     [
         selector.kind.map(Fact::Kind),
@@ -74,7 +105,7 @@ fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact<'_>> {
 /// A selector by the numbers of its facts.
 struct Numbered {
     slot: u32,
-    facts: Vec<u32>,
+    demands: Vec<Demand<u32>>,
     cidr: Option<IpNet>,
 }
 
@@ -88,6 +119,8 @@ pub(crate) struct SelectorIndex<'a> {
     selectors: Vec<Numbered>,
     /// Selectors by the number of their anchor.
     anchored: Vec<Vec<u32>>,
+    /// Selectors that want nothing, and are asked about every endpoint.
+    adrift: Vec<u32>,
     answers: HashMap<Vec<u32>, Answer>,
 }
 
@@ -100,11 +133,15 @@ impl<'a> SelectorIndex<'a> {
         let mut numbers = HashMap::new();
         let selectors: Vec<Numbered> = selectors
             .map(|(slot, selector)| {
-                let facts = facts_of_selector(selector).map(|fact| {
+                let mut number = |fact| {
                     let next = numbers.len() as u32;
                     *numbers.entry(fact).or_insert(next)
+                };
+                let demands = demands_of(selector).map(|Demand { facts, wanted }| Demand {
+                    facts: facts.into_iter().map(&mut number).collect(),
+                    wanted,
                 });
-                Numbered { slot, facts: facts.collect(), cidr: selector.cidr }
+                Numbered { slot, demands: demands.collect(), cidr: selector.cidr }
             })
             .collect();
         let mut counts = vec![0_usize; numbers.len()];
@@ -115,14 +152,22 @@ impl<'a> SelectorIndex<'a> {
                 }
             }
         }
-        let mut anchored = vec![Vec::new(); numbers.len()];
-        for (index, selector) in selectors.iter().enumerate() {
-            let rarest = selector.facts.iter().min_by_key(|number| counts[**number as usize]);
-            if let Some(rarest) = rarest {
-                anchored[*rarest as usize].push(index as u32);
+        let (mut anchored, mut adrift) = (vec![Vec::new(); numbers.len()], Vec::new());
+        let count = |demand: &&Demand<u32>| -> usize {
+            demand.facts.iter().map(|number| counts[*number as usize]).sum()
+        };
+        for (index, selector) in (0_u32..).zip(&selectors) {
+            match selector.demands.iter().filter(|demand| demand.wanted).min_by_key(count) {
+                // No endpoint has two values of one label, so none meets it by two anchors.
+                Some(rarest) => {
+                    for fact in &rarest.facts {
+                        anchored[*fact as usize].push(index);
+                    }
+                }
+                None => adrift.push(index),
             }
         }
-        Self { numbers, selectors, anchored, answers: HashMap::new() }
+        Self { numbers, selectors, anchored, adrift, answers: HashMap::new() }
     }
 
     /// The groups of one endpoint.
@@ -135,14 +180,13 @@ impl<'a> SelectorIndex<'a> {
             return (*whole, Rc::clone(within));
         }
         let (mut whole, mut within) = (Vec::new(), Vec::new());
-        for anchor in &facts {
-            for index in &self.anchored[*anchor as usize] {
-                let selector = &self.selectors[*index as usize];
-                if selector.facts.iter().all(|fact| facts.binary_search(fact).is_ok()) {
-                    match selector.cidr {
-                        None => whole.push(selector.slot),
-                        Some(cidr) => within.push((cidr.trunc(), sets.set(vec![selector.slot]))),
-                    }
+        let anchored = facts.iter().flat_map(|anchor| &self.anchored[*anchor as usize]);
+        for index in anchored.chain(&self.adrift) {
+            let selector = &self.selectors[*index as usize];
+            if selector.demands.iter().all(|demand| demand.is_met(&facts)) {
+                match selector.cidr {
+                    None => whole.push(selector.slot),
+                    Some(cidr) => within.push((cidr.trunc(), sets.set(vec![selector.slot]))),
                 }
             }
         }

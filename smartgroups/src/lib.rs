@@ -14,6 +14,7 @@
 //! holds the two together.
 
 mod endpoint;
+mod expression;
 mod group;
 mod id;
 mod index;
@@ -25,6 +26,7 @@ mod public;
 mod resolve;
 
 pub use endpoint::{DomainId, Endpoint, EndpointKind};
+pub use expression::{Expression, Operator};
 pub use group::{
     ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, groups_of, holds, may_hold,
 };

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use smartgroups::{
-    DomainId, Endpoint, EndpointKind, ExtraPrefix, GroupId, Inventory, Membership, ResolveError,
-    Selector, SmartGroup, groups_of, may_hold, members, resolve,
+    DomainId, Endpoint, EndpointKind, Expression, ExtraPrefix, GroupId, Inventory, Membership,
+    Operator, ResolveError, Selector, SmartGroup, groups_of, may_hold, members, resolve,
 };
 
 fn net(text: &str) -> IpNet {
@@ -273,6 +273,19 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
         })
 }
 
+fn expression() -> impl Strategy<Value = Expression> {
+    let operators = [Operator::In, Operator::NotIn, Operator::Exists, Operator::DoesNotExist];
+    let values = proptest::collection::btree_set(word(), 1..3);
+    (word(), proptest::sample::select(operators.to_vec()), values).prop_map(
+        |(key, operator, mut values)| {
+            if !operator.has_values() {
+                values.clear();
+            }
+            Expression { key, operator, values }
+        },
+    )
+}
+
 fn selector() -> impl Strategy<Value = Selector> {
     let option = proptest::option::of;
     (
@@ -283,8 +296,9 @@ fn selector() -> impl Strategy<Value = Selector> {
         option(word()),
         proptest::option::weighted(0.2, word()),
         proptest::option::weighted(0.4, labels()),
+        proptest::collection::vec(expression(), 0..3),
     )
-        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels)| Selector {
+        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels, expressions)| Selector {
             cidr,
             domain,
             kind,
@@ -292,6 +306,7 @@ fn selector() -> impl Strategy<Value = Selector> {
             namespace,
             region,
             labels: labels.unwrap_or_default(),
+            expressions,
             ..Selector::default()
         })
         .prop_filter("asks for something", |selector| !selector.is_empty())

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use api::document::{
-    self, Document, Endpoint, EndpointType, FABRIC, Named, Selector, SelectorType, SnatProtocol,
+    self, Document, Endpoint, EndpointType, FABRIC, MatchExpression, Named, Operator, Selector,
+    SelectorType, SnatProtocol,
 };
 use api::value::{AddressRange, Prefix4, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
@@ -308,5 +309,19 @@ fn selector(
         region: selector.region.clone(),
         zone: selector.zone.clone(),
         labels: selector.labels.clone(),
+        expressions: selector.match_expressions.iter().map(expression).collect(),
     })
+}
+
+fn expression(one: &MatchExpression) -> smartgroups::Expression {
+    smartgroups::Expression {
+        key: one.key.clone(),
+        operator: match one.operator {
+            Operator::In => smartgroups::Operator::In,
+            Operator::NotIn => smartgroups::Operator::NotIn,
+            Operator::Exists => smartgroups::Operator::Exists,
+            Operator::DoesNotExist => smartgroups::Operator::DoesNotExist,
+        },
+        values: one.values.iter().cloned().collect(),
+    }
 }

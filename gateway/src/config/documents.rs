@@ -2,8 +2,8 @@
 //! attachments.
 
 use api::document::{
-    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, Named, PUBLIC_INTERNET, Rule,
-    SmartGroup, SnatPolicy, SnatProtocol,
+    ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, MatchExpression, Named,
+    Operator, PUBLIC_INTERNET, Rule, SmartGroup, SnatPolicy, SnatProtocol,
 };
 use api::value::{AddressRange, Prefix, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
@@ -271,8 +271,11 @@ impl DocumentChecks<'_> {
                 let message =
                     format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());
                 self.checks.error(&at, message);
-            } else if selector.labels.is_empty() && !self.checks.tree.is_damaged(&at) {
-                self.checks.no_empty(&at.child("labels"), "labels", "whatever they are");
+            } else if !self.checks.tree.is_damaged(&at) {
+                if selector.labels.is_empty() {
+                    self.checks.no_empty(&at.child("labels"), "labels", "whatever they are");
+                }
+                self.expressions(&at.child("match_expressions"), &selector.match_expressions);
             }
             if let Some(domain) = &selector.domain {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
@@ -281,6 +284,27 @@ impl DocumentChecks<'_> {
                 && let Some(message) = reach::group(gateway, self.states_domain(&at), cidr)
             {
                 self.checks.warning(&at.child("cidr"), message);
+            }
+        }
+    }
+
+    fn expressions(&mut self, at: &Path, expressions: &[MatchExpression]) {
+        if expressions.is_empty() {
+            self.checks.no_empty(at, "demands on labels", "whatever they are");
+        }
+        for (n, MatchExpression { operator, values, .. }) in expressions.iter().enumerate() {
+            let at = at.child(n).child("values");
+            let compares = matches!(operator, Operator::In | Operator::NotIn);
+            if compares && values.is_empty() {
+                let message = format!(
+                    "`values` is missing or empty; expected one or more to compare the label with \
+                     (`operator` is {operator:?})"
+                );
+                self.checks.error(&at, message);
+            }
+            if !compares && !values.is_empty() {
+                let message = format!("`values` is for In and NotIn; {operator:?} has none");
+                self.checks.error(&at, message);
             }
         }
     }

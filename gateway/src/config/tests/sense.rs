@@ -392,6 +392,34 @@ fn documents_have_to_fit_together() {
             )],
         ),
         (
+            "type: k8s, labels: { team: payments }",
+            "type: k8s, match_expressions: []",
+            &[(
+                "match_expressions",
+                "documents[1].spec.selectors[0].match_expressions",
+                "`match_expressions` is empty; expected demands on labels, or leave the field out for \
+                 whatever they are",
+            )],
+        ),
+        (
+            "type: k8s, labels: { team: payments }",
+            "match_expressions: [{ key: team, operator: In }, { key: team, operator: Exists, \
+             values: [a] }]",
+            &[
+                (
+                    "{ key: team, operator: In }",
+                    "documents[1].spec.selectors[0].match_expressions[0].values",
+                    "`values` is missing or empty; expected one or more to compare the label with \
+                     (`operator` is In)",
+                ),
+                (
+                    "values: [a]",
+                    "documents[1].spec.selectors[0].match_expressions[1].values",
+                    "`values` is for In and NotIn; Exists has none",
+                ),
+            ],
+        ),
+        (
             "destinations: [payments]",
             "destinations: []",
             &[(
