@@ -134,12 +134,16 @@ pub struct Endpoint {
     pub labels: BTreeMap<String, String>,
 }
 
-/// Endpoints and prefixes that belong together: whatever any of the selectors selects.
+/// Endpoints and prefixes that belong together: whatever any of the selectors selects, but for what
+/// is excluded.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SmartGroup {
     /// Any of them is enough.
     pub selectors: Vec<Selector>,
+    /// What any of these selects is not in the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Selector>,
 }
 
 /// The kinds of endpoint that a selector can ask for.
@@ -173,6 +177,9 @@ pub enum SelectorType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Selector {
+    /// The address is in this other group; stands alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The address is in this prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidr: Option<Prefix>,

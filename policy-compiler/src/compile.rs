@@ -81,7 +81,8 @@ fn extra_prefixes(inputs: &Inputs<'_>, tags: &BTreeMap<IpNet, u32>) -> Vec<Extra
     let mut domains = inputs.inventory.domains();
     domains.insert(DomainId::FABRIC);
     domains.extend(inputs.domains);
-    let selectors = inputs.groups.iter().flat_map(|group| &group.selectors);
+    let selectors =
+        inputs.groups.iter().flat_map(|group| group.selectors.iter().chain(&group.exclude));
     domains.extend(selectors.filter_map(|selector| selector.scope()));
     domains
         .iter()

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use smartgroups::{ANYWHERE, DomainId, PUBLIC_INTERNET, groups_of, holds, is_public, may_hold};
+use smartgroups::{DomainId, Truth, groups_of, holds};
 
 use crate::model::{
     Action, Enforcement, Evaluation, Flow, Inputs, PortRange, Scope, SnatPolicy, WayOut, has_ports,
@@ -30,10 +30,8 @@ pub fn evaluate(inputs: &Inputs<'_>, flow: &Flow) -> Evaluation {
     for rule in rules {
         let is_in = |names: &[String], end| {
             names.iter().any(|name| match rule.action {
-                Action::Permit => in_group(inputs, name, end),
-                Action::Deny | Action::Reject => {
-                    in_group(inputs, name, end) || maybe_in_group(inputs, name, end)
-                }
+                Action::Permit => of_group(inputs, name, end) == Truth::Yes,
+                Action::Deny | Action::Reject => of_group(inputs, name, end) != Truth::No,
             })
         };
         let matches = is_in(&rule.sources, flow.source)
@@ -66,7 +64,7 @@ pub fn evaluate_snat<'a>(
     let in_scope = |scope: &Scope, end: (DomainId, IpAddr)| match scope {
         Scope::Any => true,
         Scope::Cidr(prefix) => prefix.contains(&end.1),
-        Scope::Group(name) => in_group(inputs, name, end),
+        Scope::Group(name) => of_group(inputs, name, end) == Truth::Yes,
     };
     let in_ports = |ports: &Option<PortRange>, port: u16| match ports {
         None => true,
@@ -84,22 +82,7 @@ pub fn evaluate_snat<'a>(
     inputs.snat.iter().filter(matches).min_by_key(|policy| policy.order)
 }
 
-/// Whether the group of a name holds an address, if it is that of some claimant.
-fn maybe_in_group(inputs: &Inputs, name: &str, (domain, address): (DomainId, IpAddr)) -> bool {
-    inputs
-        .groups
-        .iter()
-        .any(|group| group.name == name && may_hold(inputs.inventory, group, domain, address))
-}
-
-/// Whether the group of a name holds an address for certain.
-fn in_group(inputs: &Inputs<'_>, name: &str, (domain, address): (DomainId, IpAddr)) -> bool {
-    match name {
-        ANYWHERE => true,
-        PUBLIC_INTERNET => is_public(domain, address),
-        _ => inputs
-            .groups
-            .iter()
-            .any(|group| group.name == name && holds(inputs.inventory, group, domain, address)),
-    }
+/// Whether the group of a name holds an address.
+fn of_group(inputs: &Inputs<'_>, name: &str, (domain, address): (DomainId, IpAddr)) -> Truth {
+    holds(inputs.inventory, inputs.groups, name, domain, address)
 }

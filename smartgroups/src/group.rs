@@ -1,8 +1,9 @@
 //! SmartGroups: who belongs together, said by selectors.
 //!
-//! A group holds whatever any of its selectors selects; a selector asks for all of its fields at
-//! once. [`groups_of`] reads that sentence literally, one address at a time. It is the twin that
-//! the tables of [`crate::resolve()`] are tested against, and slow.
+//! A group holds whatever any of its selectors selects, but for what it excludes; a selector asks
+//! for all of its fields at once, or names another group. [`groups_of`] reads that sentence
+//! literally, one address at a time. It is the twin that the tables of [`crate::resolve()`] are
+//! tested against, and slow.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,13 +62,20 @@ pub struct SmartGroup {
     pub id: GroupId,
     /// Any of these.
     pub selectors: Vec<Selector>,
+    /// And none of these.
+    pub exclude: Vec<Selector>,
 }
 
 impl SmartGroup {
     /// A group whose id follows from its name.
     pub fn new(name: impl Into<String>, selectors: Vec<Selector>) -> Self {
         let name = name.into();
-        Self { id: GroupId::of(&name), name, selectors }
+        Self { id: GroupId::of(&name), name, selectors, exclude: Vec::new() }
+    }
+
+    /// The groups that it names.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        self.selectors.iter().chain(&self.exclude).filter_map(|one| one.group.as_deref())
     }
 }
 
@@ -77,6 +85,8 @@ impl SmartGroup {
 /// `cidr` beside it, it holds those addresses of such endpoints that lie in the prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
+    /// In this other group; with no other field beside it.
+    pub group: Option<String>,
     /// Inside this prefix; of the fabric unless `domain` says otherwise.
     pub cidr: Option<IpNet>,
     /// In this routing domain.
@@ -115,7 +125,7 @@ impl Selector {
 
     /// Whether it asks for a fact that only an endpoint has.
     pub fn is_about_endpoints(&self) -> bool {
-        let Self { cidr: _, domain: _, kind, name, pod, .. } = self;
+        let Self { kind, name, pod, .. } = self;
         kind.is_some()
             || name.is_some()
             || pod.is_some()
@@ -127,7 +137,16 @@ impl Selector {
     /// Whether it asks for nothing at all. Such a selector is refused: who wants every address
     /// says `anywhere`, and who forgot a field did not mean every address.
     pub fn is_empty(&self) -> bool {
+        self.group.is_none() && self.is_about_nothing_else()
+    }
+
+    fn is_about_nothing_else(&self) -> bool {
         self.cidr.is_none() && self.domain.is_none() && !self.is_about_endpoints()
+    }
+
+    /// Whether it names another group and asks for something beside it.
+    pub fn is_mixed(&self) -> bool {
+        self.group.is_some() && !self.is_about_nothing_else()
     }
 
     /// The only domain whose addresses it can hold, or `None` if it may be any.
@@ -182,6 +201,9 @@ impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         let mut say = |word: &str, value: &dyn fmt::Display| parts.push(format!("{word} {value}"));
+        if let Some(group) = &self.group {
+            say("group", group);
+        }
         if let Some(cidr) = &self.cidr {
             say("cidr", cidr);
         }
@@ -212,54 +234,90 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Whether a group may hold an address: some endpoint that claims it is in the group, or the
-/// address is by itself. Found by asking every selector about every endpoint.
-pub fn may_hold(
-    inventory: &Inventory,
-    group: &SmartGroup,
-    domain: DomainId,
-    address: IpAddr,
-) -> bool {
-    let claims = |endpoint: &&Endpoint| {
-        endpoint.domain == domain
-            && endpoint.addresses.iter().any(|prefix| prefix.contains(&address))
-    };
-    is_stated(group, domain, address)
-        || inventory
-            .endpoints()
-            .filter(claims)
-            .any(|endpoint| takes(group, endpoint, domain, address))
+/// Whether something is so, as far as can be told: an address that several claim is of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Truth {
+    /// It is not, whoever has the address.
+    No,
+    /// It is for some of them.
+    Maybe,
+    /// It is, whoever has the address.
+    Yes,
 }
 
-/// Whether a group holds an address for certain: whoever of those that claim it has it, the group
-/// holds it.
-pub fn holds(inventory: &Inventory, group: &SmartGroup, domain: DomainId, address: IpAddr) -> bool {
-    let claimed = |one: &Endpoint, prefix: &IpNet| {
-        let rivals = inventory.endpoints().filter(|other| {
+impl Truth {
+    /// The opposite.
+    #[must_use]
+    pub const fn not(self) -> Self {
+        match self {
+            Self::No => Self::Yes,
+            Self::Maybe => Self::Maybe,
+            Self::Yes => Self::No,
+        }
+    }
+}
+
+/// Whether a group holds an address. Found by asking every selector about every endpoint. What its
+/// parts are in doubt about it is in doubt about too, even if one of them has to be right.
+pub fn holds(
+    inventory: &Inventory,
+    groups: &[SmartGroup],
+    name: &str,
+    domain: DomainId,
+    address: IpAddr,
+) -> Truth {
+    let sure = |is: bool| if is { Truth::Yes } else { Truth::No };
+    match name {
+        ANYWHERE => return Truth::Yes,
+        PUBLIC_INTERNET => return sure(is_public(domain, address)),
+        _ => {}
+    }
+    let Some(group) = groups.iter().find(|group| group.name == name) else { return Truth::No };
+    let any = |selectors: &[Selector]| {
+        let parts = selectors.iter().filter_map(|selector| selector.group.as_deref());
+        let parts = parts.map(|part| holds(inventory, groups, part, domain, address));
+        parts.chain([taken(inventory, selectors, domain, address)]).max().unwrap_or(Truth::No)
+    };
+    any(&group.selectors).min(any(&group.exclude).not())
+}
+
+/// Whether any of the selectors that name no group takes an address.
+fn taken(
+    inventory: &Inventory,
+    selectors: &[Selector],
+    domain: DomainId,
+    address: IpAddr,
+) -> Truth {
+    let own = || selectors.iter().filter(|selector| selector.group.is_none());
+    let is_stated = own()
+        .filter(|selector| !selector.is_about_endpoints())
+        .any(|selector| selector.covers(domain, address));
+    let takes = |endpoint: &Endpoint| {
+        let mut about = own().filter(|selector| selector.is_about_endpoints());
+        about.any(|selector| selector.covers(domain, address) && selector.describes(endpoint))
+    };
+    // For certain: whoever of those that claim the prefix has it.
+    let is_claimed = |one: &Endpoint, prefix: &IpNet| {
+        let mut rivals = inventory.endpoints().filter(|other| {
             other.name == one.name
                 || one.kind.is_alone_on_an_address()
                     && (other.kind, other.domain) == (one.kind, domain)
                     && other.addresses.contains(prefix)
         });
-        rivals.into_iter().all(|rival| takes(group, rival, domain, address))
+        rivals.all(takes)
     };
-    is_stated(group, domain, address)
-        || inventory.endpoints().filter(|endpoint| endpoint.domain == domain).any(|endpoint| {
-            let mut around = endpoint.addresses.iter().filter(|prefix| prefix.contains(&address));
-            around.any(|prefix| claimed(endpoint, prefix))
-        })
-}
-
-/// Whether a group names an address, whoever has it.
-fn is_stated(group: &SmartGroup, domain: DomainId, address: IpAddr) -> bool {
-    let mut stated = group.selectors.iter().filter(|selector| !selector.is_about_endpoints());
-    stated.any(|selector| selector.covers(domain, address))
-}
-
-/// Whether a group holds an address as one of this endpoint.
-fn takes(group: &SmartGroup, endpoint: &Endpoint, domain: DomainId, address: IpAddr) -> bool {
-    let mut about = group.selectors.iter().filter(|selector| selector.is_about_endpoints());
-    about.any(|selector| selector.covers(domain, address) && selector.describes(endpoint))
+    let around = |endpoint: &Endpoint, is: &dyn Fn(&IpNet) -> bool| {
+        let mut around = endpoint.addresses.iter().filter(|prefix| prefix.contains(&address));
+        endpoint.domain == domain && around.any(is)
+    };
+    if is_stated || inventory.endpoints().any(|one| around(one, &|prefix| is_claimed(one, prefix)))
+    {
+        Truth::Yes
+    } else if inventory.endpoints().any(|one| around(one, &|_| takes(one))) {
+        Truth::Maybe
+    } else {
+        Truth::No
+    }
 }
 
 /// The groups that hold an address for certain, built-in ones included, sorted by id.
@@ -269,16 +327,11 @@ pub fn groups_of(
     domain: DomainId,
     address: IpAddr,
 ) -> Vec<GroupId> {
-    let mut ids = vec![GroupId::ANYWHERE];
-    if is_public(domain, address) {
-        ids.push(GroupId::PUBLIC_INTERNET);
-    }
-    ids.extend(
-        groups
-            .iter()
-            .filter(|group| holds(inventory, group, domain, address))
-            .map(|group| group.id),
-    );
+    let built_in = [(ANYWHERE, GroupId::ANYWHERE), (PUBLIC_INTERNET, GroupId::PUBLIC_INTERNET)];
+    let all = groups.iter().map(|group| (group.name.as_str(), group.id)).chain(built_in);
+    let held =
+        all.filter(|(name, _)| holds(inventory, groups, name, domain, address) == Truth::Yes);
+    let mut ids: Vec<GroupId> = held.map(|(_, id)| id).collect();
     ids.sort_unstable();
     ids
 }

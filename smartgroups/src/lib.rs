@@ -15,6 +15,7 @@
 
 mod endpoint;
 mod expression;
+mod formula;
 mod group;
 mod id;
 mod index;
@@ -28,7 +29,7 @@ mod resolve;
 pub use endpoint::{DomainId, Endpoint, EndpointKind};
 pub use expression::{Expression, Operator};
 pub use group::{
-    ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, groups_of, holds, may_hold,
+    ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, Truth, groups_of, holds,
 };
 pub use id::{stable_id, stable_id_of_bytes, stable_ids};
 pub use inventory::{Conflict, Inventory};

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::{DomainId, GroupId};
 
 /// The groups of an address, and the extra prefixes that hold it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GroupSet {
     /// Sorted by id; `anywhere` is in every set.
     pub groups: Vec<GroupId>,

@@ -5,6 +5,10 @@
 //! those of the prefixes around it. `public-internet` is the one group with holes, so it is not
 //! added up but passed on until a special-purpose range says otherwise.
 //!
+//! What is added up are the two halves of each group, what its selectors take and what they exclude.
+//! Whether an address is in the group follows from the halves, and from the groups that it names,
+//! once for each set of halves that occurs ([`crate::formula`]).
+//!
 //! Where two endpoints claim one address and only one can have it ([`crate::Conflict`]), nobody
 //! knows whose packets these are. The answer has to be right for whichever it is, so such an
 //! address is in the groups that all claimants are in, and those that only some are in are kept
@@ -13,16 +17,18 @@
 //! each claimant; had a refusal before it matched one of them, it would have decided.)
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::formula::{Formula, Half};
 use crate::index::SelectorIndex;
 use crate::interner::{Interner, SetId};
 use crate::public::RANGES;
 use crate::{
     ANYWHERE, DomainId, Endpoint, GroupId, GroupSet, Inventory, Membership, PUBLIC_INTERNET,
-    Selector, SmartGroup,
+    Selector, SmartGroup, Truth,
 };
 
 /// A prefix whose addresses have to be told apart although no group names it; SNAT policies match
@@ -68,18 +74,45 @@ pub enum ResolveError {
         /// The group.
         group: String,
     },
+    /// A group that is named as a part of another, and does not exist.
+    #[error("smart group `{group}` names the group `{part}`, which does not exist")]
+    UnknownGroup {
+        /// The group.
+        group: String,
+        /// What it names.
+        part: String,
+    },
+    /// A group that is a part of itself.
+    #[error("smart group `{}` is a part of itself ({})", path[0], path.join(" -> "))]
+    Cycle {
+        /// The way around, from the group to itself.
+        path: Vec<String>,
+    },
+    /// A selector that names a group and asks for something beside it.
+    #[error("selector {selector} of smart group `{group}` names a group and more; it stands alone")]
+    MixedSelector {
+        /// The group.
+        group: String,
+        /// Which selector, from 1, those that exclude behind the others.
+        selector: usize,
+    },
     /// A selector without a field.
     #[error("selector {selector} of smart group `{group}` is empty; use `anywhere` for everything")]
     EmptySelector {
         /// The group.
         group: String,
-        /// Which selector, from 1.
+        /// Which selector, from 1, those that exclude behind the others.
         selector: usize,
     },
 }
 
-/// The slot of `public-internet` in interned sets; groups and then extras follow it.
-const PUBLIC: u32 = 0;
+/// The slot of `public-internet` in interned sets; the halves of groups and then extras follow it.
+pub(crate) const PUBLIC: u32 = 0;
+
+/// The slot of the first extra.
+fn first_extra(groups: &[SmartGroup]) -> u32 {
+    Half::Excludes.slot(groups.len()) - 1
+}
 
 /// An address that is in no group and of which nothing is in doubt.
 const NOTHING: (SetId, SetId) = (SetId::EMPTY, SetId::EMPTY);
@@ -91,10 +124,11 @@ pub fn resolve(
     extra_prefixes: &[ExtraPrefix],
 ) -> Result<Membership, ResolveError> {
     check(groups)?;
+    let formula = Formula::new(groups)?;
     let mut sets = Interner::new();
     let claims = claims(inventory, groups, extra_prefixes, &mut sets);
     let nodes = nest(claims, &mut sets);
-    Ok(emit(&nodes, &sets, groups))
+    Ok(emit(&nodes, &sets, groups, &formula))
 }
 
 fn check(groups: &[SmartGroup]) -> Result<(), ResolveError> {
@@ -116,8 +150,12 @@ fn check(groups: &[SmartGroup]) -> Result<(), ResolveError> {
             let other = other.to_owned();
             return Err(ResolveError::DuplicateId { group: name(), other, id: group.id });
         }
-        if let Some(empty) = group.selectors.iter().position(Selector::is_empty) {
+        let mut all = group.selectors.iter().chain(&group.exclude);
+        if let Some(empty) = all.clone().position(Selector::is_empty) {
             return Err(ResolveError::EmptySelector { group: name(), selector: empty + 1 });
+        }
+        if let Some(mixed) = all.position(Selector::is_mixed) {
+            return Err(ResolveError::MixedSelector { group: name(), selector: mixed + 1 });
         }
     }
     Ok(())
@@ -172,9 +210,12 @@ fn claims(
             ..Claim::new(DomainId::FABRIC, *prefix, SetId::EMPTY)
         })
         .collect();
-    let slots = (PUBLIC + 1..).zip(groups);
-    let selectors =
-        slots.flat_map(|(slot, group)| group.selectors.iter().map(move |one| (slot, one)));
+    let halves = groups.iter().enumerate().flat_map(|(n, group)| {
+        [(Half::Takes.slot(n), &group.selectors), (Half::Excludes.slot(n), &group.exclude)]
+    });
+    let selectors = halves
+        .flat_map(|(slot, selectors)| selectors.iter().map(move |one| (slot, one)))
+        .filter(|(_, one)| one.group.is_none());
 
     for (slot, selector) in selectors.clone().filter(|(_, one)| !one.is_about_endpoints()) {
         let (domain, set) = (selector.scope().unwrap_or_default(), sets.set(vec![slot]));
@@ -182,7 +223,7 @@ fn claims(
         claims.extend(stated.map(|prefix| Claim::new(domain, prefix, set)));
     }
     for extra in extra_prefixes {
-        let set = sets.set(vec![PUBLIC + 1 + groups.len() as u32 + extra.tag]);
+        let set = sets.set(vec![first_extra(groups) + extra.tag]);
         claims.push(Claim::new(extra.domain, extra.prefix.trunc(), set));
     }
     let about_endpoints = selectors.filter(|(_, one)| one.is_about_endpoints());
@@ -304,40 +345,49 @@ fn nest(mut claims: Vec<Claim>, sets: &mut Interner) -> Vec<Node> {
     nodes
 }
 
-fn emit(nodes: &[Node], sets: &Interner, groups: &[SmartGroup]) -> Membership {
+fn emit(nodes: &[Node], sets: &Interner, groups: &[SmartGroup], formula: &Formula) -> Membership {
+    let first_extra = first_extra(groups);
     let describe = |(set, doubted): (SetId, SetId)| {
-        let first_extra = PUBLIC + 1 + groups.len() as u32;
-        let mut ids = vec![GroupId::ANYWHERE];
-        let mut extras = Vec::new();
-        for slot in sets.get(set) {
-            match *slot {
-                PUBLIC => ids.push(GroupId::PUBLIC_INTERNET),
-                slot if slot < first_extra => ids.push(groups[(slot - PUBLIC - 1) as usize].id),
-                slot => extras.push(slot - first_extra),
+        let (set, doubted) = (sets.get(set), sets.get(doubted));
+        let (mut ids, mut in_doubt) = (vec![GroupId::ANYWHERE], Vec::new());
+        if set.first() == Some(&PUBLIC) {
+            ids.push(GroupId::PUBLIC_INTERNET);
+        }
+        for (n, truth) in formula.of(set, doubted) {
+            match truth {
+                Truth::Yes => ids.push(groups[n].id),
+                Truth::Maybe => in_doubt.push(groups[n].id),
+                Truth::No => {}
             }
         }
         ids.sort_unstable();
-        let doubted = sets.get(doubted).iter();
-        let mut doubted: Vec<GroupId> =
-            doubted.map(|slot| groups[(slot - PUBLIC - 1) as usize].id).collect();
-        doubted.sort_unstable();
-        GroupSet { groups: ids, doubted, extras }
+        in_doubt.sort_unstable();
+        let extras = set.iter().filter_map(|slot| slot.checked_sub(first_extra)).collect();
+        GroupSet { groups: ids, doubted: in_doubt, extras }
     };
     let mut out =
         Membership { sets: vec![describe(NOTHING)], hosts: Vec::new(), prefixes: Vec::new() };
-    let mut numbers = HashMap::from([(NOTHING, 0_u32)]);
+    // Different halves may come to the same groups.
+    let mut described = HashMap::from([(NOTHING, Rc::new(out.sets[0].clone()))]);
+    let mut numbers = HashMap::from([(Rc::clone(&described[&NOTHING]), 0_u32)]);
     // What longest-prefix match answers just outside of a node's children.
-    let mut answers: Vec<(SetId, SetId)> = Vec::with_capacity(nodes.len());
+    let mut answers: Vec<Rc<GroupSet>> = Vec::with_capacity(nodes.len());
     for node in nodes {
-        let outer = node.parent.map_or(NOTHING, |parent| answers[parent]);
+        let nothing = &described[&NOTHING];
+        let outer = Rc::clone(node.parent.map_or(nothing, |parent| &answers[parent]));
         // A prefix that is full of longer ones is never the answer, so its set may not even exist.
-        if node.spare.is_none() || node.set == outer {
+        if node.spare.is_none() {
             answers.push(outer);
             continue;
         }
-        answers.push(node.set);
-        let number = *numbers.entry(node.set).or_insert_with(|| {
-            out.sets.push(describe(node.set));
+        let set = described.entry(node.set).or_insert_with(|| Rc::new(describe(node.set)));
+        let set = Rc::clone(set);
+        answers.push(Rc::clone(&set));
+        if set == outer {
+            continue;
+        }
+        let number = *numbers.entry(set).or_insert_with_key(|set| {
+            out.sets.push(GroupSet::clone(set));
             out.sets.len() as u32 - 1
         });
         if node.prefix.prefix_len() == node.prefix.max_prefix_len() {

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use smartgroups::{
     DomainId, Endpoint, EndpointKind, Expression, ExtraPrefix, GroupId, Inventory, Membership,
-    Operator, ResolveError, Selector, SmartGroup, groups_of, may_hold, members, resolve,
+    Operator, ResolveError, Selector, SmartGroup, Truth, groups_of, holds, members, resolve,
 };
 
 fn net(text: &str) -> IpNet {
@@ -20,6 +20,10 @@ fn ip(text: &str) -> IpAddr {
 
 fn labelled(key: &str, value: &str) -> Selector {
     Selector { labels: BTreeMap::from([(key.into(), value.into())]), ..Selector::default() }
+}
+
+fn named(group: &str) -> Selector {
+    Selector { group: Some(group.into()), ..Selector::default() }
 }
 
 fn pod(name: &str, domain: u16, address: &str, team: &str) -> Endpoint {
@@ -174,6 +178,54 @@ fn a_set_that_no_address_has_does_not_exist() {
 }
 
 #[test]
+fn a_group_is_what_it_takes_without_what_it_excludes() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("shop/api", 0, "10.20.0.7/32", "payments"));
+    inventory.insert(pod("shop/web", 0, "10.20.0.8/32", "web"));
+    let cidr = |prefix| Selector::cidr(net(prefix));
+    let without = |exclude, group| SmartGroup { exclude, ..group };
+    let groups = [
+        // Named before it is said what it is.
+        without(vec![named("lab")], SmartGroup::new("prod", vec![named("corp")])),
+        without(
+            vec![cidr("10.20.0.0/16")],
+            SmartGroup::new("corp", vec![cidr("10.0.0.0/8"), labelled("team", "web")]),
+        ),
+        SmartGroup::new("lab", vec![cidr("10.9.0.0/16"), labelled("team", "payments")]),
+        without(vec![named("corp")], SmartGroup::new("rest", vec![named("anywhere")])),
+    ];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    for (address, names) in [
+        ("10.1.0.0", &["anywhere", "corp", "prod"][..]),
+        ("10.9.0.1", &["anywhere", "corp", "lab"]),
+        ("10.20.0.1", &["anywhere", "rest"]),
+        ("10.20.0.7", &["anywhere", "lab", "rest"]),
+        ("10.20.0.8", &["anywhere", "rest"]), // excluded, whatever takes it
+        ("11.0.0.1", &["anywhere", "public-internet", "rest"]),
+    ] {
+        assert_groups(&membership, 0, address, names);
+    }
+    assert_groups(&membership, 1, "10.1.0.0", &["anywhere", "rest"]);
+}
+
+#[test]
+fn who_is_in_doubt_about_a_part_is_in_doubt_about_the_whole() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("shop/old", 1, "100.64.0.1/32", "payments"));
+    inventory.insert(pod("shop/new", 1, "100.64.0.1/32", "web"));
+    let pods = Selector { kind: Some(EndpointKind::Pod), ..Selector::default() };
+    let groups = [
+        SmartGroup::new("payments", vec![labelled("team", "payments")]),
+        SmartGroup { exclude: vec![named("payments")], ..SmartGroup::new("others", vec![pods]) },
+        SmartGroup::new("all", vec![named("payments"), named("others")]),
+    ];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    let set = membership.lookup(DomainId(1), ip("100.64.0.1"));
+    assert_eq!(set.groups, ids(&["anywhere"]));
+    assert_eq!(set.doubted, ids(&["payments", "others", "all"]));
+}
+
+#[test]
 fn extra_prefixes_split_the_space_and_keep_the_groups() {
     let groups = [SmartGroup::new("corp", vec![Selector::cidr(net("10.0.0.0/8"))])];
     let extra =
@@ -212,6 +264,32 @@ fn groups_that_cannot_be_told_apart_are_refused_by_name() {
             "smart group `anywhere` is built in and cannot be defined",
         ),
         (vec![with_id("x", GroupId(0))], "smart group `x` has the id 0, which means none"),
+        (
+            vec![SmartGroup::new("x", vec![named("y")])],
+            "smart group `x` names the group `y`, which does not exist",
+        ),
+        (
+            vec![
+                SmartGroup::new("a", vec![named("b")]),
+                SmartGroup::new("b", vec![labelled("a", "b"), named("c")]),
+                SmartGroup { exclude: vec![named("b")], ..SmartGroup::new("c", vec![]) },
+            ],
+            "smart group `b` is a part of itself (b -> c -> b)",
+        ),
+        (
+            vec![SmartGroup::new("a", vec![named("a")])],
+            "smart group `a` is a part of itself (a -> a)",
+        ),
+        (
+            vec![
+                corp.clone(),
+                SmartGroup {
+                    exclude: vec![Selector { domain: Some(DomainId(1)), ..named("corp") }],
+                    ..SmartGroup::new("x", vec![named("corp")])
+                },
+            ],
+            "selector 2 of smart group `x` names a group and more; it stands alone",
+        ),
         (
             vec![SmartGroup::new("x", vec![labelled("a", "b"), Selector::default()])],
             "selector 2 of smart group `x` is empty; use `anywhere` for everything",
@@ -312,16 +390,34 @@ fn selector() -> impl Strategy<Value = Selector> {
         .prop_filter("asks for something", |selector| !selector.is_empty())
 }
 
+/// Selectors, and now and then a group: one of those before, or a built-in one.
+fn selectors() -> impl Strategy<Value = Vec<(Selector, Option<u8>)>> {
+    proptest::collection::vec((selector(), proptest::option::weighted(0.25, 0_u8..8)), 0..3)
+}
+
 fn groups() -> impl Strategy<Value = Vec<SmartGroup>> {
-    proptest::collection::vec(proptest::collection::vec(selector(), 0..3), 0..6).prop_map(|all| {
+    let some_exclude = prop_oneof![2 => Just(Vec::new()), 1 => selectors()];
+    proptest::collection::vec((selectors(), some_exclude), 0..6).prop_map(|all| {
         let numbered = all.into_iter().enumerate();
-        numbered.map(|(n, selectors)| SmartGroup::new(format!("g{n}"), selectors)).collect()
+        let group = |(n, (selectors, exclude)): (usize, (Vec<_>, Vec<_>))| {
+            let lower = |(selector, part): (Selector, Option<u8>)| match part.map(usize::from) {
+                Some(part) if part < n => named(&format!("g{part}")),
+                Some(6) => named("anywhere"),
+                Some(7) => named("public-internet"),
+                _ => selector,
+            };
+            let [selectors, exclude] =
+                [selectors, exclude].map(|all| all.into_iter().map(lower).collect());
+            SmartGroup { exclude, ..SmartGroup::new(format!("g{n}"), selectors) }
+        };
+        numbered.map(group).collect()
     })
 }
 
 /// Both ends of every prefix that occurs and the addresses just outside of it, in every domain.
 fn borders(inventory: &Inventory, groups: &[SmartGroup]) -> Vec<(DomainId, IpAddr)> {
-    let stated = groups.iter().flat_map(|group| &group.selectors).filter_map(|one| one.cidr);
+    let selectors = groups.iter().flat_map(|group| group.selectors.iter().chain(&group.exclude));
+    let stated = selectors.filter_map(|one| one.cidr);
     let owned = inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
     let mut addresses = Vec::new();
     for prefix in stated.chain(owned) {
@@ -334,6 +430,11 @@ fn borders(inventory: &Inventory, groups: &[SmartGroup]) -> Vec<(DomainId, IpAdd
         }
     }
     addresses
+}
+
+/// Whether the listing of `public-internet` leaves out that it does not hold an address.
+fn is_special(address: IpAddr) -> bool {
+    !smartgroups::is_public(DomainId::FABRIC, address)
 }
 
 proptest! {
@@ -361,18 +462,25 @@ proptest! {
             );
             let mut possible: Vec<GroupId> = groups
                 .iter()
-                .filter(|group| may_hold(&inventory, group, domain, address))
+                .filter(|group| {
+                    holds(&inventory, &groups, &group.name, domain, address) == Truth::Maybe
+                })
                 .map(|group| group.id)
-                .filter(|id| !found.contains(id))
                 .collect();
             possible.sort_unstable();
             prop_assert_eq!(&set.doubted, &possible, "doubt: {} of {}", address, domain);
             for (id, listing) in &listings {
-                let listed = listing.iter().any(|member| {
-                    member.domain == Some(domain) && member.prefix.contains(&address)
-                });
+                let listed = |is_excluded| {
+                    listing.iter().any(|member| {
+                        member.domain.is_none_or(|one| one == domain)
+                            && member.prefix.contains(&address)
+                            && member.is_excluded == is_excluded
+                    })
+                };
                 let known = found.contains(id) || set.doubted.contains(id);
-                prop_assert_eq!(listed, known, "listing: {} of {}", address, domain);
+                prop_assert!(!known || listed(false), "listing: {} of {}", address, domain);
+                let is_out = listed(true) || is_special(address);
+                prop_assert!(known || !listed(false) || is_out, "listing: {} of {}", address, domain);
             }
         }
     }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use api::document::{Document, FABRIC};
 use api::value::Prefix;
 use policy_compiler::{Capacity, CompileError, Diagnostic, Side, Table};
-use smartgroups::{Conflict, DomainId};
+use smartgroups::{Conflict, DomainId, ResolveError};
 
 use super::convert::Compiled;
 use super::settings::{Gateway, MOST};
@@ -41,11 +41,32 @@ pub(super) fn compile(
                 findings.errors.push(tree.fault(&path, message));
             }
             Err(refused) => {
-                findings.errors.push(tree.fault(&at!["documents"], refused.to_string()));
+                let place = if let CompileError::Groups(ResolveError::Cycle { path }) = &refused {
+                    naming(documents, path)
+                } else {
+                    None
+                };
+                let place = place.unwrap_or_else(|| at!["documents"]);
+                findings.errors.push(tree.fault(&place, refused.to_string()));
                 return None;
             }
         }
     }
+}
+
+/// Where the first group of a way around names the second.
+fn naming(documents: &[Document], path: &[String]) -> Option<Path> {
+    let [first, second, ..] = path else { return None };
+    documents.iter().enumerate().find_map(|(n, document)| {
+        let Document::SmartGroup(group) = document else { return None };
+        let spec = Some(&group.spec).filter(|_| group.name == *first)?;
+        [("selectors", &spec.selectors), ("exclude", &spec.exclude)].into_iter().find_map(
+            |(field, selectors)| {
+                let at = selectors.iter().position(|one| one.group.as_ref() == Some(second))?;
+                Some(at!["documents", n, "spec", field, at, "group"])
+            },
+        )
+    })
 }
 
 /// Makes room; says whether that was possible.

@@ -79,10 +79,14 @@ pub fn inputs(gateway: &Gateway, documents: &[Document]) -> Inputs {
         }
     }
     let ids = GroupId::assign(stated.iter().map(|named| named.name.as_str()));
+    let selectors = |stated: &[Selector]| {
+        stated.iter().filter_map(|one| selector(&domains, one)).collect::<Vec<_>>()
+    };
     let groups = stated.iter().map(|named| SmartGroup {
         name: named.name.clone(),
         id: ids[named.name.as_str()],
-        selectors: named.spec.selectors.iter().filter_map(|s| selector(&domains, s)).collect(),
+        selectors: selectors(&named.spec.selectors),
+        exclude: selectors(&named.spec.exclude),
     });
     let mut numbers: Vec<DomainId> = domains.values().copied().collect();
     numbers.sort_unstable();
@@ -287,6 +291,7 @@ fn selector(
         None => None,
     };
     Some(smartgroups::Selector {
+        group: selector.group.clone(),
         cidr: selector.cidr.map(|prefix| prefix.net()),
         domain,
         kind: selector.kind.map(|kind| match kind {

@@ -3,7 +3,7 @@
 
 use api::document::{
     ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, MatchExpression, Named,
-    Operator, PUBLIC_INTERNET, Rule, SmartGroup, SnatPolicy, SnatProtocol,
+    Operator, PUBLIC_INTERNET, Rule, Selector, SmartGroup, SnatPolicy, SnatProtocol,
 };
 use api::value::{AddressRange, Prefix, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
@@ -264,10 +264,29 @@ impl DocumentChecks<'_> {
             let message = "`selectors` is empty; expected one or more".to_owned();
             self.checks.error(&selectors, message);
         }
-        for (n, selector) in group.spec.selectors.iter().enumerate() {
+        self.selectors(&selectors, &group.spec.selectors);
+        let exclude = at.child("spec").child("exclude");
+        if group.spec.exclude.is_empty() && !self.checks.tree.is_damaged(at) {
+            self.checks.no_empty(&exclude, "selectors", "a group without exceptions");
+        }
+        self.selectors(&exclude, &group.spec.exclude);
+    }
+
+    fn selectors(&mut self, selectors: &Path, stated: &[Selector]) {
+        for (n, selector) in stated.iter().enumerate() {
             let at = selectors.child(n);
-            if *selector == api::document::Selector::default() && !self.checks.tree.is_damaged(&at)
-            {
+            if let Some(group) = &selector.group {
+                self.checks.exists(&at.child("group"), "group", group, &self.groups);
+                let alone = Selector { group: selector.group.clone(), ..Selector::default() };
+                if *selector != alone {
+                    let message = "`group` stands beside other fields; expected a selector of its \
+                                   own"
+                    .to_owned();
+                    self.checks.error(&at.child("group"), message);
+                }
+                continue;
+            }
+            if *selector == Selector::default() && !self.checks.tree.is_damaged(&at) {
                 let message =
                     format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());
                 self.checks.error(&at, message);
@@ -488,6 +507,7 @@ impl DocumentChecks<'_> {
                 let members = smartgroups::members(&inputs.inventory, &inputs.groups, group);
                 let prefixes = members.unwrap_or_default().into_iter();
                 prefixes
+                    .filter(|member| !member.is_excluded)
                     .filter_map(|member| match member.prefix {
                         IpNet::V4(net) => Some(net),
                         IpNet::V6(_) => None,

@@ -393,6 +393,43 @@ fn documents_have_to_fit_together() {
         ),
         (
             "type: k8s, labels: { team: payments }",
+            "group: paiments",
+            &[(
+                "group: paiments",
+                "documents[1].spec.selectors[0].group",
+                "`group` names group `paiments`, which does not exist; did you mean `payments`?",
+            )],
+        ),
+        (
+            "type: k8s, labels: { team: payments }",
+            "group: anywhere, type: k8s",
+            &[(
+                "group: anywhere",
+                "documents[1].spec.selectors[0].group",
+                "`group` stands beside other fields; expected a selector of its own",
+            )],
+        ),
+        (
+            "        - { cidr: 10.20.0.0/16, domain: fabric }",
+            "        - { cidr: 10.20.0.0/16, domain: fabric }\n      exclude: [{ group: payments }]",
+            &[(
+                "group: payments }]",
+                "documents[1].spec.exclude[0].group",
+                "smart group `payments` is a part of itself (payments -> payments)",
+            )],
+        ),
+        (
+            "        - { cidr: 10.20.0.0/16, domain: fabric }",
+            "        - { cidr: 10.20.0.0/16, domain: fabric }\n      exclude: []",
+            &[(
+                "exclude",
+                "documents[1].spec.exclude",
+                "`exclude` is empty; expected selectors, or leave the field out for a group without \
+                 exceptions",
+            )],
+        ),
+        (
+            "type: k8s, labels: { team: payments }",
             "type: k8s, match_expressions: []",
             &[(
                 "match_expressions",
