@@ -495,7 +495,7 @@ impl Engine {
                             NeighbourState::Reachable | NeighbourState::Permanent
                         )
                 };
-                let old = old.filter(|_| !network.neighbours.iter().any(has_it));
+                let old = old.filter(|_| new.is_none() || !network.neighbours.iter().any(has_it));
                 moved |= hops::moved(&self.datapath, &self.places, *ifindex, *ip, old, *new);
             }
         }

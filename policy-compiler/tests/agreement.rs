@@ -9,14 +9,17 @@ use std::num::NonZeroU16;
 
 use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
-    Action, Capacity, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Inputs, Log, PortRange,
+    Action, Capacity, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Log, PortRange,
     Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile, evaluate,
     evaluate_snat,
 };
 use proptest::prelude::*;
 use smartgroups::{DomainId, Endpoint, EndpointKind, Inventory, Selector, SmartGroup};
 
-const DOMAINS: [DomainId; 3] = [DomainId(0), DomainId(1), DomainId(2)];
+mod borders;
+
+use borders::Policy;
+
 const ROOM: Capacity = Capacity {
     rules: 100,
     identities: 1000,
@@ -25,68 +28,6 @@ const ROOM: Capacity = Capacity {
     port_classes: 1000,
     snat_policies: 100,
 };
-
-#[derive(Clone, Debug)]
-struct Policy {
-    inventory: Inventory,
-    groups: Vec<SmartGroup>,
-    rules: Vec<Rule>,
-    snat: Vec<SnatPolicy>,
-    default_action: DefaultAction,
-}
-
-impl Policy {
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            inventory: &self.inventory,
-            groups: &self.groups,
-            rules: &self.rules,
-            snat: &self.snat,
-            default_action: self.default_action,
-            domains: &DOMAINS,
-        }
-    }
-
-    /// Both ends of every prefix and the addresses just outside of it.
-    fn addresses(&self) -> Vec<IpAddr> {
-        let stated = self.groups.iter().flat_map(|group| &group.selectors).filter_map(|s| s.cidr);
-        let owned = self.inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
-        let scopes = self.snat.iter().flat_map(|policy| [&policy.source, &policy.destination]);
-        let matched = scopes.filter_map(|scope| match scope {
-            Scope::Cidr(prefix) => Some(*prefix),
-            Scope::Any | Scope::Group(_) => None,
-        });
-        let mut addresses: Vec<IpAddr> =
-            ["8.8.8.8", "2606:4700::1", "fd00::1"].map(|text| text.parse().unwrap()).into();
-        for prefix in stated.chain(owned).chain(matched) {
-            let IpNet::V4(prefix) = prefix else { continue };
-            let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
-            for bits in [first.wrapping_sub(1), first, last, last.wrapping_add(1)] {
-                addresses.push(Ipv4Addr::from_bits(bits).into());
-            }
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
-    }
-
-    /// Both ends of every port range and the ports just outside of it.
-    fn ports(&self) -> Vec<u16> {
-        let ranges = self.rules.iter().flat_map(|rule| &rule.ports);
-        let snat = self.snat.iter().flat_map(|p| [&p.source_ports, &p.destination_ports]).flatten();
-        let mut ports: Vec<u16> = ranges
-            .chain(snat)
-            .flat_map(|range| {
-                let (first, last) = (*range.start(), *range.end());
-                [first.wrapping_sub(1), first, last, last.wrapping_add(1)]
-            })
-            .chain([0, u16::MAX])
-            .collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports
-    }
-}
 
 fn prefix() -> impl Strategy<Value = IpNet> {
     let bases = prop_oneof![
@@ -278,7 +219,11 @@ struct Draw {
 
 impl Draw {
     fn from(&self, policy: &Policy) -> Flow {
-        let (addresses, ports) = (policy.addresses(), policy.ports());
+        let ports = policy.ports();
+        // Whatever the policy, some that no prefix is about.
+        let others = ["8.8.8.8", "2606:4700::1", "fd00::1"].map(|text| text.parse().unwrap());
+        let bordering = policy.addresses().into_iter().map(IpAddr::V4);
+        let addresses: Vec<IpAddr> = bordering.chain(others).collect();
         let end = |domain: u8, address: &prop::sample::Index| {
             (DomainId(domain.into()), *address.get(&addresses))
         };

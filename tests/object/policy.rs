@@ -24,9 +24,9 @@ use gateway::flows::live::Tables4;
 use ipnet::{IpNet, Ipv4Net};
 use lab::Need;
 use policy_compiler::{
-    Action, Capacity, DefaultAction, Egress, Enforcement, Evaluation, Flow, Image, Inputs, Log,
-    PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile,
-    evaluate, evaluate_snat,
+    Action, Capacity, DefaultAction, Egress, Enforcement, Evaluation, Flow, Image, Log, PortRange,
+    Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile, evaluate,
+    evaluate_snat,
 };
 use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
 use xdp::address::{Key, V4};
@@ -38,17 +38,20 @@ use xdp_abi::config::PolicyWord;
 use xdp_abi::forward::Attachment;
 use xdp_abi::policy::{ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, LOG_END, LOG_START, Snat};
 
+#[path = "../../policy-compiler/tests/borders/mod.rs"]
+#[allow(missing_docs, reason = "part of the compiler's own tests")]
+mod borders;
+
 use crate::stand::{Rules, Stand, config, served};
 use crate::traffic::Dice;
 use crate::{Told, seed};
+use borders::{DOMAINS, Policy, around};
 
 /// Policies that are published; each is amended once as well.
 const POLICIES: u32 = 40;
 /// Flows that are judged by each of them.
 const FLOWS: u32 = 300;
 
-/// The fabric and two domains.
-const DOMAINS: [DomainId; 3] = [DomainId(0), DomainId(1), DomainId(2)];
 const SIZES: Sizes = Sizes {
     sessions: 1_024,
     hosts: 1_024,
@@ -73,66 +76,6 @@ const LENGTHS: [u8; 8] = [32, 32, 31, 30, 28, 24, 8, 0];
 /// Ways out that policies name: those of the stand, and some that it does not have.
 const INTERFACES: [&str; 4] = ["internet0", "transit0", "red0", "absent0"];
 const CONNECTIONS: [&str; 3] = ["transit", "transit-tagged", "absent"];
-
-#[derive(Debug)]
-struct Policy {
-    inventory: Inventory,
-    groups: Vec<SmartGroup>,
-    rules: Vec<Rule>,
-    snat: Vec<SnatPolicy>,
-    default_action: DefaultAction,
-}
-
-impl Policy {
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            inventory: &self.inventory,
-            groups: &self.groups,
-            rules: &self.rules,
-            snat: &self.snat,
-            default_action: self.default_action,
-            domains: &DOMAINS,
-        }
-    }
-
-    /// Both ends of every prefix and the addresses just outside of it.
-    fn addresses(&self) -> Vec<Ipv4Addr> {
-        let stated = self.groups.iter().flat_map(|group| &group.selectors).filter_map(|s| s.cidr);
-        let owned = self.inventory.endpoints().flat_map(|endpoint| endpoint.addresses.clone());
-        let scopes = self.snat.iter().flat_map(|policy| [&policy.source, &policy.destination]);
-        let matched = scopes.filter_map(|scope| match scope {
-            Scope::Cidr(prefix) => Some(*prefix),
-            Scope::Any | Scope::Group(_) => None,
-        });
-        let mut addresses = vec![Ipv4Addr::new(1, 1, 1, 1)];
-        for prefix in stated.chain(owned).chain(matched) {
-            let IpNet::V4(prefix) = prefix else { continue };
-            let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
-            let around = [first.wrapping_sub(1), first, last, last.wrapping_add(1)];
-            addresses.extend(around.map(Ipv4Addr::from_bits));
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
-    }
-
-    /// Both ends of every port range and the ports just outside of it.
-    fn ports(&self) -> Vec<u16> {
-        let ranges = self.rules.iter().flat_map(|rule| &rule.ports);
-        let snat = self.snat.iter().flat_map(|p| [&p.source_ports, &p.destination_ports]).flatten();
-        let mut ports: Vec<u16> = ranges.chain(snat).flat_map(around).collect();
-        ports.extend([0, u16::MAX]);
-        ports.sort_unstable();
-        ports.dedup();
-        ports
-    }
-}
-
-/// Both ends of a range, and the ports just outside of it.
-fn around(range: &PortRange) -> [u16; 4] {
-    let (first, last) = (*range.start(), *range.end());
-    [first.wrapping_sub(1), first, last, last.wrapping_add(1)]
-}
 
 /// Makes policies up.
 struct Author {
@@ -465,7 +408,9 @@ type Seen = BTreeMap<&'static str, u64>;
 fn compare(kernel: &Kernel, image: &Image, policy: &Policy, author: &mut Author, seen: &mut Seen) {
     let mut saw = |what, is_so: bool| *seen.entry(what).or_default() += u64::from(is_so);
     let inputs = policy.inputs();
-    let (addresses, ports) = (policy.addresses(), policy.ports());
+    let (mut addresses, ports) = (policy.addresses(), policy.ports());
+    // One that no prefix is about.
+    addresses.push(Ipv4Addr::new(1, 1, 1, 1));
     for _ in 0..FLOWS {
         let flow = author.flow(&addresses, &ports);
         let (found, facts) = kernel.evaluate(image, &flow);

@@ -76,10 +76,10 @@ pub fn is_own6<T: Tables>(tables: &T, destination: &[u8; 16]) -> bool {
 
 /// Whether whoever sent a new flow's packet has taken an address of the machine. Its session would
 /// take the answers to the machine's own connections. In a pod network an address that the machine
-/// has on another interface may be a pod's; those that it has on this one are nobody's sources there.
+/// has on another interface may be a pod's, and those that it has there belong to no attachment.
 #[inline(always)]
-pub fn is_from_own<T: Tables<A = V4>>(tables: &T, attachment: &Attachment, source: V4) -> bool {
-    source.0 == attachment.address || attachment.domain == FABRIC && tables.is_local(source)
+pub fn is_from_own<T: Tables<A = V4>>(tables: &T, domain: u16, source: V4) -> bool {
+    domain == FABRIC && tables.is_local(source)
 }
 
 /// Multicast, or broadcast to a link: not routed, and the kernel knows whether it is for it. What

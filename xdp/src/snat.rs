@@ -28,7 +28,7 @@ use crate::{
     bounds::wrapped,
     packet::ICMP,
     session::{Ending, end, give_back_port, halves, has_rested, outside_port, pair},
-    table::{self, Claim},
+    table,
     tables::Tables,
 };
 use xdp_abi::{
@@ -90,9 +90,6 @@ fn first_matching<T: Tables>(tables: &T, policy: PolicyWord, flow: &FlowFacts) -
     }
     choice.chosen
 }
-
-/// In the place of a set of ports: no port is lent.
-pub const KEPT: u32 = u32::MAX;
 
 /// No policy, no port, no bitmap.
 const NONE: u32 = u32::MAX;
@@ -181,8 +178,7 @@ pub fn paired<T: Tables>(
 }
 
 /// Lends a port: `reply` is the reply key with the wanted outside port in it; it comes back
-/// with the port that was lent, and its slot in the table is ours. What keeps its source
-/// ([`KEPT`]) gets the key as it is, or nothing.
+/// with the port that was lent, and its slot in the table is ours.
 #[inline(always)]
 pub fn lend<T: Tables>(
     tables: &T,
@@ -190,38 +186,37 @@ pub fn lend<T: Tables>(
     lendable: u32,
     now: u32,
 ) -> Result<u32, Reason> {
-    let is_kept = lendable == KEPT;
-    let holder =
-        if is_kept { holder(tables, reply, now) } else { search(tables, reply, lendable, now) };
+    let holder = search(tables, reply, lendable, now);
     if holder == SOMEBODY {
-        return Err(if is_kept { Reason::Contended } else { Reason::PortsExhausted });
+        return Err(Reason::PortsExhausted);
     }
+    let taken = take(tables, reply, holder, now);
+    match taken {
+        Ok(_) => mark_if_hot(tables, reply),
+        // A port that is marked and not lent would be lost. If somebody else has it, it only
+        // becomes unknown.
+        Err(_) => give_back_port(tables, reply),
+    }
+    taken
+}
+
+/// The slot of a reply key that stays as the packet has it; it has no port of ours in it.
+#[inline(always)]
+pub fn keep<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> Result<u32, Reason> {
+    let holder = holder(tables, reply, now);
+    if holder == SOMEBODY { Err(Reason::Contended) } else { take(tables, reply, holder, now) }
+}
+
+/// Claims a reply key that looked free.
+#[inline(always)]
+fn take<T: Tables>(tables: &T, reply: &Key<T::A>, holder: u32, now: u32) -> Result<u32, Reason> {
     // A session that nobody has swept: its port is taken over, or has just been revived.
     if holder != NOBODY {
         end(tables, holder, Ending::REPLACE, now);
     }
-    match table::claim(tables, &T::A::pack(reply)) {
-        Claim::Taken(index) => {
-            if !is_kept {
-                mark_if_hot(tables, reply);
-            }
-            Ok(index)
-        }
-        refused @ (Claim::NoRoom | Claim::Contended) => {
-            // A port that is marked and not lent would be lost. If somebody else has it, it
-            // only becomes unknown.
-            if !is_kept {
-                give_back_port(tables, reply);
-            }
-            match refused {
-                Claim::NoRoom => Err(Reason::TableFull),
-                // Another processor took it between looking and claiming. The sender repeats
-                // the packet; a second search here would double the longest way through the
-                // program.
-                Claim::Contended | Claim::Taken(_) => Err(Reason::Contended),
-            }
-        }
-    }
+    // If another processor took it between looking and claiming, the sender repeats the packet; a
+    // second search here would double the longest way through the program.
+    table::claim(tables, &T::A::pack(reply)).taken()
 }
 
 /// The worst allocation so far, kept for whoever asks. It may miss a tie, not a record of one
@@ -427,8 +422,8 @@ fn reclaims<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
 /// because the stack of whoever calls it is short.
 #[inline(never)]
 fn heat<T: Tables>(tables: &T, reply: &Key<T::A>, ports: &Ports) -> u32 {
-    let sessions = (table::window_mask(tables) >> 2).wrapping_add(1);
-    let is_spare = tables.shared().hot_pairs.load() < spare_bitmaps(sessions) as u64;
+    let spare = spare_bitmaps(table::room(tables.config())) as u64;
+    let is_spare = tables.shared().hot_pairs.load() < spare;
     if !is_spare && !is_hot(tables, reply) && is_small(ports) {
         return NONE;
     }

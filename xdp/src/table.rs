@@ -45,7 +45,8 @@ use crate::{
 };
 use xdp_abi::{
     config::{Config, HINTED},
-    session::{Class, Meta, NEAR, NEAR_SLOTS, State, WINDOW},
+    reason::Reason,
+    session::{Class, Meta, NEAR, NEAR_SLOTS, SLOTS_PER_SESSION, State, WINDOW},
 };
 
 /// Where an entry was found, and its word 0 at that time.
@@ -66,6 +67,18 @@ pub enum Claim {
     Contended,
     /// No slot in the window, none in overflow.
     NoRoom,
+}
+
+impl Claim {
+    /// The slot, or why a flow gets none.
+    #[inline(always)]
+    pub const fn taken(self) -> Result<u32, Reason> {
+        match self {
+            Self::Taken(index) => Ok(index),
+            Self::NoRoom => Err(Reason::TableFull),
+            Self::Contended => Err(Reason::Contended),
+        }
+    }
 }
 
 /// The slots that a key may stand in, but for overflow.
@@ -232,6 +245,12 @@ fn near_slots(config: &Config) -> u32 {
 #[inline(always)]
 const fn before_near(slots: u64) -> u32 {
     (slots as u32).wrapping_add(1).wrapping_add((slots >> 32) as u32)
+}
+
+/// How many sessions there is room for.
+#[inline(always)]
+pub fn room(config: &Config) -> u32 {
+    (config.slots.load() as u32 / SLOTS_PER_SESSION).wrapping_add(1)
 }
 
 /// How many slots there are, of every kind.

@@ -183,13 +183,14 @@ impl Places {
             .collect();
         let domain = |number: u16| places.attachments.get(&number).map_or(0, |at| at.domain);
         behind::part(&mut places.sources, &behind, domain);
-        places.own_sources(network);
-        // What is non-routable and nobody's leads to no session, and needs no glance.
+        // What is nobody's because it is non-routable, or the machine's, leads to no session, and needs
+        // no glance.
         places.glances();
         let non_routable: Vec<_> = config.gateway.non_routable.iter().map(|p| p.net()).collect();
         // What several of them cover together is non-routable, as `check` says.
         let non_routable = Ipv4Net::aggregate(&non_routable);
         behind::confine(&mut places.sources, &non_routable, &routable);
+        places.own_sources(network);
         places
     }
 
@@ -646,6 +647,8 @@ mod tests {
         ] {
             assert_eq!(is_nobody_s(ifindex, address), expected, "{address} on {ifindex}");
         }
+        // However many they are, the established path goes by the few prefixes that are stated.
+        assert_eq!(places.ports[&2].prefixes_used, 1);
     }
 
     #[test]

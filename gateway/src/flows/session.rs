@@ -150,7 +150,7 @@ pub fn all_slots<T: Tables>(tables: &T) -> u32 {
 
 /// How many sessions there is room for.
 pub fn room<T: Tables>(tables: &T) -> u32 {
-    (tables.config().slots.load() as u32 + 1) / xdp_abi::session::SLOTS_PER_SESSION
+    xdp::table::room(tables.config())
 }
 
 /// The sessions of some slots.

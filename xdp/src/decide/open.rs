@@ -9,7 +9,7 @@ use crate::{
     session::{self, LEASED},
     snat::{self, FlowFacts},
     sweep::sweep,
-    table::{self, Claim},
+    table,
     tables::{Tables, Tally},
     tcp::{self, Phase},
     verdict::{Code, Forward},
@@ -96,15 +96,18 @@ impl<T: Tables<A = V4>> Way<'_, T> {
                 }
             }
         };
-        plan.forward = match table::claim(tables, &V4::pack(&self.packet.key)) {
-            Claim::Taken(index) => index,
-            refused @ (Claim::Contended | Claim::NoRoom) => {
+        plan.forward = match table::claim(tables, &V4::pack(&self.packet.key)).taken() {
+            Ok(index) => index,
+            Err(reason) => {
                 tables.give_record(plan.record);
-                return Code::drop(not_claimed(refused));
+                return Code::drop(reason);
             }
         };
-        let lendable = if plan.translated { plan.lendable } else { snat::KEPT };
-        let claimed = snat::lend(tables, &mut plan.reply_key, lendable, self.now);
+        let claimed = if plan.translated {
+            snat::lend(tables, &mut plan.reply_key, plan.lendable, self.now)
+        } else {
+            snat::keep(tables, &plan.reply_key, self.now)
+        };
         match claimed {
             Ok(index) => {
                 plan.reply = index;
@@ -199,13 +202,6 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             rule: judgement.rule,
         };
         Code::FORWARD
-    }
-}
-
-const fn not_claimed(claim: Claim) -> Reason {
-    match claim {
-        Claim::NoRoom => Reason::TableFull,
-        Claim::Contended | Claim::Taken(_) => Reason::Contended,
     }
 }
 

@@ -49,7 +49,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
             return Code::drop(Reason::Martian);
         }
         // Whose identity is remembered was found to be no such source in this epoch of the network.
-        if !plan.knows_source && is_from_own(self.tables, self.attachment, key.source) {
+        if !plan.knows_source && is_from_own(self.tables, key.domain, key.source) {
             return Code::drop(Reason::Martian);
         }
         match self.packet.kind {

@@ -108,6 +108,19 @@ fn of_each_field_that_has_to_be_there_it_is_said_what_would_be_right() {
         let start = format!("`{field}` is missing; expected ");
         assert!(said.len() == 1 && said[0].starts_with(&start), "{old}: {said:?}");
     }
+    // Of words there are as many as the field takes.
+    for (old, wrong, field) in [
+        ("      kind: spoke\n", "      kind: nothing\n", "kind"),
+        ("      type: pod\n", "      type: nothing\n", "type"),
+        ("      action: deny\n", "      action: nothing\n", "action"),
+    ] {
+        let [missing, wrong] = ["", wrong].map(|new| {
+            let errors = Config::parse(&edited(old, new), "f.yaml").unwrap_err();
+            let (_, expected) = errors[0].message.split_once("; expected ").unwrap();
+            expected.to_owned()
+        });
+        assert!(wrong.starts_with(&missing), "{field}: {missing} is not {wrong}");
+    }
 }
 
 #[test]

@@ -197,6 +197,10 @@ impl<T: Tables<A = V4>> Told<'_, T> {
                     "no attachment of domain {domain} carries {source}, which is non-routable, or \
                      states a part of what is non-routable with it among its sources"
                 )
+            } else if self.tables.is_local(key.source) {
+                format!(
+                    "{source} is the gateway's own, and in domain {domain} nobody else's source"
+                )
             } else {
                 format!("no attachment of domain {domain} has {source} among its sources")
             };
@@ -212,7 +216,7 @@ impl<T: Tables<A = V4>> Told<'_, T> {
             let text = "no router passes such a source or destination on".to_owned();
             return self.drop("route", Reason::Martian, text);
         }
-        if is_from_own(self.tables, &ingress, key.source) {
+        if is_from_own(self.tables, key.domain, key.source) {
             let source = Ipv4Addr::from(key.source.0);
             let text = format!("{source} is the gateway's own, and nobody else's source");
             return self.drop("route", Reason::Martian, text);
