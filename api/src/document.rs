@@ -24,6 +24,8 @@ pub const FABRIC: &str = "fabric";
 pub enum Document {
     /// Something with an address.
     Endpoint(Named<Endpoint>),
+    /// A Kubernetes namespace and its labels.
+    Namespace(Named<Namespace>),
     /// Endpoints and prefixes that belong together.
     SmartGroup(Named<SmartGroup>),
     /// Who may talk to whom.
@@ -36,14 +38,15 @@ pub enum Document {
 
 impl Document {
     /// The words that `kind` may be.
-    pub const KINDS: [&'static str; 5] =
-        ["Endpoint", "SmartGroup", "Rule", "DefaultAction", "SnatPolicy"];
+    pub const KINDS: [&'static str; 6] =
+        ["Endpoint", "Namespace", "SmartGroup", "Rule", "DefaultAction", "SnatPolicy"];
 
     /// What it is.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Endpoint(_) => "Endpoint",
+            Self::Namespace(_) => "Namespace",
             Self::SmartGroup(_) => "SmartGroup",
             Self::Rule(_) => "Rule",
             Self::DefaultAction(_) => "DefaultAction",
@@ -56,6 +59,7 @@ impl Document {
     pub fn name(&self) -> &str {
         match self {
             Self::Endpoint(named) => &named.name,
+            Self::Namespace(named) => &named.name,
             Self::SmartGroup(named) => &named.name,
             Self::Rule(named) => &named.name,
             Self::DefaultAction(named) => &named.name,
@@ -86,6 +90,8 @@ pub enum EndpointType {
     Service,
     /// A virtual machine.
     Vm,
+    /// A network interface of a cloud.
+    Interface,
     /// A subnet.
     Subnet,
     /// A VPC.
@@ -108,6 +114,9 @@ pub struct Endpoint {
     pub domain: String,
     /// Its addresses and prefixes.
     pub addresses: Vec<Prefix>,
+    /// The id that its cloud gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The cluster it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
@@ -120,6 +129,9 @@ pub struct Endpoint {
     /// The service account that it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
+    /// The controller that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
     /// The cloud account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
@@ -130,6 +142,30 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
     /// Labels or tags.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The controller that made a pod and makes it again.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, ..
+    pub kind: String,
+    /// Its name, in the namespace of the pod.
+    pub name: String,
+}
+
+/// A Kubernetes namespace. An endpoint is in it if it names the same namespace and cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// Its name in the cluster.
+    pub namespace: String,
+    /// The cluster it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
@@ -156,10 +192,14 @@ pub enum SelectorType {
     Pod,
     /// Kubernetes nodes.
     Node,
+    /// Kubernetes nodes, in the word of those who come from other products.
+    K8sNode,
     /// Kubernetes services.
     Service,
     /// Virtual machines.
     Vm,
+    /// Network interfaces of a cloud.
+    Interface,
     /// Subnets.
     Subnet,
     /// VPCs.
@@ -192,6 +232,9 @@ pub struct Selector {
     /// Its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Its id, as its cloud gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Its cloud account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
@@ -216,12 +259,24 @@ pub struct Selector {
     /// The service account that it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k8s_service_account: Option<String>,
+    /// The name of the controller that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k8s_workload: Option<String>,
+    /// The kind of that controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k8s_workload_kind: Option<String>,
     /// Labels or tags that it has, among others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// What else is asked of its labels or tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub match_expressions: Vec<MatchExpression>,
+    /// Labels that its namespace has, among others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespace_labels: BTreeMap<String, String>,
+    /// What else is asked of the labels of its namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespace_match_expressions: Vec<MatchExpression>,
 }
 
 /// How the value of a label is compared, in the words of Kubernetes.

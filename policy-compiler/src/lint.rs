@@ -284,8 +284,8 @@ mod tests {
     fn said(rules: &[Rule], snat: &[SnatPolicy]) -> Vec<String> {
         let mut inventory = Inventory::new();
         inventory.insert(Endpoint {
-            addresses: vec!["100.64.0.1/32".parse().unwrap()],
-            labels: [("team".into(), "a".into())].into(),
+            addresses: ["100.64.0.1/32".parse().unwrap()].into(),
+            labels: [("team", "a")].into(),
             ..Endpoint::new("n/pod", EndpointKind::Pod, DomainId(1))
         });
         let cidr = |name: &str, prefix: &str| {

@@ -46,8 +46,8 @@ fn prefix() -> impl Strategy<Value = IpNet> {
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     (proptest::collection::vec(prefix(), 1..3), 0_u16..3, 0_u8..3, 0_u8..20).prop_map(
         |(addresses, domain, team, number)| Endpoint {
-            addresses,
-            labels: [("team".into(), format!("t{team}"))].into(),
+            addresses: addresses.into(),
+            labels: [("team", format!("t{team}"))].into(),
             ..Endpoint::new(format!("n/e{number}"), EndpointKind::Pod, DomainId(domain))
         },
     )
@@ -284,7 +284,8 @@ proptest! {
                 let mut alone = policy.clone();
                 for other in conflict.claimants.iter().filter(|other| *other != one) {
                     let mut other = alone.inventory.remove(other).unwrap().as_ref().clone();
-                    other.addresses.retain(|prefix| *prefix != conflict.prefix);
+                    let others = other.addresses.iter().copied();
+                    other.addresses = others.filter(|one| *one != conflict.prefix).collect();
                     alone.inventory.insert(other);
                 }
                 let (alone, _) = compile(&alone.inputs(), &ROOM).unwrap();

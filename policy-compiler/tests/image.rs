@@ -61,7 +61,7 @@ fn compiled(
 ) -> Result<Image, CompileError> {
     let mut inventory = Inventory::new();
     inventory.insert(Endpoint {
-        addresses: vec!["100.64.0.1/32".parse().unwrap()],
+        addresses: ["100.64.0.1/32".parse().unwrap()].into(),
         ..Endpoint::new("n/pod", EndpointKind::Pod, DomainId(1))
     });
     let pods = Selector { kind: Some(EndpointKind::Pod), ..Selector::default() };
@@ -362,8 +362,8 @@ fn a_snat_policy_that_cannot_be_meant_is_refused_by_name() {
 #[test]
 fn an_address_that_two_claim_gets_what_both_may_and_is_refused_what_either_is() {
     let endpoint = |name: &str, teams: [&str; 2]| Endpoint {
-        addresses: vec!["100.64.0.1/32".parse().unwrap()],
-        labels: teams.map(|team| (team.to_owned(), "yes".to_owned())).into(),
+        addresses: ["100.64.0.1/32".parse().unwrap()].into(),
+        labels: teams.map(|team| (team, "yes")).into(),
         ..Endpoint::new(name, EndpointKind::Pod, DomainId(1))
     };
     let group = |name: &str| {

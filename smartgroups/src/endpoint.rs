@@ -2,10 +2,11 @@
 //!
 //! An endpoint is facts only. Which groups it is in follows from them and is never stored here.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::IpNet;
+
+use crate::{Labels, Text};
 
 /// The number of a routing domain: the space in which an address is unique.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +37,8 @@ pub enum EndpointKind {
     Node,
     /// A virtual machine.
     Vm,
+    /// A network interface of a cloud, whatever it is plugged into.
+    Interface,
     /// A host or network outside of everything discovery sees.
     External,
     /// A branch, data centre or other place behind a connection.
@@ -52,7 +55,7 @@ impl EndpointKind {
     /// Services may share an address, and places (subnets, VPCs, sites) may lie in one another.
     pub const fn is_alone_on_an_address(self) -> bool {
         match self {
-            Self::Pod | Self::Node | Self::Vm => true,
+            Self::Pod | Self::Node | Self::Vm | Self::Interface => true,
             Self::Service | Self::External | Self::Site | Self::Subnet | Self::Vpc => false,
         }
     }
@@ -64,6 +67,7 @@ impl EndpointKind {
             Self::Service => "service",
             Self::Node => "node",
             Self::Vm => "vm",
+            Self::Interface => "interface",
             Self::External => "external",
             Self::Site => "site",
             Self::Subnet => "subnet",
@@ -78,51 +82,72 @@ impl fmt::Display for EndpointKind {
     }
 }
 
+/// The controller that made a pod and makes it again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, ..
+    pub kind: Text,
+    /// Its name, in the namespace of the pod.
+    pub name: Text,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
 /// One endpoint and all that is known of it; a fact that nobody stated is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Unique in the inventory; for a pod it ends in `/` and the name of the pod.
-    pub name: String,
+    pub name: Text,
     /// What it is.
     pub kind: EndpointKind,
     /// The routing domain of its addresses.
     pub domain: DomainId,
     /// Its addresses (as /32 or /128) and prefixes.
-    pub addresses: Vec<IpNet>,
+    pub addresses: Box<[IpNet]>,
+    /// The id that its cloud gave it.
+    pub id: Option<Text>,
     /// Kubernetes cluster.
-    pub cluster: Option<String>,
-    /// Kubernetes namespace.
-    pub namespace: Option<String>,
-    /// Kubernetes service in front of it.
-    pub service: Option<String>,
+    pub cluster: Option<Text>,
+    /// Kubernetes namespace; its labels are the [`crate::Namespace`]'s.
+    pub namespace: Option<Text>,
+    /// Kubernetes services in front of it, sorted.
+    pub services: Box<[Text]>,
     /// Kubernetes service account it runs as.
-    pub service_account: Option<String>,
+    pub service_account: Option<Text>,
+    /// The controller that made it.
+    pub workload: Option<Workload>,
     /// Cloud account.
-    pub account: Option<String>,
+    pub account: Option<Text>,
     /// Cloud region.
-    pub region: Option<String>,
+    pub region: Option<Text>,
     /// Availability zone.
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
     /// Kubernetes labels or cloud tags.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
 }
 
 impl Endpoint {
     /// An endpoint with no facts beyond these.
-    pub fn new(name: impl Into<String>, kind: EndpointKind, domain: DomainId) -> Self {
+    pub fn new(name: impl Into<Text>, kind: EndpointKind, domain: DomainId) -> Self {
         Self {
             name: name.into(),
             kind,
             domain,
-            addresses: Vec::new(),
+            addresses: Box::default(),
+            id: None,
             cluster: None,
             namespace: None,
-            service: None,
+            services: Box::default(),
             service_account: None,
+            workload: None,
             account: None,
             region: None,
             zone: None,
-            labels: BTreeMap::new(),
+            labels: Labels::default(),
         }
     }
 
@@ -133,6 +158,7 @@ impl Endpoint {
             EndpointKind::Service
             | EndpointKind::Node
             | EndpointKind::Vm
+            | EndpointKind::Interface
             | EndpointKind::External
             | EndpointKind::Site
             | EndpointKind::Subnet

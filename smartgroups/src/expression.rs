@@ -1,8 +1,10 @@
 //! What a selector asks of labels beyond plain equality, in the words of Kubernetes
 //! (`LabelSelectorRequirement` of `meta/v1`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
+
+use crate::Labels;
 
 /// How the value of a label is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +55,7 @@ pub struct Expression {
 
 impl Expression {
     /// Whether labels are as it demands.
-    pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn holds(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         let is_one = || value.is_some_and(|value| self.values.contains(value));
         match self.operator {
@@ -82,7 +84,7 @@ mod tests {
 
     #[test]
     fn each_operator_asks_what_kubernetes_asks() {
-        let labels = BTreeMap::from([("team".to_owned(), "web".to_owned())]);
+        let labels = Labels::from([("team", "web")]);
         for (key, operator, values, expected) in [
             ("team", Operator::In, &["api", "web"][..], true),
             ("team", Operator::In, &["api"], false),

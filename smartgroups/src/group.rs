@@ -5,14 +5,14 @@
 //! literally, one address at a time. It is the twin that the tables of [`crate::resolve()`] are
 //! tested against, and slow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::id::{stable_id, stable_ids};
-use crate::{DomainId, Endpoint, EndpointKind, Expression, Inventory, is_public};
+use crate::{DomainId, Endpoint, EndpointKind, Expression, Inventory, Labels, is_public};
 
 /// Built in: every address of every domain.
 pub const ANYWHERE: &str = "anywhere";
@@ -97,6 +97,8 @@ pub struct Selector {
     pub name: Option<String>,
     /// A pod of this name, without its namespace.
     pub pod: Option<String>,
+    /// With this id of its cloud.
+    pub id: Option<String>,
     /// In this Kubernetes cluster.
     pub cluster: Option<String>,
     /// In this Kubernetes namespace.
@@ -105,6 +107,10 @@ pub struct Selector {
     pub service: Option<String>,
     /// Running as this Kubernetes service account.
     pub service_account: Option<String>,
+    /// Made by a controller of this kind (`Deployment`, ..).
+    pub workload_kind: Option<String>,
+    /// Made by a controller of this name.
+    pub workload: Option<String>,
     /// In this cloud account.
     pub account: Option<String>,
     /// In this cloud region.
@@ -115,6 +121,10 @@ pub struct Selector {
     pub labels: BTreeMap<String, String>,
     /// With labels or tags as each of these demands.
     pub expressions: Vec<Expression>,
+    /// In a namespace with each of these labels.
+    pub namespace_labels: BTreeMap<String, String>,
+    /// In a namespace with labels as each of these demands.
+    pub namespace_expressions: Vec<Expression>,
 }
 
 impl Selector {
@@ -132,6 +142,12 @@ impl Selector {
             || self.facts().iter().any(|(wanted, _)| wanted.is_some())
             || !self.labels.is_empty()
             || !self.expressions.is_empty()
+            || self.is_about_namespaces()
+    }
+
+    /// Whether it asks for a label of a namespace.
+    pub(crate) fn is_about_namespaces(&self) -> bool {
+        !self.namespace_labels.is_empty() || !self.namespace_expressions.is_empty()
     }
 
     /// Whether it asks for nothing at all. Such a selector is refused: who wants every address
@@ -160,41 +176,77 @@ impl Selector {
             && self.cidr.is_none_or(|cidr| cidr.contains(&address))
     }
 
-    /// Whether an endpoint is what the selector asks for, wherever its addresses are.
-    pub fn describes(&self, endpoint: &Endpoint) -> bool {
+    /// Whether an endpoint is what the selector asks for, wherever its addresses are. As long as
+    /// nothing is known of its namespace (see [`Inventory::namespace_of`]), nobody can tell what
+    /// the labels of that are: not that they are right, and not that they are missing.
+    pub fn describes(&self, endpoint: &Endpoint, namespace: Option<Option<&Labels>>) -> Truth {
+        if !self.describes_itself(endpoint) {
+            return Truth::No;
+        }
+        if !self.is_about_namespaces() {
+            return Truth::Yes;
+        }
+        match namespace {
+            None => Truth::No,
+            Some(None) => Truth::Maybe,
+            Some(Some(labels)) => {
+                Truth::of(meets(labels, &self.namespace_labels, &self.namespace_expressions))
+            }
+        }
+    }
+
+    /// The same without what it asks of the namespace.
+    fn describes_itself(&self, endpoint: &Endpoint) -> bool {
+        let workload = endpoint.workload.as_ref();
         let facts = [
+            &endpoint.id,
             &endpoint.cluster,
             &endpoint.namespace,
-            &endpoint.service,
             &endpoint.service_account,
+            &workload.map(|workload| workload.kind.clone()),
+            &workload.map(|workload| workload.name.clone()),
             &endpoint.account,
             &endpoint.region,
             &endpoint.zone,
         ];
+        let facts = facts.map(Option::as_deref);
+        let wanted = self.facts();
+        let mut others = wanted.iter().filter(|(_, word)| *word != SERVICE).zip(facts);
         self.kind.is_none_or(|kind| kind == endpoint.kind)
-            && self.name.as_ref().is_none_or(|name| *name == endpoint.name)
+            && self.name.as_ref().is_none_or(|name| **name == *endpoint.name)
             && self.pod.as_ref().is_none_or(|pod| Some(pod.as_str()) == endpoint.pod_name())
             && self
-                .facts()
-                .iter()
-                .zip(facts)
-                .all(|((wanted, _), fact)| wanted.is_none() || *wanted == fact.as_deref())
-            && self.labels.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value))
-            && self.expressions.iter().all(|expression| expression.holds(&endpoint.labels))
+                .service
+                .as_ref()
+                .is_none_or(|wanted| endpoint.services.iter().any(|service| **service == **wanted))
+            && others.all(|((wanted, _), fact)| wanted.is_none() || *wanted == fact)
+            && meets(&endpoint.labels, &self.labels, &self.expressions)
     }
 
     /// The plain facts it asks for, each with the word that operators write.
-    pub(crate) fn facts(&self) -> [(Option<&str>, &'static str); 7] {
+    pub(crate) fn facts(&self) -> [(Option<&str>, &'static str); 10] {
         [
+            (self.id.as_deref(), "id"),
             (self.cluster.as_deref(), "k8s_cluster_id"),
             (self.namespace.as_deref(), "k8s_namespace"),
-            (self.service.as_deref(), "k8s_service"),
+            (self.service.as_deref(), SERVICE),
             (self.service_account.as_deref(), "k8s_service_account"),
+            (self.workload_kind.as_deref(), "k8s_workload_kind"),
+            (self.workload.as_deref(), "k8s_workload"),
             (self.account.as_deref(), "account"),
             (self.region.as_deref(), "region"),
             (self.zone.as_deref(), "zone"),
         ]
     }
+}
+
+/// The one fact that an endpoint may have several of.
+const SERVICE: &str = "k8s_service";
+
+/// Whether labels are as they are asked for.
+fn meets(labels: &Labels, wanted: &BTreeMap<String, String>, demands: &[Expression]) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+        && demands.iter().all(|demand| demand.holds(labels))
 }
 
 impl fmt::Display for Selector {
@@ -230,6 +282,12 @@ impl fmt::Display for Selector {
         for expression in &self.expressions {
             say("label", expression);
         }
+        for (key, value) in &self.namespace_labels {
+            say("namespace label", &format_args!("{key}={value}"));
+        }
+        for expression in &self.namespace_expressions {
+            say("namespace label", expression);
+        }
         f.write_str(&parts.join(", "))
     }
 }
@@ -246,6 +304,12 @@ pub enum Truth {
 }
 
 impl Truth {
+    /// Yes or no.
+    #[must_use]
+    pub const fn of(is: bool) -> Self {
+        if is { Self::Yes } else { Self::No }
+    }
+
     /// The opposite.
     #[must_use]
     pub const fn not(self) -> Self {
@@ -266,10 +330,9 @@ pub fn holds(
     domain: DomainId,
     address: IpAddr,
 ) -> Truth {
-    let sure = |is: bool| if is { Truth::Yes } else { Truth::No };
     match name {
         ANYWHERE => return Truth::Yes,
-        PUBLIC_INTERNET => return sure(is_public(domain, address)),
+        PUBLIC_INTERNET => return Truth::of(is_public(domain, address)),
         _ => {}
     }
     let Some(group) = groups.iter().find(|group| group.name == name) else { return Truth::No };
@@ -293,31 +356,28 @@ fn taken(
         .filter(|selector| !selector.is_about_endpoints())
         .any(|selector| selector.covers(domain, address));
     let takes = |endpoint: &Endpoint| {
-        let mut about = own().filter(|selector| selector.is_about_endpoints());
-        about.any(|selector| selector.covers(domain, address) && selector.describes(endpoint))
+        let about = own()
+            .filter(|selector| selector.is_about_endpoints() && selector.covers(domain, address));
+        let namespace = inventory.namespace_of(endpoint);
+        about.map(|selector| selector.describes(endpoint, namespace)).max().unwrap_or(Truth::No)
     };
-    // For certain: whoever of those that claim the prefix has it.
-    let is_claimed = |one: &Endpoint, prefix: &IpNet| {
-        let mut rivals = inventory.endpoints().filter(|other| {
+    // Whoever of those that claim the prefix has it.
+    let claimed = |one: &Endpoint, prefix: &IpNet| {
+        let rivals = inventory.endpoints().filter(|other| {
             other.name == one.name
                 || one.kind.is_alone_on_an_address()
                     && (other.kind, other.domain) == (one.kind, domain)
                     && other.addresses.contains(prefix)
         });
-        rivals.all(takes)
+        let truths: BTreeSet<Truth> = rivals.map(takes).collect();
+        if truths.len() == 1 { truths.first().copied() } else { Some(Truth::Maybe) }
     };
-    let around = |endpoint: &Endpoint, is: &dyn Fn(&IpNet) -> bool| {
-        let mut around = endpoint.addresses.iter().filter(|prefix| prefix.contains(&address));
-        endpoint.domain == domain && around.any(is)
-    };
-    if is_stated || inventory.endpoints().any(|one| around(one, &|prefix| is_claimed(one, prefix)))
-    {
-        Truth::Yes
-    } else if inventory.endpoints().any(|one| around(one, &|_| takes(one))) {
-        Truth::Maybe
-    } else {
-        Truth::No
-    }
+    let here = inventory.endpoints().filter(|endpoint| endpoint.domain == domain);
+    let around = here.flat_map(|endpoint| {
+        let around = endpoint.addresses.iter().filter(|prefix| prefix.contains(&address));
+        around.filter_map(move |prefix| claimed(endpoint, prefix))
+    });
+    around.chain([Truth::of(is_stated)]).max().unwrap_or(Truth::No)
 }
 
 /// The groups that hold an address for certain, built-in ones included, sorted by id.
@@ -339,25 +399,31 @@ pub fn groups_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Operator;
+    use crate::{Operator, Workload};
 
     fn pod() -> Endpoint {
         Endpoint {
-            addresses: vec!["100.64.1.10/32".parse().unwrap()],
+            addresses: ["100.64.1.10/32".parse().unwrap()].into(),
             cluster: Some("prod-eu".into()),
             namespace: Some("checkout".into()),
-            service: Some("api".into()),
+            services: ["api".into(), "front".into()].into(),
             service_account: Some("api-sa".into()),
+            workload: Some(Workload { kind: "Deployment".into(), name: "api".into() }),
+            id: Some("uid-1".into()),
             account: Some("1111".into()),
             region: Some("eu-west-1".into()),
             zone: Some("eu-west-1a".into()),
-            labels: BTreeMap::from([("team".into(), "payments".into())]),
+            labels: Labels::from([("team", "payments")]),
             ..Endpoint::new("checkout/api-7f9c", EndpointKind::Pod, DomainId(1))
         }
     }
 
     fn has(key: &str) -> Expression {
         Expression { key: key.into(), operator: Operator::Exists, values: [].into() }
+    }
+
+    fn lacks(key: &str) -> Expression {
+        Expression { key: key.into(), operator: Operator::DoesNotExist, values: [].into() }
     }
 
     fn with(change: impl FnOnce(&mut Selector)) -> Selector {
@@ -380,7 +446,14 @@ mod tests {
             ("namespace", with(|s| s.namespace = Some("checkout".into())), true),
             ("namespace", with(|s| s.namespace = Some("prod-eu".into())), false),
             ("service", with(|s| s.service = Some("api".into())), true),
+            ("service", with(|s| s.service = Some("front".into())), true),
             ("service", with(|s| s.service = Some("api-sa".into())), false),
+            ("workload", with(|s| s.workload = Some("api".into())), true),
+            ("workload", with(|s| s.workload = Some("Deployment".into())), false),
+            ("workload kind", with(|s| s.workload_kind = Some("Deployment".into())), true),
+            ("workload kind", with(|s| s.workload_kind = Some("api".into())), false),
+            ("id", with(|s| s.id = Some("uid-1".into())), true),
+            ("id", with(|s| s.id = Some("uid-2".into())), false),
             ("service account", with(|s| s.service_account = Some("api-sa".into())), true),
             ("service account", with(|s| s.service_account = Some("api".into())), false),
             ("account", with(|s| s.account = Some("1111".into())), true),
@@ -396,17 +469,45 @@ mod tests {
             ("expression", with(|s| s.expressions.extend([has("team"), has("tier")])), false),
         ] {
             assert!(selector.is_about_endpoints(), "{field}");
-            assert_eq!(selector.describes(&pod()), expected, "{field}: {selector}");
-            let both = Selector { namespace: Some("other".into()), ..selector };
-            assert!(!both.describes(&pod()), "{field} and another namespace");
+            let truth = selector.describes(&pod(), Some(None));
+            assert_eq!(truth, Truth::of(expected), "{field}: {selector}");
+            let both = Selector { region: Some("other".into()), ..selector };
+            assert_eq!(both.describes(&pod(), None), Truth::No, "{field} and another region");
         }
     }
 
     #[test]
     fn a_fact_that_nobody_stated_meets_no_selector() {
         let bare = Endpoint::new("vm-1", EndpointKind::Vm, DomainId::FABRIC);
-        assert!(!with(|s| s.region = Some(String::new())).describes(&bare));
-        assert!(!with(|s| s.pod = Some("vm-1".into())).describes(&bare), "not a pod");
+        for selector in [
+            with(|s| s.region = Some(String::new())),
+            with(|s| s.service = Some(String::new())),
+            with(|s| s.pod = Some("vm-1".into())), // not a pod
+            with(|s| s.namespace_expressions.push(lacks("env"))), // in no namespace
+        ] {
+            assert_eq!(selector.describes(&bare, None), Truth::No, "{selector}");
+        }
+    }
+
+    #[test]
+    fn of_a_namespace_that_nobody_knows_nothing_is_said() {
+        let prod = Labels::from([("env", "prod")]);
+        let wants =
+            |value: &str| with(|s| drop(s.namespace_labels.insert("env".into(), value.into())));
+        let without = || with(|s| s.namespace_expressions.push(lacks("env")));
+        for (selector, known, expected) in [
+            (wants("prod"), Some(&prod), Truth::Yes),
+            (wants("dev"), Some(&prod), Truth::No),
+            (without(), Some(&prod), Truth::No),
+            (without(), Some(&Labels::default()), Truth::Yes),
+            (wants("prod"), None, Truth::Maybe),
+            (without(), None, Truth::Maybe),
+            (Selector { region: Some("elsewhere".into()), ..without() }, None, Truth::No),
+        ] {
+            assert!(selector.is_about_endpoints());
+            let said = selector.describes(&pod(), Some(known));
+            assert_eq!(said, expected, "{selector}, {known:?}");
+        }
     }
 
     #[test]

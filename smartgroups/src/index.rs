@@ -3,103 +3,163 @@
 //! Every fact that some selector asks for gets a number. An endpoint is then the sorted list of
 //! its numbers, and a selector is anchored at the rarest fact it asks for (or the rarest of which it
 //! asks for one): only endpoints with that fact look at it at all, and compare numbers, not text. Pods of one deployment differ in
-//! nothing a selector asks for, so their answer is computed once.
+//! nothing a selector asks for: they are one class, whose answer is computed once.
 //!
-//! An answer depends on one endpoint alone, which is what a change of one label needs. Anchors
-//! are chosen by counts, but only speed depends on them.
+//! An answer depends on one endpoint and its namespace alone, which is what a change of one label
+//! needs. Anchors are chosen by counts, but only speed depends on them.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::interner::{Interner, SetId};
-use crate::{DomainId, Endpoint, EndpointKind, Expression, Inventory, Operator, Selector};
+use crate::{
+    DomainId, Endpoint, EndpointKind, Expression, Inventory, Labels, Operator, Selector, Text,
+    Truth,
+};
 
 /// One fact of an endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Fact<'a> {
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Fact {
     Kind(EndpointKind),
     Domain(DomainId),
-    Name(&'a str),
-    Pod(&'a str),
-    Cluster(&'a str),
-    Namespace(&'a str),
-    Service(&'a str),
-    ServiceAccount(&'a str),
-    Account(&'a str),
-    Region(&'a str),
-    Zone(&'a str),
-    Label(&'a str, &'a str),
+    Name(Text),
+    Pod(Text),
+    Id(Text),
+    Cluster(Text),
+    Namespace(Text),
+    Service(Text),
+    ServiceAccount(Text),
+    WorkloadKind(Text),
+    Workload(Text),
+    Account(Text),
+    Region(Text),
+    Zone(Text),
+    Label(Text, Text),
     /// It has the label, with whatever value.
-    Labelled(&'a str),
+    Labelled(Text),
+    NamespaceLabel(Text, Text),
+    NamespaceLabelled(Text),
 }
 
-fn facts_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = Fact<'_>> {
+/// The fact that an endpoint is in a namespace whose labels are known.
+const NAMESPACE_KNOWN: u32 = 0;
+/// The fact that it is in one of which nothing is known.
+const NAMESPACE_UNKNOWN: u32 = 1;
+/// The number of the first other fact.
+const FIRST: u32 = 2;
+
+fn facts_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = Fact> {
+    let workload = endpoint.workload.as_ref();
     [
         Some(Fact::Kind(endpoint.kind)),
         Some(Fact::Domain(endpoint.domain)),
-        Some(Fact::Name(&endpoint.name)),
-        endpoint.pod_name().map(Fact::Pod),
-        endpoint.cluster.as_deref().map(Fact::Cluster),
-        endpoint.namespace.as_deref().map(Fact::Namespace),
-        endpoint.service.as_deref().map(Fact::Service),
-        endpoint.service_account.as_deref().map(Fact::ServiceAccount),
-        endpoint.account.as_deref().map(Fact::Account),
-        endpoint.region.as_deref().map(Fact::Region),
-        endpoint.zone.as_deref().map(Fact::Zone),
+        Some(Fact::Name(endpoint.name.clone())),
+        endpoint.pod_name().map(|name| Fact::Pod(name.into())),
+        endpoint.id.clone().map(Fact::Id),
+        endpoint.cluster.clone().map(Fact::Cluster),
+        endpoint.namespace.clone().map(Fact::Namespace),
+        endpoint.service_account.clone().map(Fact::ServiceAccount),
+        workload.map(|workload| Fact::WorkloadKind(workload.kind.clone())),
+        workload.map(|workload| Fact::Workload(workload.name.clone())),
+        endpoint.account.clone().map(Fact::Account),
+        endpoint.region.clone().map(Fact::Region),
+        endpoint.zone.clone().map(Fact::Zone),
     ]
     .into_iter()
     .flatten()
-    .chain(endpoint.labels.iter().map(|(key, value)| Fact::Label(key, value)))
-    .chain(endpoint.labels.keys().map(|key| Fact::Labelled(key)))
+    .chain(endpoint.services.iter().cloned().map(Fact::Service))
+    .chain(endpoint.labels.iter().flat_map(|(key, value)| {
+        [Fact::Label(key.clone(), value.clone()), Fact::Labelled(key.clone())]
+    }))
+}
+
+fn facts_of_namespace(labels: &Labels) -> impl Iterator<Item = Fact> {
+    labels.iter().flat_map(|(key, value)| {
+        [Fact::NamespaceLabel(key.clone(), value.clone()), Fact::NamespaceLabelled(key.clone())]
+    })
 }
 
 /// One of some facts, or none of them.
 struct Demand<F> {
     facts: Vec<F>,
     wanted: bool,
+    of_namespace: bool,
 }
 
 impl Demand<u32> {
     /// Whether it is met by whoever has these facts, which are sorted.
-    fn is_met(&self, facts: &[u32]) -> bool {
-        self.facts.iter().any(|fact| facts.binary_search(fact).is_ok()) == self.wanted
+    fn is_met(&self, facts: &[u32]) -> Truth {
+        let has = |fact: &u32| facts.binary_search(fact).is_ok();
+        if self.of_namespace && has(&NAMESPACE_UNKNOWN) {
+            return Truth::Maybe;
+        }
+        let is_asked = !self.of_namespace || has(&NAMESPACE_KNOWN);
+        Truth::of(is_asked && self.facts.iter().any(has) == self.wanted)
     }
 }
 
-fn demands_of(selector: &Selector) -> impl Iterator<Item = Demand<Fact<'_>>> {
-    let expressions = selector.expressions.iter().map(|Expression { key, operator, values }| {
-        let wanted = matches!(operator, Operator::In | Operator::Exists);
-        let facts = if operator.has_values() {
-            values.iter().map(|value| Fact::Label(key, value)).collect()
-        } else {
-            vec![Fact::Labelled(key)]
+fn demands_of(selector: &Selector) -> impl Iterator<Item = Demand<Fact>> {
+    let demands = |expressions: &[Expression], of_namespace: bool| {
+        let demand = move |Expression { key, operator, values }: &Expression| {
+            let key = Text::from(key.as_str());
+            let label = |value: &String| {
+                let (key, value) = (key.clone(), value.as_str().into());
+                if of_namespace {
+                    Fact::NamespaceLabel(key, value)
+                } else {
+                    Fact::Label(key, value)
+                }
+            };
+            let facts = if operator.has_values() {
+                values.iter().map(label).collect()
+            } else if of_namespace {
+                vec![Fact::NamespaceLabelled(key)]
+            } else {
+                vec![Fact::Labelled(key)]
+            };
+            let wanted = matches!(operator, Operator::In | Operator::Exists);
+            Demand { facts, wanted, of_namespace }
         };
-        Demand { facts, wanted }
+        expressions.iter().map(demand).collect::<Vec<_>>()
+    };
+    let own = demands(&selector.expressions, false);
+    let of_namespace = demands(&selector.namespace_expressions, true);
+    let plain = facts_of_selector(selector).map(|fact| {
+        let of_namespace = matches!(fact, Fact::NamespaceLabel(..));
+        Demand { facts: vec![fact], wanted: true, of_namespace }
     });
-    let plain = facts_of_selector(selector).map(|fact| Demand { facts: vec![fact], wanted: true });
-    plain.chain(expressions)
+    plain.chain(own).chain(of_namespace)
 }
 
 /// What a selector asks for as it stands.
-fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact<'_>> {
+fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact> {
+    let text = |text: &Option<String>| text.as_deref().map(Text::from);
+    let pair = |(key, value): (&String, &String)| (key.as_str().into(), value.as_str().into());
     [
         selector.kind.map(Fact::Kind),
         selector.scope().map(Fact::Domain),
-        selector.name.as_deref().map(Fact::Name),
-        selector.pod.as_deref().map(Fact::Pod),
-        selector.cluster.as_deref().map(Fact::Cluster),
-        selector.namespace.as_deref().map(Fact::Namespace),
-        selector.service.as_deref().map(Fact::Service),
-        selector.service_account.as_deref().map(Fact::ServiceAccount),
-        selector.account.as_deref().map(Fact::Account),
-        selector.region.as_deref().map(Fact::Region),
-        selector.zone.as_deref().map(Fact::Zone),
+        text(&selector.name).map(Fact::Name),
+        text(&selector.pod).map(Fact::Pod),
+        text(&selector.id).map(Fact::Id),
+        text(&selector.cluster).map(Fact::Cluster),
+        text(&selector.namespace).map(Fact::Namespace),
+        text(&selector.service).map(Fact::Service),
+        text(&selector.service_account).map(Fact::ServiceAccount),
+        text(&selector.workload_kind).map(Fact::WorkloadKind),
+        text(&selector.workload).map(Fact::Workload),
+        text(&selector.account).map(Fact::Account),
+        text(&selector.region).map(Fact::Region),
+        text(&selector.zone).map(Fact::Zone),
     ]
     .into_iter()
     .flatten()
-    .chain(selector.labels.iter().map(|(key, value)| Fact::Label(key, value)))
+    .chain(selector.labels.iter().map(pair).map(|(key, value)| Fact::Label(key, value)))
+    .chain(
+        (selector.namespace_labels.iter().map(pair))
+            .map(|(key, value)| Fact::NamespaceLabel(key, value)),
+    )
 }
 
 /// A selector by the numbers of its facts.
@@ -109,89 +169,183 @@ struct Numbered {
     cidr: Option<IpNet>,
 }
 
-/// The groups an endpoint falls into: with all of its addresses, and with those of its addresses
-/// that lie in a prefix.
-type Answer = (SetId, Rc<[(IpNet, SetId)]>);
+/// Slots that somebody fills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Slots {
+    /// For certain.
+    pub(crate) certain: SetId,
+    /// Those, and others that it may fill; nothing where nothing is in doubt.
+    pub(crate) doubted: SetId,
+}
+
+impl Slots {
+    pub(crate) fn new(certain: SetId, possible: SetId) -> Self {
+        let doubted = if possible == certain { SetId::EMPTY } else { possible };
+        Self { certain, doubted }
+    }
+
+    /// What is filled for certain or in doubt.
+    pub(crate) fn possible(self) -> SetId {
+        if self.doubted == SetId::EMPTY { self.certain } else { self.doubted }
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// What the endpoints of a class fill: with all of their addresses, and with those of their
+/// addresses that lie in a prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) whole: Slots,
+    pub(crate) within: Arc<[(IpNet, Slots)]>,
+}
+
+/// Endpoints that no selector tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Class(u32);
 
 /// Selectors about endpoints, by the facts they ask for.
-pub(crate) struct SelectorIndex<'a> {
-    numbers: HashMap<Fact<'a>, u32>,
+pub(crate) struct SelectorIndex {
+    numbers: HashMap<Fact, u32>,
     selectors: Vec<Numbered>,
     /// Selectors by the number of their anchor.
     anchored: Vec<Vec<u32>>,
     /// Selectors that want nothing, and are asked about every endpoint.
     adrift: Vec<u32>,
-    answers: HashMap<Vec<u32>, Answer>,
+    classes: HashMap<Arc<[u32]>, Class>,
+    /// By class: its facts, and its answer if it was asked for.
+    answers: Vec<(Arc<[u32]>, Option<Answer>)>,
 }
 
-impl<'a> SelectorIndex<'a> {
+impl SelectorIndex {
     /// Numbers the facts of all `selectors`, each of which is about endpoints and fills one slot.
-    pub(crate) fn new(
+    /// Also the classes of all endpoints, in their order.
+    pub(crate) fn new<'a>(
         selectors: impl Iterator<Item = (u32, &'a Selector)>,
         inventory: &Inventory,
-    ) -> Self {
+    ) -> (Self, Vec<Class>) {
         let mut numbers = HashMap::new();
         let selectors: Vec<Numbered> = selectors
             .map(|(slot, selector)| {
                 let mut number = |fact| {
-                    let next = numbers.len() as u32;
+                    let next = FIRST + numbers.len() as u32;
                     *numbers.entry(fact).or_insert(next)
                 };
-                let demands = demands_of(selector).map(|Demand { facts, wanted }| Demand {
-                    facts: facts.into_iter().map(&mut number).collect(),
-                    wanted,
+                let demands = demands_of(selector).map(|demand| Demand {
+                    facts: demand.facts.into_iter().map(&mut number).collect(),
+                    wanted: demand.wanted,
+                    of_namespace: demand.of_namespace,
                 });
                 Numbered { slot, demands: demands.collect(), cidr: selector.cidr }
             })
             .collect();
-        let mut counts = vec![0_usize; numbers.len()];
-        for endpoint in inventory.endpoints() {
-            for fact in facts_of_endpoint(endpoint) {
-                if let Some(number) = numbers.get(&fact) {
-                    counts[*number as usize] += 1;
-                }
-            }
-        }
-        let (mut anchored, mut adrift) = (vec![Vec::new(); numbers.len()], Vec::new());
-        let count = |demand: &&Demand<u32>| -> usize {
-            demand.facts.iter().map(|number| counts[*number as usize]).sum()
+        let mut index = Self {
+            anchored: vec![Vec::new(); FIRST as usize + numbers.len()],
+            adrift: Vec::new(),
+            classes: HashMap::new(),
+            answers: Vec::new(),
+            numbers,
+            selectors,
         };
-        for (index, selector) in (0_u32..).zip(&selectors) {
-            match selector.demands.iter().filter(|demand| demand.wanted).min_by_key(count) {
-                // No endpoint has two values of one label, so none meets it by two anchors.
-                Some(rarest) => {
-                    for fact in &rarest.facts {
-                        anchored[*fact as usize].push(index);
-                    }
-                }
-                None => adrift.push(index),
-            }
-        }
-        Self { numbers, selectors, anchored, adrift, answers: HashMap::new() }
+        let classes: Vec<Class> = inventory
+            .endpoints()
+            .map(|endpoint| index.class(endpoint, inventory.namespace_of(endpoint)))
+            .collect();
+        index.anchor(&classes);
+        (index, classes)
     }
 
-    /// The groups of one endpoint.
-    pub(crate) fn answer(&mut self, endpoint: &Endpoint, sets: &mut Interner) -> Answer {
-        let mut facts: Vec<u32> = facts_of_endpoint(endpoint)
-            .filter_map(|fact| self.numbers.get(&fact).copied())
-            .collect();
-        facts.sort_unstable();
-        if let Some((whole, within)) = self.answers.get(&facts) {
-            return (*whole, Rc::clone(within));
+    /// Ties every selector to the demand that the fewest endpoints can meet.
+    fn anchor(&mut self, classes: &[Class]) {
+        let mut sizes = vec![0_usize; self.answers.len()];
+        for class in classes {
+            sizes[class.0 as usize] += 1;
         }
-        let (mut whole, mut within) = (Vec::new(), Vec::new());
+        let mut counts = vec![0_usize; self.anchored.len()];
+        for ((facts, _), size) in self.answers.iter().zip(sizes) {
+            for fact in facts.iter() {
+                counts[*fact as usize] += size;
+            }
+        }
+        // Whoever may meet a demand has one of these.
+        let anchors = |demand: &Demand<u32>| {
+            let unknown = demand.of_namespace.then_some(NAMESPACE_UNKNOWN);
+            demand.facts.iter().copied().chain(unknown).collect::<Vec<_>>()
+        };
+        for (index, selector) in (0_u32..).zip(&self.selectors) {
+            let wanted = selector.demands.iter().filter(|demand| demand.wanted).map(anchors);
+            let rarest = wanted.min_by_key(|anchors| {
+                anchors.iter().map(|fact| counts[*fact as usize]).sum::<usize>()
+            });
+            match rarest {
+                // No endpoint has two values of one label, so none meets it by two anchors.
+                Some(rarest) => {
+                    for fact in rarest {
+                        self.anchored[fact as usize].push(index);
+                    }
+                }
+                None => self.adrift.push(index),
+            }
+        }
+    }
+
+    /// The class of an endpoint in a namespace ([`Inventory::namespace_of`]).
+    pub(crate) fn class(
+        &mut self,
+        endpoint: &Endpoint,
+        namespace: Option<Option<&Labels>>,
+    ) -> Class {
+        let known = namespace
+            .map(|labels| if labels.is_some() { NAMESPACE_KNOWN } else { NAMESPACE_UNKNOWN });
+        let of_namespace = namespace.flatten().into_iter().flat_map(facts_of_namespace);
+        let facts = facts_of_endpoint(endpoint).chain(of_namespace);
+        let mut facts: Vec<u32> =
+            facts.filter_map(|fact| self.numbers.get(&fact).copied()).chain(known).collect();
+        facts.sort_unstable();
+        if let Some(class) = self.classes.get(facts.as_slice()) {
+            return *class;
+        }
+        let facts: Arc<[u32]> = facts.into();
+        let class = Class(self.answers.len() as u32);
+        self.classes.insert(Arc::clone(&facts), class);
+        self.answers.push((facts, None));
+        class
+    }
+
+    /// What the endpoints of a class fill.
+    pub(crate) fn answer(&mut self, class: Class, sets: &mut Interner) -> Answer {
+        let (facts, known) = &self.answers[class.0 as usize];
+        if let Some(answer) = known {
+            return answer.clone();
+        }
+        let (mut certain, mut possible, mut within) = (Vec::new(), Vec::new(), Vec::new());
         let anchored = facts.iter().flat_map(|anchor| &self.anchored[*anchor as usize]);
         for index in anchored.chain(&self.adrift) {
             let selector = &self.selectors[*index as usize];
-            if selector.demands.iter().all(|demand| demand.is_met(&facts)) {
-                match selector.cidr {
-                    None => whole.push(selector.slot),
-                    Some(cidr) => within.push((cidr.trunc(), sets.set(vec![selector.slot]))),
+            let demands = selector.demands.iter().map(|demand| demand.is_met(facts));
+            let is_certain = match demands.min().unwrap_or(Truth::Yes) {
+                Truth::No => continue,
+                Truth::Maybe => false,
+                Truth::Yes => true,
+            };
+            let slot = selector.slot;
+            match selector.cidr {
+                None => {
+                    possible.push(slot);
+                    certain.extend(is_certain.then_some(slot));
+                }
+                Some(cidr) => {
+                    let one = sets.set(vec![slot]);
+                    let certain = if is_certain { one } else { SetId::EMPTY };
+                    within.push((cidr.trunc(), Slots::new(certain, one)));
                 }
             }
         }
-        let answer: Answer = (sets.set(whole), within.into());
-        self.answers.insert(facts, (answer.0, Rc::clone(&answer.1)));
+        let whole = Slots::new(sets.set(certain), sets.set(possible));
+        let answer = Answer { whole, within: within.into() };
+        self.answers[class.0 as usize].1 = Some(answer.clone());
         answer
     }
 }

@@ -4,10 +4,10 @@
 //! once, a union is one lookup after the first time and equality is equality of two numbers.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The index of a set in its [`Interner`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SetId(u32);
 
 impl SetId {
@@ -17,16 +17,16 @@ impl SetId {
 
 /// Sets of numbers and the unions already made.
 pub(crate) struct Interner {
-    sets: Vec<Rc<[u32]>>,
-    index: HashMap<Rc<[u32]>, SetId>,
+    sets: Vec<Arc<[u32]>>,
+    index: HashMap<Arc<[u32]>, SetId>,
     unions: HashMap<(SetId, SetId), SetId>,
 }
 
 impl Interner {
     pub(crate) fn new() -> Self {
-        let empty: Rc<[u32]> = Rc::from([]);
+        let empty: Arc<[u32]> = Arc::from([]);
         Self {
-            sets: vec![Rc::clone(&empty)],
+            sets: vec![Arc::clone(&empty)],
             index: HashMap::from([(empty, SetId::EMPTY)]),
             unions: HashMap::new(),
         }
@@ -45,8 +45,8 @@ impl Interner {
             return *id;
         }
         let id = SetId(self.sets.len() as u32);
-        let members: Rc<[u32]> = members.into();
-        self.sets.push(Rc::clone(&members));
+        let members: Arc<[u32]> = members.into();
+        self.sets.push(Arc::clone(&members));
         self.index.insert(members, id);
         id
     }

@@ -1,5 +1,8 @@
 //! All known endpoints, by name and by address.
 //!
+//! Namespaces are parents: a pod has the labels of its namespace, and a namespace knows its pods,
+//! so that a change of its labels concerns them and nobody else.
+//!
 //! Endpoints are shared, so that a copy of the inventory (a snapshot for the flow records while
 //! discovery goes on) does not copy the facts. Both indexes are kept up with every insert and
 //! remove: nothing here is rebuilt, which is what a change of one pod needs later.
@@ -10,31 +13,44 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{DomainId, Endpoint, EndpointKind};
+use crate::cells::Lengths;
+use crate::{DomainId, Endpoint, EndpointKind, Labels, Text};
+
+/// Which namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceId {
+    /// Its cluster, where it has a name.
+    pub cluster: Option<Text>,
+    /// Its name.
+    pub name: Text,
+}
+
+impl NamespaceId {
+    /// The namespace of an endpoint, if it is in one.
+    pub fn of(endpoint: &Endpoint) -> Option<Self> {
+        let name = endpoint.namespace.clone()?;
+        Some(Self { cluster: endpoint.cluster.clone(), name })
+    }
+}
+
+/// A namespace, known or only named by those who are in it.
+#[derive(Clone, Debug, Default)]
+struct Namespace {
+    /// `None` as long as nobody has told: the endpoint was heard of before its namespace.
+    labels: Option<Labels>,
+    /// The names of the endpoints in it.
+    endpoints: BTreeSet<Text>,
+}
 
 /// Endpoints by name; the most specific one of an address.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
-    by_name: BTreeMap<String, Arc<Endpoint>>,
+    by_name: BTreeMap<Text, Arc<Endpoint>>,
+    namespaces: HashMap<NamespaceId, Namespace>,
     /// Claimants of a prefix, in order of ownership.
     by_prefix: HashMap<(DomainId, IpNet), Vec<Arc<Endpoint>>>,
     /// How many prefixes of each length there are, so that a lookup tries no others.
     lengths: HashMap<DomainId, Lengths>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Lengths {
-    v4: BTreeMap<u8, usize>,
-    v6: BTreeMap<u8, usize>,
-}
-
-impl Lengths {
-    fn of(&mut self, prefix: &IpNet) -> &mut BTreeMap<u8, usize> {
-        match prefix {
-            IpNet::V4(_) => &mut self.v4,
-            IpNet::V6(_) => &mut self.v6,
-        }
-    }
 }
 
 /// An address that several pods claim, or several nodes, or several virtual machines.
@@ -56,13 +72,13 @@ pub struct Conflict {
 
 impl Conflict {
     fn new(domain: DomainId, prefix: IpNet, rivals: &[Arc<Endpoint>]) -> Self {
-        let claimants = rivals.iter().map(|one| one.name.clone()).collect();
+        let claimants = rivals.iter().map(|one| one.name.to_string()).collect();
         Self { domain, prefix, kind: rivals[0].kind, claimants }
     }
 }
 
 /// Those of the claimants of one prefix that cannot all have it, one slice for each kind.
-fn rivals(claimants: &[Arc<Endpoint>]) -> impl Iterator<Item = &[Arc<Endpoint>]> {
+pub(crate) fn rivals(claimants: &[Arc<Endpoint>]) -> impl Iterator<Item = &[Arc<Endpoint>]> {
     // In order of ownership, so those of one kind stand together, sorted by name.
     claimants
         .chunk_by(|a, b| a.kind == b.kind)
@@ -80,45 +96,89 @@ impl Inventory {
     /// Host bits of its prefixes are cleared and doubles dropped.
     pub fn insert(&mut self, mut endpoint: Endpoint) -> Option<Arc<Endpoint>> {
         let before = self.remove(&endpoint.name);
-        let prefixes: BTreeSet<IpNet> = endpoint.addresses.iter().map(IpNet::trunc).collect();
-        endpoint.addresses = prefixes.into_iter().collect();
+        let mut prefixes: Vec<IpNet> = endpoint.addresses.iter().map(IpNet::trunc).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        endpoint.addresses = prefixes.into();
         let endpoint = Arc::new(endpoint);
+        if let Some(namespace) = NamespaceId::of(&endpoint) {
+            let namespace = self.namespaces.entry(namespace).or_default();
+            namespace.endpoints.insert(Arc::clone(&endpoint.name));
+        }
         for prefix in &endpoint.addresses {
-            let claimants = self.by_prefix.entry((endpoint.domain, *prefix)).or_default();
+            let claimants = self
+                .by_prefix
+                .entry((endpoint.domain, *prefix))
+                .or_insert_with(|| Vec::with_capacity(1));
             if claimants.is_empty() {
-                let lengths = self.lengths.entry(endpoint.domain).or_default();
-                *lengths.of(prefix).entry(prefix.prefix_len()).or_default() += 1;
+                self.lengths.entry(endpoint.domain).or_default().add(prefix);
             }
-            let rank = |one: &Endpoint| (one.kind, one.name.clone());
-            let place = claimants.partition_point(|other| rank(other) < rank(&endpoint));
+            let place = claimants.partition_point(|other| {
+                (other.kind, &other.name) < (endpoint.kind, &endpoint.name)
+            });
             claimants.insert(place, Arc::clone(&endpoint));
         }
-        self.by_name.insert(endpoint.name.clone(), endpoint);
+        self.by_name.insert(Arc::clone(&endpoint.name), endpoint);
         before
     }
 
     /// Removes an endpoint by name.
     pub fn remove(&mut self, name: &str) -> Option<Arc<Endpoint>> {
         let endpoint = self.by_name.remove(name)?;
+        if let Some(id) = NamespaceId::of(&endpoint)
+            && let Some(namespace) = self.namespaces.get_mut(&id)
+        {
+            namespace.endpoints.remove(name);
+            if namespace.endpoints.is_empty() && namespace.labels.is_none() {
+                self.namespaces.remove(&id);
+            }
+        }
         for prefix in &endpoint.addresses {
             let key = (endpoint.domain, *prefix);
             let Some(claimants) = self.by_prefix.get_mut(&key) else { continue };
-            claimants.retain(|other| other.name != name);
+            claimants.retain(|other| *other.name != *name);
             if !claimants.is_empty() {
                 continue;
             }
             self.by_prefix.remove(&key);
             if let Some(lengths) = self.lengths.get_mut(&endpoint.domain) {
-                let counts = lengths.of(prefix);
-                if let Some(count) = counts.get_mut(&prefix.prefix_len()) {
-                    *count -= 1;
-                    if *count == 0 {
-                        counts.remove(&prefix.prefix_len());
-                    }
-                }
+                lengths.remove(prefix);
             }
         }
         Some(endpoint)
+    }
+
+    /// States the labels of a namespace, whoever is in it; returns those it had.
+    pub fn insert_namespace(&mut self, id: NamespaceId, labels: Labels) -> Option<Labels> {
+        self.namespaces.entry(id).or_default().labels.replace(labels)
+    }
+
+    /// Forgets the labels of a namespace. Those still in it stay, and what their namespace is like
+    /// is unknown again.
+    pub fn remove_namespace(&mut self, id: &NamespaceId) -> Option<Labels> {
+        let namespace = self.namespaces.get_mut(id)?;
+        let labels = namespace.labels.take();
+        if namespace.endpoints.is_empty() {
+            self.namespaces.remove(id);
+        }
+        labels
+    }
+
+    /// The names of all endpoints in a namespace.
+    pub fn in_namespace(&self, id: &NamespaceId) -> impl Iterator<Item = &Text> {
+        self.namespaces.get(id).into_iter().flat_map(|namespace| &namespace.endpoints)
+    }
+
+    /// The labels of the namespace that an endpoint is in: `None` if it is in none, and within that
+    /// `None` if nothing is known of it.
+    pub fn namespace_of(&self, endpoint: &Endpoint) -> Option<Option<&Labels>> {
+        let namespace = self.namespaces.get(&NamespaceId::of(endpoint)?);
+        Some(namespace.and_then(|namespace| namespace.labels.as_ref()))
+    }
+
+    /// Who claims exactly this prefix, in order of ownership.
+    pub(crate) fn claimants(&self, domain: DomainId, prefix: IpNet) -> &[Arc<Endpoint>] {
+        self.by_prefix.get(&(domain, prefix)).map_or(&[], Vec::as_slice)
     }
 
     /// The endpoint of a name.
@@ -138,12 +198,8 @@ impl Inventory {
         domain: DomainId,
         address: IpAddr,
     ) -> impl Iterator<Item = (IpNet, &[Arc<Endpoint>])> {
-        let counts = self.lengths.get(&domain).map(|lengths| match address {
-            IpAddr::V4(_) => &lengths.v4,
-            IpAddr::V6(_) => &lengths.v6,
-        });
-        counts.into_iter().flat_map(|counts| counts.keys().rev()).filter_map(move |length| {
-            let prefix = IpNet::new(address, *length).ok()?.trunc();
+        let lengths = self.lengths.get(&domain).into_iter();
+        lengths.flat_map(move |lengths| lengths.around(address)).filter_map(move |prefix| {
             Some((prefix, self.by_prefix.get(&(domain, prefix))?.as_slice()))
         })
     }
@@ -175,7 +231,7 @@ impl Inventory {
     pub fn domains(&self) -> BTreeSet<DomainId> {
         self.lengths
             .iter()
-            .filter(|(_, lengths)| !lengths.v4.is_empty() || !lengths.v6.is_empty())
+            .filter(|(_, lengths)| !lengths.is_empty())
             .map(|(domain, _)| *domain)
             .collect()
     }
@@ -218,7 +274,7 @@ mod tests {
     fn named(inventory: &Inventory, domain: u16, address: &str) -> Option<String> {
         inventory
             .lookup(DomainId(domain), address.parse().unwrap())
-            .map(|endpoint| endpoint.name.clone())
+            .map(|endpoint| endpoint.name.to_string())
     }
 
     #[test]
@@ -279,9 +335,47 @@ mod tests {
     fn host_bits_and_doubles_are_dropped_on_the_way_in() {
         let mut inventory = Inventory::new();
         inventory.insert(endpoint("s", EndpointKind::Subnet, 0, &["10.0.0.9/24", "10.0.0.0/24"]));
-        assert_eq!(inventory.get("s").unwrap().addresses, ["10.0.0.0/24".parse().unwrap()]);
+        assert_eq!(*inventory.get("s").unwrap().addresses, ["10.0.0.0/24".parse().unwrap()]);
         inventory.remove("s");
         assert_eq!(named(&inventory, 0, "10.0.0.1"), None);
+    }
+
+    #[test]
+    fn a_namespace_knows_who_is_in_it_and_is_forgotten_with_the_last() {
+        let id = |cluster: Option<&str>, name: &str| NamespaceId {
+            cluster: cluster.map(Into::into),
+            name: name.into(),
+        };
+        let pod = |name: &str, namespace: Option<&str>| Endpoint {
+            cluster: Some("prod".into()),
+            namespace: namespace.map(Into::into),
+            ..Endpoint::new(name, EndpointKind::Pod, DomainId(1))
+        };
+        let shop = id(Some("prod"), "shop");
+        let mut inventory = Inventory::new();
+        inventory.insert(pod("shop/a", Some("shop")));
+        inventory.insert(pod("shop/b", Some("shop")));
+        inventory.insert(pod("c", None));
+        let inside = |inventory: &Inventory, id: &NamespaceId| {
+            inventory.in_namespace(id).map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(inside(&inventory, &shop), ["shop/a", "shop/b"]);
+        assert!(inside(&inventory, &id(None, "shop")).is_empty(), "of another cluster");
+        let labels = |inventory: &Inventory, name: &str| {
+            inventory.namespace_of(inventory.get(name).unwrap()).map(Option::<&Labels>::cloned)
+        };
+        assert_eq!(labels(&inventory, "shop/a"), Some(None), "in one that nobody knows");
+        assert_eq!(labels(&inventory, "c"), None, "in none");
+        let prod = Labels::from([("env", "prod")]);
+        assert_eq!(inventory.insert_namespace(shop.clone(), prod.clone()), None);
+        assert_eq!(labels(&inventory, "shop/a"), Some(Some(prod.clone())));
+        inventory.insert(pod("shop/a", Some("other")));
+        inventory.remove("shop/b");
+        assert!(inside(&inventory, &shop).is_empty());
+        assert_eq!(inventory.remove_namespace(&shop), Some(prod));
+        assert_eq!(inventory.remove_namespace(&shop), None);
+        inventory.remove("shop/a");
+        assert!(inventory.namespaces.is_empty());
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! a slow twin, [`groups_of`], that asks every selector about every endpoint; a property test
 //! holds the two together.
 
+mod cells;
+mod check;
 mod endpoint;
 mod expression;
 mod formula;
@@ -25,15 +27,18 @@ mod members;
 mod membership;
 mod public;
 mod resolve;
+mod text;
 
-pub use endpoint::{DomainId, Endpoint, EndpointKind};
+pub use check::ResolveError;
+pub use endpoint::{DomainId, Endpoint, EndpointKind, Workload};
 pub use expression::{Expression, Operator};
 pub use group::{
     ANYWHERE, GroupId, PUBLIC_INTERNET, Selector, SmartGroup, Truth, groups_of, holds,
 };
 pub use id::{stable_id, stable_id_of_bytes, stable_ids};
-pub use inventory::{Conflict, Inventory};
+pub use inventory::{Conflict, Inventory, NamespaceId};
 pub use members::{Member, Reason, members};
 pub use membership::{GroupSet, Membership, longest_match};
 pub use public::is_public;
-pub use resolve::{ExtraPrefix, ResolveError, resolve};
+pub use resolve::{Change, Delta, ExtraPrefix, Resolver, resolve};
+pub use text::{Labels, Pool, Text};

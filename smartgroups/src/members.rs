@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::resolve::common;
 use crate::{
     ANYWHERE, DomainId, Endpoint, EndpointKind, Inventory, PUBLIC_INTERNET, Selector, SmartGroup,
+    Truth,
 };
 
 /// A prefix that a group holds.
@@ -80,7 +81,7 @@ impl fmt::Display for Reason {
 /// The members of a group by its name, or `None` if there is no such group.
 ///
 /// A prefix is listed once for every reason that it has, and also where the group is in doubt,
-/// because another endpoint claims the same address. What the group excludes stands behind the
+/// because another endpoint claims the same address or nothing is known of a namespace yet. What the group excludes stands behind the
 /// others and says so. A group that is a part of itself, which [`crate::resolve()`] refuses, adds
 /// nothing to itself.
 pub fn members(inventory: &Inventory, groups: &[SmartGroup], name: &str) -> Option<Vec<Member>> {
@@ -168,7 +169,8 @@ fn selected<'a>(
         return crate::resolve::stated(asked).into_iter().map(stated).collect();
     }
     let found = inventory.endpoints().filter(|endpoint| {
-        asked.scope().is_none_or(|scope| scope == endpoint.domain) && asked.describes(endpoint)
+        asked.scope().is_none_or(|scope| scope == endpoint.domain)
+            && asked.describes(endpoint, inventory.namespace_of(endpoint)) != Truth::No
     });
     let of_endpoint = |endpoint: &Endpoint, prefix| Member {
         domain: Some(endpoint.domain),
@@ -177,7 +179,7 @@ fn selected<'a>(
             selector,
             asks: asks.clone(),
             kind: endpoint.kind,
-            endpoint: endpoint.name.clone(),
+            endpoint: endpoint.name.to_string(),
         },
         is_excluded: false,
     };
@@ -224,7 +226,7 @@ mod tests {
             ("vpc", EndpointKind::Vpc, 0, "10.0.0.0/8"),
         ] {
             inventory.insert(Endpoint {
-                addresses: vec![address.parse().unwrap()],
+                addresses: [address.parse().unwrap()].into(),
                 namespace: (kind == EndpointKind::Pod).then(|| "shop".into()),
                 ..Endpoint::new(name, kind, DomainId(domain))
             });

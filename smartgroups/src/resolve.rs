@@ -1,9 +1,8 @@
-//! From endpoints and selectors to the groups of every address.
+//! From endpoints and selectors to the groups of every address, and from a change to what it changes.
 //!
-//! Everything that puts a prefix into a group is collected, sorted so that a prefix stands before
-//! what it contains, and walked once with a stack of what is open: a prefix has its own groups and
-//! those of the prefixes around it. `public-internet` is the one group with holes, so it is not
-//! added up but passed on until a special-purpose range says otherwise.
+//! Everything that puts a prefix into a group is a claim. [`crate::cells`] keeps them up, and
+//! adds them up from the prefixes around a prefix to what is in it. A change of one endpoint takes
+//! back what was claimed for its addresses and claims what is so now.
 //!
 //! What is added up are the two halves of each group, what its selectors take and what they exclude.
 //! Whether an address is in the group follows from the halves, and from the groups that it names,
@@ -17,18 +16,21 @@
 //! each claimant; had a refusal before it matched one of them, it would have decided.)
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::rc::Rc;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::cells::{Cells, Claim, Place};
+use crate::check::check;
 use crate::formula::{Formula, Half};
-use crate::index::SelectorIndex;
+use crate::index::{SelectorIndex, Slots};
 use crate::interner::{Interner, SetId};
+use crate::inventory::rivals;
 use crate::public::RANGES;
 use crate::{
-    ANYWHERE, DomainId, Endpoint, GroupId, GroupSet, Inventory, Membership, PUBLIC_INTERNET,
-    Selector, SmartGroup, Truth,
+    DomainId, Endpoint, GroupId, GroupSet, Inventory, Labels, Membership, NamespaceId,
+    ResolveError, Selector, SmartGroup, Text, Truth,
 };
 
 /// A prefix whose addresses have to be told apart although no group names it; SNAT policies match
@@ -43,122 +45,356 @@ pub struct ExtraPrefix {
     pub tag: u32,
 }
 
-/// Groups that cannot be resolved.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ResolveError {
-    /// Two groups of one name.
-    #[error("smart group `{group}` is defined twice")]
-    DuplicateName {
-        /// The name.
-        group: String,
-    },
-    /// A group with a built-in name.
-    #[error("smart group `{group}` is built in and cannot be defined")]
-    BuiltIn {
-        /// The name.
-        group: String,
-    },
-    /// Two groups of one id; [`GroupId::assign`] avoids it.
-    #[error("smart groups `{group}` and `{other}` have the same id {id}")]
-    DuplicateId {
-        /// The later group.
-        group: String,
-        /// The earlier group.
-        other: String,
-        /// The id.
-        id: GroupId,
-    },
-    /// The id that means "none".
-    #[error("smart group `{group}` has the id 0, which means none")]
-    ZeroId {
-        /// The group.
-        group: String,
-    },
-    /// A group that is named as a part of another, and does not exist.
-    #[error("smart group `{group}` names the group `{part}`, which does not exist")]
-    UnknownGroup {
-        /// The group.
-        group: String,
-        /// What it names.
-        part: String,
-    },
-    /// A group that is a part of itself.
-    #[error("smart group `{}` is a part of itself ({})", path[0], path.join(" -> "))]
-    Cycle {
-        /// The way around, from the group to itself.
-        path: Vec<String>,
-    },
-    /// A selector that names a group and asks for something beside it.
-    #[error("selector {selector} of smart group `{group}` names a group and more; it stands alone")]
-    MixedSelector {
-        /// The group.
-        group: String,
-        /// Which selector, from 1, those that exclude behind the others.
-        selector: usize,
-    },
-    /// A selector without a field.
-    #[error("selector {selector} of smart group `{group}` is empty; use `anywhere` for everything")]
-    EmptySelector {
-        /// The group.
-        group: String,
-        /// Which selector, from 1, those that exclude behind the others.
-        selector: usize,
-    },
-}
-
 /// The slot of `public-internet` in interned sets; the halves of groups and then extras follow it.
 pub(crate) const PUBLIC: u32 = 0;
 
-/// The slot of the first extra.
-fn first_extra(groups: &[SmartGroup]) -> u32 {
-    Half::Excludes.slot(groups.len()) - 1
-}
-
-/// An address that is in no group and of which nothing is in doubt.
-const NOTHING: (SetId, SetId) = (SetId::EMPTY, SetId::EMPTY);
-
 /// Computes the exact set of groups of every address.
+///
+/// # Errors
+/// Groups that cannot be resolved.
 pub fn resolve(
     inventory: &Inventory,
     groups: &[SmartGroup],
     extra_prefixes: &[ExtraPrefix],
 ) -> Result<Membership, ResolveError> {
-    check(groups)?;
-    let formula = Formula::new(groups)?;
-    let mut sets = Interner::new();
-    let claims = claims(inventory, groups, extra_prefixes, &mut sets);
-    let nodes = nest(claims, &mut sets);
-    Ok(emit(&nodes, &sets, groups, &formula))
+    Ok(Resolution::new(inventory, groups, extra_prefixes)?.membership())
 }
 
-fn check(groups: &[SmartGroup]) -> Result<(), ResolveError> {
-    let mut names = HashMap::new();
-    let mut ids =
-        HashMap::from([(GroupId::ANYWHERE, ANYWHERE), (GroupId::PUBLIC_INTERNET, PUBLIC_INTERNET)]);
-    for group in groups {
-        let name = || group.name.clone();
-        if group.name == ANYWHERE || group.name == PUBLIC_INTERNET {
-            return Err(ResolveError::BuiltIn { group: name() });
+/// Something that discovery found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An endpoint is like this, whether or not it was known.
+    Endpoint(Box<Endpoint>),
+    /// The endpoint of a name is gone.
+    Gone(Text),
+    /// A namespace has these labels.
+    Namespace(NamespaceId, Labels),
+    /// A namespace is gone, or nothing is known of it any more.
+    NamespaceGone(NamespaceId),
+}
+
+/// What changed in a [`Membership`]. Sets keep their index, new ones come behind them, and those
+/// that nobody has any more stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Sets that did not occur before.
+    pub sets: Vec<GroupSet>,
+    /// Single addresses and the index of the set that they have now, or none if the table does not
+    /// hold them any more; sorted.
+    pub hosts: Vec<(DomainId, IpAddr, Option<u32>)>,
+    /// The same of prefixes shorter than a host.
+    pub prefixes: Vec<(DomainId, IpNet, Option<u32>)>,
+}
+
+impl Delta {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.hosts.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+/// An inventory whose groups are kept up change by change.
+pub struct Resolver {
+    inventory: Inventory,
+    resolution: Resolution,
+}
+
+impl Resolver {
+    /// Resolves everything once.
+    ///
+    /// # Errors
+    /// Groups that cannot be resolved.
+    pub fn new(
+        inventory: Inventory,
+        groups: &[SmartGroup],
+        extra_prefixes: &[ExtraPrefix],
+    ) -> Result<Self, ResolveError> {
+        let resolution = Resolution::new(&inventory, groups, extra_prefixes)?;
+        Ok(Self { inventory, resolution })
+    }
+
+    /// Who there is.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The whole tables as they are now.
+    pub fn membership(&self) -> Membership {
+        self.resolution.membership()
+    }
+
+    /// Brings changes in, one after the other, and says what they changed together.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Delta {
+        for change in changes {
+            self.bring_in(change);
         }
-        if names.insert(&group.name, ()).is_some() {
-            return Err(ResolveError::DuplicateName { group: name() });
+        self.resolution.settle()
+    }
+
+    fn bring_in(&mut self, change: Change) {
+        let inventory = &self.inventory;
+        let mut touched = BTreeSet::new();
+        let mut touch = |endpoint: &Endpoint| {
+            let places = endpoint.addresses.iter().map(|prefix| (endpoint.domain, prefix.trunc()));
+            touched.extend(places);
+        };
+        match &change {
+            Change::Endpoint(endpoint) => {
+                inventory.get(&endpoint.name).into_iter().for_each(&mut touch);
+                touch(endpoint);
+            }
+            Change::Gone(name) => inventory.get(name).into_iter().for_each(touch),
+            Change::Namespace(id, _) | Change::NamespaceGone(id) => {
+                let inside = inventory.in_namespace(id).filter_map(|name| inventory.get(name));
+                inside.for_each(touch);
+            }
         }
-        if group.id.0 == 0 {
-            return Err(ResolveError::ZeroId { group: name() });
+        for place in &touched {
+            for claim in self.resolution.claims_at(&self.inventory, *place) {
+                self.resolution.cells.take_back(claim);
+            }
         }
-        if let Some(other) = ids.insert(group.id, &group.name) {
-            let other = other.to_owned();
-            return Err(ResolveError::DuplicateId { group: name(), other, id: group.id });
+        match change {
+            Change::Endpoint(endpoint) => drop(self.inventory.insert(*endpoint)),
+            Change::Gone(name) => drop(self.inventory.remove(&name)),
+            Change::Namespace(id, labels) => {
+                self.inventory.insert_namespace(id, labels);
+            }
+            Change::NamespaceGone(id) => drop(self.inventory.remove_namespace(&id)),
         }
-        let mut all = group.selectors.iter().chain(&group.exclude);
-        if let Some(empty) = all.clone().position(Selector::is_empty) {
-            return Err(ResolveError::EmptySelector { group: name(), selector: empty + 1 });
-        }
-        if let Some(mixed) = all.position(Selector::is_mixed) {
-            return Err(ResolveError::MixedSelector { group: name(), selector: mixed + 1 });
+        for place in &touched {
+            for claim in self.resolution.claims_at(&self.inventory, *place) {
+                self.resolution.cells.make(claim);
+            }
         }
     }
-    Ok(())
+}
+
+/// What follows from an inventory, which is kept elsewhere.
+struct Resolution {
+    index: SelectorIndex,
+    sets: Interner,
+    cells: Cells,
+    described: Described,
+}
+
+impl Resolution {
+    fn new(
+        inventory: &Inventory,
+        groups: &[SmartGroup],
+        extra_prefixes: &[ExtraPrefix],
+    ) -> Result<Self, ResolveError> {
+        check(groups)?;
+        let described = Described::new(groups)?;
+        let halves = groups.iter().enumerate().flat_map(|(n, group)| {
+            [(Half::Takes.slot(n), &group.selectors), (Half::Excludes.slot(n), &group.exclude)]
+        });
+        let selectors = halves
+            .flat_map(|(slot, selectors)| selectors.iter().map(move |one| (slot, one)))
+            .filter(|(_, one)| one.group.is_none());
+        let about_endpoints = selectors.clone().filter(|(_, one)| one.is_about_endpoints());
+        let (index, classes) = SelectorIndex::new(about_endpoints, inventory);
+        let (sets, cells) = (Interner::new(), Cells::default());
+        let mut new = Self { index, sets, cells, described };
+        for (prefix, public) in RANGES {
+            let claim = Claim::new((DomainId::FABRIC, *prefix), Slots::default());
+            new.cells.make(Claim { public: Some(*public), ..claim });
+        }
+        for (slot, selector) in selectors.filter(|(_, one)| !one.is_about_endpoints()) {
+            let domain = selector.scope().unwrap_or_default();
+            let slots = Slots::new(new.sets.set(vec![slot]), SetId::EMPTY);
+            for prefix in stated(selector) {
+                new.cells.make(Claim::new((domain, prefix), slots));
+            }
+        }
+        for extra in extra_prefixes {
+            let slots = new.sets.set(vec![new.described.first_extra + extra.tag]);
+            let place = (extra.domain, extra.prefix.trunc());
+            new.cells.make(Claim::new(place, Slots::new(slots, SetId::EMPTY)));
+        }
+        let mut contested = HashSet::new();
+        for (domain, prefix, rivals) in inventory.rivals() {
+            contested.extend(rivals.iter().map(|one| (domain, prefix, Arc::clone(&one.name))));
+            for claim in new.doubtful(inventory, (domain, prefix), rivals) {
+                new.cells.make(claim);
+            }
+        }
+        for (endpoint, class) in inventory.endpoints().zip(classes) {
+            let domain = endpoint.domain;
+            for prefix in &endpoint.addresses {
+                let is_contested = !contested.is_empty()
+                    && contested.contains(&(domain, *prefix, Arc::clone(&endpoint.name)));
+                if !is_contested {
+                    let answer = new.index.answer(class, &mut new.sets);
+                    for claim in claims_of((domain, *prefix), answer.whole, &answer.within) {
+                        new.cells.make(claim);
+                    }
+                }
+            }
+        }
+        new.settle();
+        Ok(new)
+    }
+
+    /// All that is claimed for whoever has exactly this prefix.
+    fn claims_at(&mut self, inventory: &Inventory, place: Place) -> Vec<Claim> {
+        let claimants = inventory.claimants(place.0, place.1);
+        let mut claims = Vec::new();
+        let mut contested = HashSet::new();
+        for rivals in rivals(claimants) {
+            contested.extend(rivals.iter().map(|one| one.name.as_ref()));
+            claims.extend(self.doubtful(inventory, place, rivals));
+        }
+        for endpoint in claimants.iter().filter(|one| !contested.contains(one.name.as_ref())) {
+            let class = self.index.class(endpoint, inventory.namespace_of(endpoint));
+            let answer = self.index.answer(class, &mut self.sets);
+            claims.extend(claims_of(place, answer.whole, &answer.within));
+        }
+        claims
+    }
+
+    /// What rivals for one prefix make of it and of those parts that selectors tell apart: what all
+    /// of them say is certain, the rest is doubted.
+    fn doubtful(
+        &mut self,
+        inventory: &Inventory,
+        (domain, prefix): Place,
+        rivals: &[Arc<Endpoint>],
+    ) -> Vec<Claim> {
+        let sets = &mut self.sets;
+        let mut answers = Vec::with_capacity(rivals.len());
+        for rival in rivals {
+            let class = self.index.class(rival, inventory.namespace_of(rival));
+            answers.push(self.index.answer(class, sets));
+        }
+        let cidrs = answers.iter().flat_map(|answer| answer.within.iter().map(|(cidr, _)| *cidr));
+        let parts: BTreeSet<IpNet> =
+            cidrs.filter(|cidr| prefix.contains(cidr)).chain([prefix]).collect();
+        let mut claims = Vec::new();
+        for part in parts {
+            let mut certain = None;
+            let mut possible = SetId::EMPTY;
+            for answer in &answers {
+                let around = answer.within.iter().filter(|(cidr, _)| cidr.contains(&part));
+                let all = around.map(|(_, slots)| *slots).chain([answer.whole]);
+                let mut own = SetId::EMPTY;
+                for slots in all {
+                    own = sets.union(own, slots.certain);
+                    possible = sets.union(possible, slots.possible());
+                }
+                certain = Some(certain.map_or(own, |certain| sets.intersection(certain, own)));
+            }
+            let slots = Slots::new(certain.unwrap_or(SetId::EMPTY), possible);
+            claims.push(Claim::new((domain, part), slots));
+        }
+        claims
+    }
+
+    /// Works out what follows from the claims that were made and taken back.
+    fn settle(&mut self) -> Delta {
+        let known = self.described.sets.len();
+        let described = &mut self.described;
+        let changed =
+            self.cells.settle(&mut self.sets, &mut |set, sets| described.number(set, sets));
+        let mut delta = Delta { sets: self.described.sets[known..].to_vec(), ..Delta::default() };
+        for ((domain, prefix), number) in changed {
+            if is_host(&prefix) {
+                delta.hosts.push((domain, prefix.addr(), number));
+            } else {
+                delta.prefixes.push((domain, prefix, number));
+            }
+        }
+        delta
+    }
+
+    fn membership(&self) -> Membership {
+        let sets = self.described.sets.clone();
+        let mut out = Membership { sets, hosts: Vec::new(), prefixes: Vec::new() };
+        for ((domain, prefix), number) in self.cells.emitted() {
+            if is_host(&prefix) {
+                out.hosts.push((domain, prefix.addr(), number));
+            } else {
+                out.prefixes.push((domain, prefix, number));
+            }
+        }
+        out
+    }
+}
+
+/// What is claimed for somebody who alone has a prefix.
+fn claims_of(
+    (domain, prefix): Place,
+    whole: Slots,
+    within: &[(IpNet, Slots)],
+) -> impl Iterator<Item = Claim> {
+    let inside =
+        within.iter().filter_map(move |(cidr, slots)| Some((common(*cidr, prefix)?, *slots)));
+    let all = inside.chain([(prefix, whole)]).filter(|(_, slots)| !slots.is_empty());
+    all.map(move |(prefix, slots)| Claim::new((domain, prefix), slots))
+}
+
+fn is_host(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
+/// The sets of groups that occur, each kept once and named by its index.
+struct Described {
+    groups: Vec<GroupId>,
+    formula: Formula,
+    /// The slot of the first extra.
+    first_extra: u32,
+    sets: Vec<GroupSet>,
+    /// Different halves may come to the same groups.
+    numbers: HashMap<GroupSet, u32>,
+    known: HashMap<(SetId, SetId), u32>,
+}
+
+impl Described {
+    fn new(groups: &[SmartGroup]) -> Result<Self, ResolveError> {
+        let mut new = Self {
+            groups: groups.iter().map(|group| group.id).collect(),
+            formula: Formula::new(groups)?,
+            first_extra: Half::Excludes.slot(groups.len()) - 1,
+            sets: Vec::new(),
+            numbers: HashMap::new(),
+            known: HashMap::new(),
+        };
+        new.number((SetId::EMPTY, SetId::EMPTY), &Interner::new());
+        Ok(new)
+    }
+
+    /// The index of what some slots come to that are filled, and others that are in doubt.
+    fn number(&mut self, slots: (SetId, SetId), sets: &Interner) -> u32 {
+        if let Some(number) = self.known.get(&slots) {
+            return *number;
+        }
+        let set = self.describe(sets.get(slots.0), sets.get(slots.1));
+        let next = self.sets.len() as u32;
+        let number = *self.numbers.entry(set).or_insert_with_key(|set| {
+            self.sets.push(set.clone());
+            next
+        });
+        self.known.insert(slots, number);
+        number
+    }
+
+    fn describe(&self, set: &[u32], doubted: &[u32]) -> GroupSet {
+        let (mut groups, mut in_doubt) = (vec![GroupId::ANYWHERE], Vec::new());
+        if set.first() == Some(&PUBLIC) {
+            groups.push(GroupId::PUBLIC_INTERNET);
+        }
+        for (n, truth) in self.formula.of(set, doubted) {
+            match truth {
+                Truth::Yes => groups.push(self.groups[n]),
+                Truth::Maybe => in_doubt.push(self.groups[n]),
+                Truth::No => {}
+            }
+        }
+        groups.sort_unstable();
+        in_doubt.sort_unstable();
+        let extras = set.iter().filter_map(|slot| slot.checked_sub(self.first_extra)).collect();
+        GroupSet { groups, doubted: in_doubt, extras }
+    }
 }
 
 /// The prefixes that a selector names without asking for an endpoint.
@@ -178,223 +414,4 @@ pub(crate) fn common(a: IpNet, b: IpNet) -> Option<IpNet> {
     } else {
         None
     }
-}
-
-/// Something that puts a prefix into groups.
-struct Claim {
-    domain: DomainId,
-    prefix: IpNet,
-    set: SetId,
-    /// Groups that it may be in.
-    doubted: SetId,
-    /// Whether the prefix is public, where it is not as around it.
-    public: Option<bool>,
-}
-
-impl Claim {
-    fn new(domain: DomainId, prefix: IpNet, set: SetId) -> Self {
-        Self { domain, prefix, set, doubted: SetId::EMPTY, public: None }
-    }
-}
-
-fn claims(
-    inventory: &Inventory,
-    groups: &[SmartGroup],
-    extra_prefixes: &[ExtraPrefix],
-    sets: &mut Interner,
-) -> Vec<Claim> {
-    let mut claims: Vec<Claim> = RANGES
-        .iter()
-        .map(|(prefix, public)| Claim {
-            public: Some(*public),
-            ..Claim::new(DomainId::FABRIC, *prefix, SetId::EMPTY)
-        })
-        .collect();
-    let halves = groups.iter().enumerate().flat_map(|(n, group)| {
-        [(Half::Takes.slot(n), &group.selectors), (Half::Excludes.slot(n), &group.exclude)]
-    });
-    let selectors = halves
-        .flat_map(|(slot, selectors)| selectors.iter().map(move |one| (slot, one)))
-        .filter(|(_, one)| one.group.is_none());
-
-    for (slot, selector) in selectors.clone().filter(|(_, one)| !one.is_about_endpoints()) {
-        let (domain, set) = (selector.scope().unwrap_or_default(), sets.set(vec![slot]));
-        let stated = stated(selector).into_iter();
-        claims.extend(stated.map(|prefix| Claim::new(domain, prefix, set)));
-    }
-    for extra in extra_prefixes {
-        let set = sets.set(vec![first_extra(groups) + extra.tag]);
-        claims.push(Claim::new(extra.domain, extra.prefix.trunc(), set));
-    }
-    let about_endpoints = selectors.filter(|(_, one)| one.is_about_endpoints());
-    let mut index = SelectorIndex::new(about_endpoints, inventory);
-    let mut contested = HashSet::new();
-    for (domain, prefix, rivals) in inventory.rivals() {
-        contested.extend(rivals.iter().map(|rival| (domain, prefix, rival.name.as_str())));
-        claims.extend(doubtful(domain, prefix, rivals, &mut index, sets));
-    }
-    for endpoint in inventory.endpoints() {
-        let (whole, within) = index.answer(endpoint, sets);
-        let domain = endpoint.domain;
-        for address in &endpoint.addresses {
-            if !contested.is_empty()
-                && contested.contains(&(domain, *address, endpoint.name.as_str()))
-            {
-                continue;
-            }
-            if whole != SetId::EMPTY {
-                claims.push(Claim::new(domain, *address, whole));
-            }
-            for (cidr, set) in within.iter() {
-                let inside = common(*cidr, *address);
-                claims.extend(inside.map(|prefix| Claim::new(domain, prefix, *set)));
-            }
-        }
-    }
-    claims
-}
-
-/// What rivals for one prefix make of it and of those parts that selectors tell apart: what all
-/// of them say is certain, the rest is doubted.
-fn doubtful(
-    domain: DomainId,
-    prefix: IpNet,
-    rivals: &[Arc<Endpoint>],
-    index: &mut SelectorIndex<'_>,
-    sets: &mut Interner,
-) -> Vec<Claim> {
-    let answers: Vec<_> = rivals.iter().map(|rival| index.answer(rival, sets)).collect();
-    let cidrs = answers.iter().flat_map(|(_, within)| within.iter().map(|(cidr, _)| *cidr));
-    let parts: BTreeSet<IpNet> =
-        cidrs.filter(|cidr| prefix.contains(cidr)).chain([prefix]).collect();
-    let mut claims = Vec::new();
-    for part in parts {
-        let mut certain = None;
-        let mut doubted = SetId::EMPTY;
-        for (whole, within) in &answers {
-            let around = within.iter().filter(|(cidr, _)| cidr.contains(&part));
-            let all = around.fold(*whole, |all, (_, set)| sets.union(all, *set));
-            certain = Some(certain.map_or(all, |certain| sets.intersection(certain, all)));
-            doubted = sets.union(doubted, all);
-        }
-        let certain = certain.unwrap_or(SetId::EMPTY);
-        claims.push(Claim { doubted, ..Claim::new(domain, part, certain) });
-    }
-    claims
-}
-
-/// A prefix whose set differs from that of the prefix around it.
-struct Node {
-    domain: DomainId,
-    prefix: IpNet,
-    /// The node around it.
-    parent: Option<usize>,
-    /// Groups and extras without `public-internet`.
-    base: SetId,
-    /// Groups that claimants of it are in, certain or not.
-    doubted: SetId,
-    public: bool,
-    /// The whole set, and what is doubted beyond it.
-    set: (SetId, SetId),
-    /// One less than the number of addresses that no node inside it holds; `None` if none is
-    /// left. (One less, because ::/0 has 2^128 of them.)
-    spare: Option<u128>,
-}
-
-fn addresses(prefix: &IpNet) -> Option<u128> {
-    1_u128.checked_shl(u32::from(prefix.max_prefix_len() - prefix.prefix_len()))
-}
-
-fn nest(mut claims: Vec<Claim>, sets: &mut Interner) -> Vec<Node> {
-    claims.sort_unstable_by_key(|claim| (claim.domain, claim.prefix));
-    let public_only = sets.set(vec![PUBLIC]);
-    let mut nodes: Vec<Node> = Vec::new();
-    let mut innermost: Option<usize> = None;
-    for same in claims.chunk_by(|a, b| (a.domain, a.prefix) == (b.domain, b.prefix)) {
-        let (domain, prefix) = (same[0].domain, same[0].prefix);
-        while let Some(open) = innermost {
-            let node = &nodes[open];
-            if node.domain == domain && node.prefix.contains(&prefix) {
-                break;
-            }
-            innermost = node.parent;
-        }
-        let around = innermost.map(|open| &nodes[open]);
-        let (mut base, mut doubted, mut public, outer) = around
-            .map_or((SetId::EMPTY, SetId::EMPTY, false, NOTHING), |node| {
-                (node.base, node.doubted, node.public, node.set)
-            });
-        for claim in same {
-            base = sets.union(base, claim.set);
-            doubted = sets.union(doubted, claim.doubted);
-            public = claim.public.unwrap_or(public);
-        }
-        let whole = if public { sets.union(base, public_only) } else { base };
-        let set = (whole, sets.difference(doubted, base));
-        if set == outer {
-            continue;
-        }
-        if let (Some(open), Some(size)) = (innermost, addresses(&prefix)) {
-            let spare = &mut nodes[open].spare;
-            *spare = spare.and_then(|spare| spare.checked_sub(size));
-        }
-        let spare = Some(addresses(&prefix).map_or(u128::MAX, |size| size - 1));
-        nodes.push(Node { domain, prefix, parent: innermost, base, doubted, public, set, spare });
-        innermost = Some(nodes.len() - 1);
-    }
-    nodes
-}
-
-fn emit(nodes: &[Node], sets: &Interner, groups: &[SmartGroup], formula: &Formula) -> Membership {
-    let first_extra = first_extra(groups);
-    let describe = |(set, doubted): (SetId, SetId)| {
-        let (set, doubted) = (sets.get(set), sets.get(doubted));
-        let (mut ids, mut in_doubt) = (vec![GroupId::ANYWHERE], Vec::new());
-        if set.first() == Some(&PUBLIC) {
-            ids.push(GroupId::PUBLIC_INTERNET);
-        }
-        for (n, truth) in formula.of(set, doubted) {
-            match truth {
-                Truth::Yes => ids.push(groups[n].id),
-                Truth::Maybe => in_doubt.push(groups[n].id),
-                Truth::No => {}
-            }
-        }
-        ids.sort_unstable();
-        in_doubt.sort_unstable();
-        let extras = set.iter().filter_map(|slot| slot.checked_sub(first_extra)).collect();
-        GroupSet { groups: ids, doubted: in_doubt, extras }
-    };
-    let mut out =
-        Membership { sets: vec![describe(NOTHING)], hosts: Vec::new(), prefixes: Vec::new() };
-    // Different halves may come to the same groups.
-    let mut described = HashMap::from([(NOTHING, Rc::new(out.sets[0].clone()))]);
-    let mut numbers = HashMap::from([(Rc::clone(&described[&NOTHING]), 0_u32)]);
-    // What longest-prefix match answers just outside of a node's children.
-    let mut answers: Vec<Rc<GroupSet>> = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        let nothing = &described[&NOTHING];
-        let outer = Rc::clone(node.parent.map_or(nothing, |parent| &answers[parent]));
-        // A prefix that is full of longer ones is never the answer, so its set may not even exist.
-        if node.spare.is_none() {
-            answers.push(outer);
-            continue;
-        }
-        let set = described.entry(node.set).or_insert_with(|| Rc::new(describe(node.set)));
-        let set = Rc::clone(set);
-        answers.push(Rc::clone(&set));
-        if set == outer {
-            continue;
-        }
-        let number = *numbers.entry(set).or_insert_with_key(|set| {
-            out.sets.push(GroupSet::clone(set));
-            out.sets.len() as u32 - 1
-        });
-        if node.prefix.prefix_len() == node.prefix.max_prefix_len() {
-            out.hosts.push((node.domain, node.prefix.addr(), number));
-        } else {
-            out.prefixes.push((node.domain, node.prefix, number));
-        }
-    }
-    out
 }

@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use smartgroups::{
-    DomainId, Endpoint, EndpointKind, Expression, ExtraPrefix, GroupId, Inventory, Membership,
-    Operator, ResolveError, Selector, SmartGroup, Truth, groups_of, holds, members, resolve,
+    Change, DomainId, Endpoint, EndpointKind, Expression, ExtraPrefix, GroupId, Inventory, Labels,
+    Membership, NamespaceId, Operator, ResolveError, Resolver, Selector, SmartGroup, Truth,
+    groups_of, holds, members, resolve,
 };
 
 fn net(text: &str) -> IpNet {
@@ -28,8 +29,8 @@ fn named(group: &str) -> Selector {
 
 fn pod(name: &str, domain: u16, address: &str, team: &str) -> Endpoint {
     Endpoint {
-        addresses: vec![net(address)],
-        labels: BTreeMap::from([("team".into(), team.into())]),
+        addresses: [net(address)].into(),
+        labels: Labels::from([("team", team)]),
         ..Endpoint::new(name, EndpointKind::Pod, DomainId(domain))
     }
 }
@@ -134,7 +135,7 @@ fn an_address_that_two_claim_is_in_the_groups_of_both_and_in_doubt_about_the_res
     doubted(&inventory, &["anywhere", "shop"], &["payments", "web"]);
     // The node below a pod with its address is a fact beside it, not a rival.
     let node = Endpoint::new("node", EndpointKind::Node, DomainId(1));
-    inventory.insert(Endpoint { addresses: vec![net("100.64.0.1/32")], ..node });
+    inventory.insert(Endpoint { addresses: [net("100.64.0.1/32")].into(), ..node });
     doubted(&inventory, &["anywhere", "shop", "nodes"], &["payments", "web"]);
     inventory.remove("shop/old");
     doubted(&inventory, &["anywhere", "shop", "nodes", "web"], &[]);
@@ -175,6 +176,64 @@ fn a_set_that_no_address_has_does_not_exist() {
     assert!(!alone(&resolve(&inventory, &groups, &[]).unwrap()));
     groups[0].selectors[0].cidr = Some(net("100.64.0.0/30"));
     assert!(alone(&resolve(&inventory, &groups, &[]).unwrap()), "two addresses are left");
+}
+
+#[test]
+fn a_prefix_that_becomes_full_leaves_the_tables_and_comes_back() {
+    let pair = Selector { domain: Some(DomainId(1)), ..Selector::cidr(net("100.64.0.0/31")) };
+    let groups =
+        [SmartGroup::new("pair", vec![pair]), SmartGroup::new("a", vec![labelled("team", "a")])];
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("a", 1, "100.64.0.0/32", "a"));
+    let mut resolver = Resolver::new(inventory, &groups, &[]).unwrap();
+    let at_first = resolver.membership();
+    let second = || Change::Endpoint(Box::new(pod("b", 1, "100.64.0.1/32", "a")));
+    let delta = resolver.apply([second()]);
+    let both = Some(at_first.index_of(DomainId(1), ip("100.64.0.0")));
+    assert_eq!(delta.hosts, [(DomainId(1), ip("100.64.0.1"), both)]);
+    assert_eq!(delta.prefixes, [(DomainId(1), net("100.64.0.0/31"), None)]);
+    assert_eq!(delta.sets, []);
+    assert!(resolver.apply([second()]).is_empty(), "nothing new");
+    resolver.apply([Change::Gone("b".into())]);
+    assert_eq!(resolver.membership(), at_first);
+}
+
+#[test]
+fn whoever_is_heard_of_before_its_namespace_waits_in_doubt() {
+    let outside = Selector {
+        namespace_expressions: vec![Expression {
+            key: "env".into(),
+            operator: Operator::NotIn,
+            values: ["prod".to_owned()].into(),
+        }],
+        ..Selector::default()
+    };
+    let groups = [SmartGroup::new("outside", vec![outside])];
+    let shop = NamespaceId { cluster: None, name: "shop".into() };
+    let mut inventory = Inventory::new();
+    inventory.insert(Endpoint {
+        namespace: Some("shop".into()),
+        ..pod("shop/a", 1, "100.64.0.1/32", "a")
+    });
+    let mut resolver = Resolver::new(inventory, &groups, &[]).unwrap();
+    let told = |resolver: &Resolver| {
+        let tables = resolver.membership();
+        let set = tables.lookup(DomainId(1), ip("100.64.0.1"));
+        (set.groups.contains(&GroupId::of("outside")), !set.doubted.is_empty())
+    };
+    assert_eq!(told(&resolver), (false, true));
+    for (labels, expected) in [
+        (Some([("env", "prod")]), (false, false)),
+        (Some([("env", "dev")]), (true, false)),
+        (None, (false, true)),
+    ] {
+        let id = shop.clone();
+        resolver.apply([match labels {
+            Some(labels) => Change::Namespace(id, labels.into()),
+            None => Change::NamespaceGone(id),
+        }]);
+        assert_eq!(told(&resolver), expected, "{labels:?}");
+    }
 }
 
 #[test]
@@ -343,10 +402,10 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
         0_u8..30,
     )
         .prop_map(|(addresses, kind, domain, namespace, region, labels, number)| Endpoint {
-            addresses,
-            namespace,
-            region,
-            labels,
+            addresses: addresses.into(),
+            namespace: namespace.map(Into::into),
+            region: region.map(Into::into),
+            labels: labels.into_iter().collect(),
             ..Endpoint::new(format!("ns/e{number}"), kind, DomainId(domain))
         })
 }
@@ -364,6 +423,59 @@ fn expression() -> impl Strategy<Value = Expression> {
     )
 }
 
+/// What is asked of a namespace: mostly nothing.
+fn of_namespace() -> impl Strategy<Value = (BTreeMap<String, String>, Vec<Expression>)> {
+    prop_oneof![
+        3 => Just((BTreeMap::new(), Vec::new())),
+        1 => (labels(), proptest::collection::vec(expression(), 0..2)),
+    ]
+}
+
+/// The namespaces that are known, of the two there are.
+fn namespaces() -> impl Strategy<Value = Vec<(NamespaceId, Labels)>> {
+    let one = (word(), labels()).prop_map(|(name, labels)| {
+        (NamespaceId { cluster: None, name: name.into() }, labels.into_iter().collect())
+    });
+    proptest::collection::vec(one, 0..3)
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => endpoint().prop_map(|endpoint| Change::Endpoint(Box::new(endpoint))),
+        2 => (0_u8..30).prop_map(|number| Change::Gone(format!("ns/e{number}").into())),
+        1 => (word(), labels()).prop_map(|(name, labels)| {
+            let id = NamespaceId { cluster: None, name: name.into() };
+            Change::Namespace(id, labels.into_iter().collect())
+        }),
+        1 => word().prop_map(|name| {
+            Change::NamespaceGone(NamespaceId { cluster: None, name: name.into() })
+        }),
+    ]
+}
+
+/// The tables after a change, by what the change says of them.
+fn amended(membership: &mut Membership, delta: smartgroups::Delta) {
+    membership.sets.extend(delta.sets);
+    for (domain, address, number) in delta.hosts {
+        membership.hosts.retain(|(d, a, _)| (*d, *a) != (domain, address));
+        membership.hosts.extend(number.map(|number| (domain, address, number)));
+    }
+    for (domain, prefix, number) in delta.prefixes {
+        membership.prefixes.retain(|(d, p, _)| (*d, *p) != (domain, prefix));
+        membership.prefixes.extend(number.map(|number| (domain, prefix, number)));
+    }
+    membership.hosts.sort_unstable();
+    membership.prefixes.sort_unstable();
+}
+
+/// Tables without the numbers of their sets, which depend on what was before.
+fn written_out(membership: &Membership) -> impl PartialEq + std::fmt::Debug {
+    let set = |number: u32| membership.sets[number as usize].clone();
+    let hosts: Vec<_> = membership.hosts.iter().map(|(d, a, n)| (*d, *a, set(*n))).collect();
+    let prefixes: Vec<_> = membership.prefixes.iter().map(|(d, p, n)| (*d, *p, set(*n))).collect();
+    (hosts, prefixes)
+}
+
 fn selector() -> impl Strategy<Value = Selector> {
     let option = proptest::option::of;
     (
@@ -375,17 +487,22 @@ fn selector() -> impl Strategy<Value = Selector> {
         proptest::option::weighted(0.2, word()),
         proptest::option::weighted(0.4, labels()),
         proptest::collection::vec(expression(), 0..3),
+        of_namespace(),
     )
-        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels, expressions)| Selector {
-            cidr,
-            domain,
-            kind,
-            pod,
-            namespace,
-            region,
-            labels: labels.unwrap_or_default(),
-            expressions,
-            ..Selector::default()
+        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels, expressions, around)| {
+            Selector {
+                cidr,
+                domain,
+                kind,
+                pod,
+                namespace,
+                region,
+                labels: labels.unwrap_or_default(),
+                expressions,
+                namespace_labels: around.0,
+                namespace_expressions: around.1,
+                ..Selector::default()
+            }
         })
         .prop_filter("asks for something", |selector| !selector.is_empty())
 }
@@ -441,11 +558,15 @@ proptest! {
     #[test]
     fn tables_and_selectors_agree_on_every_border(
         endpoints in proptest::collection::vec(endpoint(), 0..12),
+        namespaces in namespaces(),
         groups in groups(),
     ) {
         let mut inventory = Inventory::new();
         for endpoint in endpoints {
             inventory.insert(endpoint);
+        }
+        for (id, labels) in namespaces {
+            inventory.insert_namespace(id, labels);
         }
         let membership = resolve(&inventory, &groups, &[]).unwrap();
         let listings: Vec<_> = groups
@@ -482,6 +603,36 @@ proptest! {
                 let is_out = listed(true) || is_special(address);
                 prop_assert!(known || !listed(false) || is_out, "listing: {} of {}", address, domain);
             }
+        }
+    }
+
+    #[test]
+    fn change_by_change_the_tables_become_what_they_would_be_at_once(
+        first in proptest::collection::vec(change(), 0..12),
+        batches in proptest::collection::vec(proptest::collection::vec(change(), 0..4), 0..8),
+        groups in groups(),
+    ) {
+        let extras = [
+            ExtraPrefix { domain: DomainId(0), prefix: net("10.0.0.0/28"), tag: 0 },
+            ExtraPrefix { domain: DomainId(1), prefix: net("10.0.0.4/30"), tag: 1 },
+        ];
+        let mut resolver = Resolver::new(Inventory::new(), &groups, &extras).unwrap();
+        resolver.apply(first);
+        let mut tables = resolver.membership();
+        for batch in batches {
+            let before = tables.clone();
+            let delta = resolver.apply(batch);
+            let said = delta.hosts.len() + delta.prefixes.len();
+            amended(&mut tables, delta);
+            prop_assert_eq!(&tables, &resolver.membership());
+            let differing = |old: &Membership, new: &Membership| {
+                old.hosts.iter().filter(|host| !new.hosts.contains(host)).count()
+                    + old.prefixes.iter().filter(|prefix| !new.prefixes.contains(prefix)).count()
+            };
+            let most = differing(&before, &tables) + differing(&tables, &before);
+            prop_assert!(said <= most, "{} said to have changed, {} did", said, most);
+            let at_once = resolve(resolver.inventory(), &groups, &extras).unwrap();
+            prop_assert_eq!(written_out(&tables), written_out(&at_once));
         }
     }
 

@@ -130,7 +130,7 @@ impl Author {
         let domain = self.dice.pick(&DOMAINS);
         Endpoint {
             addresses: (0..1 + self.dice.below(2)).map(|_| self.prefix(&[32])).collect(),
-            labels: self.team(),
+            labels: self.team().into_iter().collect(),
             ..Endpoint::new(format!("n/pod{number}"), EndpointKind::Pod, domain)
         }
     }
@@ -138,8 +138,8 @@ impl Author {
     fn subnet(&mut self) -> Endpoint {
         let domain = self.dice.pick(&DOMAINS);
         Endpoint {
-            addresses: vec![self.prefix(&[28, 30, 31])],
-            labels: self.team(),
+            addresses: [self.prefix(&[28, 30, 31])].into(),
+            labels: self.team().into_iter().collect(),
             ..Endpoint::new("subnet", EndpointKind::Subnet, domain)
         }
     }

@@ -5,7 +5,7 @@
 //! is an error with a line. So a conversion has no errors of its own: an endpoint of a domain
 //! that the file does not have is left out, as discovery would not have seen it either.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use api::document::{
@@ -18,7 +18,9 @@ use policy_compiler::{
     Action, Capacity, CompileError, DefaultAction, Diagnostic, Egress, Enforcement, Image, Log,
     Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy,
 };
-use smartgroups::{DomainId, EndpointKind, GroupId, Inventory, SmartGroup};
+use smartgroups::{
+    DomainId, EndpointKind, GroupId, Inventory, Labels, NamespaceId, SmartGroup, Text, Workload,
+};
 use xdp_abi::policy::SNAT_POLICIES;
 
 use super::{Gateway, SNAT_PORTS, Tables};
@@ -74,6 +76,11 @@ pub fn inputs(gateway: &Gateway, documents: &[Document]) -> Inputs {
                     inventory.insert(endpoint);
                 }
             }
+            Document::Namespace(Named { spec, .. }) => {
+                let cluster = spec.cluster.as_deref().map(Text::from);
+                let id = NamespaceId { cluster, name: spec.namespace.as_str().into() };
+                inventory.insert_namespace(id, labels(&spec.labels));
+            }
             Document::SmartGroup(named) => stated.push(named),
             Document::Rule(_) | Document::DefaultAction(_) | Document::SnatPolicy(_) => {}
         }
@@ -119,7 +126,7 @@ pub fn policy(documents: &[Document]) -> Policy {
             Document::DefaultAction(Named { spec, .. }) => {
                 default_action = DefaultAction { action: action(spec.action), log: log(spec.log) };
             }
-            Document::Endpoint(_) | Document::SmartGroup(_) => {}
+            Document::Endpoint(_) | Document::Namespace(_) | Document::SmartGroup(_) => {}
         }
     }
     let ids = RuleId::assign(rules.iter().map(|named| named.name.as_str()));
@@ -257,13 +264,15 @@ fn endpoint(
     domains: &HashMap<&str, DomainId>,
     Named { name, spec }: &Named<Endpoint>,
 ) -> Option<smartgroups::Endpoint> {
+    let text = |text: &Option<String>| text.as_deref().map(Text::from);
     Some(smartgroups::Endpoint {
-        name: name.clone(),
+        name: name.as_str().into(),
         kind: match spec.kind {
             EndpointType::Pod => EndpointKind::Pod,
             EndpointType::Node => EndpointKind::Node,
             EndpointType::Service => EndpointKind::Service,
             EndpointType::Vm => EndpointKind::Vm,
+            EndpointType::Interface => EndpointKind::Interface,
             EndpointType::Subnet => EndpointKind::Subnet,
             EndpointType::Vpc => EndpointKind::Vpc,
             EndpointType::Site => EndpointKind::Site,
@@ -271,15 +280,24 @@ fn endpoint(
         },
         domain: *domains.get(spec.domain.as_str())?,
         addresses: spec.addresses.iter().map(|prefix| prefix.net()).collect(),
-        cluster: spec.cluster.clone(),
-        namespace: spec.namespace.clone(),
-        service: spec.service.clone(),
-        service_account: spec.service_account.clone(),
-        account: spec.account.clone(),
-        region: spec.region.clone(),
-        zone: spec.zone.clone(),
-        labels: spec.labels.clone(),
+        id: text(&spec.id),
+        cluster: text(&spec.cluster),
+        namespace: text(&spec.namespace),
+        services: text(&spec.service).into_iter().collect(),
+        service_account: text(&spec.service_account),
+        workload: spec.workload.as_ref().map(|workload| Workload {
+            kind: workload.kind.as_str().into(),
+            name: workload.name.as_str().into(),
+        }),
+        account: text(&spec.account),
+        region: text(&spec.region),
+        zone: text(&spec.zone),
+        labels: labels(&spec.labels),
     })
+}
+
+fn labels(stated: &BTreeMap<String, String>) -> Labels {
+    stated.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
 }
 
 fn selector(
@@ -296,9 +314,10 @@ fn selector(
         domain,
         kind: selector.kind.map(|kind| match kind {
             SelectorType::K8s | SelectorType::Pod => EndpointKind::Pod,
-            SelectorType::Node => EndpointKind::Node,
+            SelectorType::Node | SelectorType::K8sNode => EndpointKind::Node,
             SelectorType::Service => EndpointKind::Service,
             SelectorType::Vm => EndpointKind::Vm,
+            SelectorType::Interface => EndpointKind::Interface,
             SelectorType::Subnet => EndpointKind::Subnet,
             SelectorType::Vpc => EndpointKind::Vpc,
             SelectorType::Site => EndpointKind::Site,
@@ -306,15 +325,22 @@ fn selector(
         }),
         name: selector.name.clone(),
         pod: selector.k8s_pod.clone(),
+        id: selector.id.clone(),
         cluster: selector.k8s_cluster_id.clone(),
         namespace: selector.k8s_namespace.clone(),
         service: selector.k8s_service.clone(),
         service_account: selector.k8s_service_account.clone(),
+        workload_kind: selector.k8s_workload_kind.clone(),
+        workload: selector.k8s_workload.clone(),
         account: selector.account.clone(),
         region: selector.region.clone(),
         zone: selector.zone.clone(),
         labels: selector.labels.clone(),
         expressions: selector.match_expressions.iter().map(expression).collect(),
+        namespace_labels: selector.namespace_labels.clone(),
+        namespace_expressions: {
+            selector.namespace_match_expressions.iter().map(expression).collect()
+        },
     })
 }
 

@@ -266,10 +266,14 @@ impl Error {
 /// What would be right in the place of a field that has to be there.
 fn right(path: &Path, field: &str) -> Option<&'static str> {
     Some(match field {
+        "name" | "kind" if path.field() == "workload" => "what the controller is called",
         "name" => "a name of its own",
         "spec" => "a mapping of fields",
+        "namespace" => "the name that the namespace has in its cluster",
         "kind" => "`spoke`, `connection` or `internet`",
-        "type" => "`pod`, `node`, `service`, `vm`, `subnet`, `vpc`, `site` or `external`",
+        "type" => {
+            "`pod`, `node`, `service`, `vm`, `interface`, `subnet`, `vpc`, `site` or `external`"
+        }
         "addresses" => "a list of addresses and prefixes",
         "selectors" => "a list of selectors, such as `{ cidr: 10.0.0.0/8 }`",
         "priority" => "a number of its own; the lowest that matches decides",

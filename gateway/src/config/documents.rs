@@ -3,7 +3,7 @@
 
 use api::document::{
     ANYWHERE, Action, DefaultAction, Document, Endpoint, Enforcement, MatchExpression, Named,
-    Operator, PUBLIC_INTERNET, Rule, Selector, SmartGroup, SnatPolicy, SnatProtocol,
+    Namespace, Operator, PUBLIC_INTERNET, Rule, Selector, SmartGroup, SnatPolicy, SnatProtocol,
 };
 use api::value::{AddressRange, Prefix, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
@@ -58,6 +58,7 @@ fn read_one(tree: &mut Tree, n: usize, faults: &mut Vec<Fault>) -> Option<Docume
             tree.hide(kind_id);
             match kind.as_str() {
                 "Endpoint" => return named(tree, n, faults).map(Document::Endpoint),
+                "Namespace" => return named(tree, n, faults).map(Document::Namespace),
                 "SmartGroup" => return named(tree, n, faults).map(Document::SmartGroup),
                 "Rule" => return named(tree, n, faults).map(Document::Rule),
                 "DefaultAction" => return named(tree, n, faults).map(Document::DefaultAction),
@@ -120,6 +121,7 @@ pub(super) fn check(
     let checks = Checks { tree, findings };
     let mut checks = DocumentChecks { checks, groups, domains, gateway, documents };
     checks.names();
+    checks.namespaces();
     checks.order();
     checks.default_action();
     let mut addresses = 0;
@@ -127,6 +129,7 @@ pub(super) fn check(
         let at = at!["documents", n];
         match document {
             Document::Endpoint(Named { spec, .. }) => checks.endpoint(&at.child("spec"), spec),
+            Document::Namespace(Named { spec: Namespace { .. }, .. }) => {}
             Document::SmartGroup(group) => checks.group(&at, group),
             Document::Rule(Named { spec, .. }) => checks.rule(&at.child("spec"), spec),
             Document::DefaultAction(Named { spec: DefaultAction { .. }, .. }) => {}
@@ -155,6 +158,19 @@ impl DocumentChecks<'_> {
             let of_kind = self.documents.iter().enumerate().filter(|(_, d)| d.kind() == kind);
             self.checks.unique(of_kind.map(|(n, d)| (at!["documents", n, "name"], d.name())));
         }
+    }
+
+    fn namespaces(&mut self) {
+        let documents = self.documents.iter().enumerate();
+        self.checks.unique(documents.filter_map(|(n, document)| {
+            let Document::Namespace(Named { spec, .. }) = document else { return None };
+            let cluster = spec
+                .cluster
+                .as_ref()
+                .map_or(String::new(), |cluster| format!(" of cluster {cluster}"));
+            let which = format!("{}{cluster}", spec.namespace);
+            Some((at!["documents", n, "spec", "namespace"], which))
+        }));
     }
 
     fn order(&mut self) {
@@ -291,10 +307,20 @@ impl DocumentChecks<'_> {
                     format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());
                 self.checks.error(&at, message);
             } else if !self.checks.tree.is_damaged(&at) {
-                if selector.labels.is_empty() {
-                    self.checks.no_empty(&at.child("labels"), "labels", "whatever they are");
+                for (labels, field, expressions, demands) in [
+                    (&selector.labels, "labels", &selector.match_expressions, "match_expressions"),
+                    (
+                        &selector.namespace_labels,
+                        "namespace_labels",
+                        &selector.namespace_match_expressions,
+                        "namespace_match_expressions",
+                    ),
+                ] {
+                    if labels.is_empty() {
+                        self.checks.no_empty(&at.child(field), "labels", "whatever they are");
+                    }
+                    self.expressions(&at.child(demands), expressions);
                 }
-                self.expressions(&at.child("match_expressions"), &selector.match_expressions);
             }
             if let Some(domain) = &selector.domain {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);

@@ -487,6 +487,29 @@ fn what_was_stated_reaches_the_compiler() {
     let members = smartgroups::members(&inputs.inventory, &inputs.groups, "payments").unwrap();
     let members: Vec<String> = members.iter().map(|member| member.prefix.to_string()).collect();
     assert_eq!(members, ["100.64.1.10/32", "10.20.0.0/16"]);
+
+    let selector = "{ type: k8s, k8s_workload: api, k8s_workload_kind: Deployment, \
+                    namespace_labels: { env: prod }, namespace_match_expressions: [{ key: tier, \
+                    operator: DoesNotExist }] }";
+    let namespace = "  - { kind: Namespace, name: n, spec: { namespace: shop, cluster: eu, labels: { \
+                     env: prod } } }\n";
+    let pod = "account: \"111122223333\"\n      namespace: shop\n      cluster: eu\n      workload: { \
+               kind: Deployment, name: api }";
+    let text = GOOD
+        .replace("{ type: k8s, labels: { team: payments } }", selector)
+        .replace("account: \"111122223333\"", pod)
+        .replace("documents:\n", &format!("documents:\n{namespace}"));
+    for (text, expected) in [
+        (text.clone(), &["100.64.1.10/32", "10.20.0.0/16"][..]),
+        (text.replace("env: prod } } }", "env: dev } } }"), &["10.20.0.0/16"]),
+        (text.replace("k8s_workload: api", "k8s_workload: web"), &["10.20.0.0/16"]),
+    ] {
+        let config = Config::parse(&text, "f.yaml").unwrap();
+        let inputs = convert::inputs(&config.gateway, &config.documents);
+        let members = smartgroups::members(&inputs.inventory, &inputs.groups, "payments").unwrap();
+        let members: Vec<String> = members.iter().map(|member| member.prefix.to_string()).collect();
+        assert_eq!(members, expected, "{text}");
+    }
     let policy = convert::policy(&config.documents);
     let capacity = convert::capacity(&config.gateway.tables);
     let compiled = convert::compile(&config.gateway, &config.documents, &capacity);

@@ -346,7 +346,7 @@ mod tests {
         assert_eq!(directory.domain_number("blue"), Some(2));
         assert_eq!(directory.domain_number("green"), None);
         let pod = "100.64.1.10".parse().unwrap();
-        let owner = |domain| directory.owner(domain, pod).map(|endpoint| endpoint.name.as_str());
+        let owner = |domain| directory.owner(domain, pod).map(|endpoint| &*endpoint.name);
         assert_eq!(owner(1), Some("shop/api-1"));
         assert_eq!(owner(2), Some("shop/api-2")); // the same address, another cluster
         assert_eq!(owner(0), None);
@@ -460,7 +460,7 @@ mod tests {
             (250, first, Some("shop/first"), "late, and nobody else has these groups"),
             (250, 77, None, "whose nobody knows"),
         ] {
-            let owner = book.owner(1, pod, identity, at).map(|owner| owner.name.as_str());
+            let owner = book.owner(1, pod, identity, at).map(|owner| &*owner.name);
             assert_eq!(owner, expected, "{at}: {why}");
         }
         assert!(book.owner(0, pod, NOBODY, 50).is_none(), "nobody has it there");

@@ -112,17 +112,16 @@ pub fn record(kind: EventKind, event: &Event4, book: &Book, clock: &Clock) -> Fl
         destination_address: address(event.outside_destination),
         destination_port: u16::from_be_bytes(event.outside_destination_port),
     };
-    let shared = |text: &String| Arc::from(text.as_str());
     let end = |domain, bytes, port, identity| {
         let owner = book.owner(domain, Ipv4Addr::from(bytes), identity, began);
         End {
             address: address(bytes),
             port,
             domain: then.domain(domain),
-            endpoint: owner.map(|owner| shared(&owner.name)),
-            cluster: owner.and_then(|owner| owner.cluster.as_ref().map(shared)),
-            namespace: owner.and_then(|owner| owner.namespace.as_ref().map(shared)),
-            service: owner.and_then(|owner| owner.service.as_ref().map(shared)),
+            endpoint: owner.map(|owner| Arc::clone(&owner.name)),
+            cluster: owner.and_then(|owner| owner.cluster.clone()),
+            namespace: owner.and_then(|owner| owner.namespace.clone()),
+            service: owner.and_then(|owner| owner.services.first().cloned()),
             groups: names.groups(identity),
             identity,
         }

@@ -68,7 +68,7 @@ fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<I
             let member = Member {
                 domain: names.domain(domain.0).to_string(),
                 address,
-                endpoint: owner.map(|owner| owner.name.clone()),
+                endpoint: owner.map(|owner| owner.name.to_string()),
                 claimants: claimants.cloned().unwrap_or_default(),
             };
             let first = identity.members.partition_point(|other| !other.claimants.is_empty());
@@ -135,6 +135,7 @@ fn rule_rows(in_force: &InForce, generation: u32, hits: &HashMap<u32, RuleCount>
     let mut stated = documents_of(in_force, |document| match document {
         Document::Rule(rule) => Some(rule),
         Document::Endpoint(_)
+        | Document::Namespace(_)
         | Document::SmartGroup(_)
         | Document::DefaultAction(_)
         | Document::SnatPolicy(_) => None,
@@ -165,6 +166,7 @@ fn rule_rows(in_force: &InForce, generation: u32, hits: &HashMap<u32, RuleCount>
     let default = in_force.config.documents.iter().find_map(|document| match document {
         Document::DefaultAction(default) => Some((default.spec.action, default.spec.log)),
         Document::Endpoint(_)
+        | Document::Namespace(_)
         | Document::SmartGroup(_)
         | Document::Rule(_)
         | Document::SnatPolicy(_) => None,
@@ -202,6 +204,7 @@ fn policy_rows(in_force: &InForce, census: &Census) -> Vec<SnatPolicyStatus> {
     let mut stated = documents_of(in_force, |document| match document {
         Document::SnatPolicy(policy) => Some(policy),
         Document::Endpoint(_)
+        | Document::Namespace(_)
         | Document::SmartGroup(_)
         | Document::DefaultAction(_)
         | Document::Rule(_) => None,

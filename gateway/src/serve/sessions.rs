@@ -216,7 +216,7 @@ impl Show {
             let owner = book.owner(domain, address.into(), identity, told.began);
             let groups = names.groups(identity);
             Party {
-                endpoint: owner.map(|owner| owner.name.clone()),
+                endpoint: owner.map(|owner| owner.name.to_string()),
                 groups: groups.map(|groups| groups.iter().map(ToString::to_string).collect()),
                 identity,
             }

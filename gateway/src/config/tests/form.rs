@@ -101,8 +101,13 @@ fn of_each_field_that_has_to_be_there_it_is_said_what_would_be_right() {
         ("      destinations: [payments]\n", "destinations"),
         ("    spec: { action: deny, log: both }\n", "spec"),
         ("      order: 10\n", "order"),
+        ("      labels: { team: payments }\n", "kind"),
     ] {
-        let new = if field == "path" { "{}" } else { "" };
+        let new = match field {
+            "path" => "{}",
+            "kind" if old.contains("labels") => "      workload: { name: api }\n",
+            _ => "",
+        };
         let errors = Config::parse(&edited(old, new), "f.yaml").unwrap_err();
         let said: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
         let start = format!("`{field}` is missing; expected ");
@@ -197,7 +202,7 @@ fn what_is_missing_or_stands_twice_is_refused() {
             &[(
                 "name: default",
                 "documents[4].kind",
-                "`kind` is missing; expected `Endpoint`, `SmartGroup`, `Rule`, `DefaultAction` \
+                "`kind` is missing; expected `Endpoint`, `Namespace`, `SmartGroup`, `Rule`, `DefaultAction` \
                      or `SnatPolicy`",
             )],
         ),
@@ -418,7 +423,7 @@ fn values_of_the_wrong_kind_are_refused() {
             &[(
                 "kind: Default",
                 "documents[4].kind",
-                "`kind` is `Default`; expected `Endpoint`, `SmartGroup`, `Rule`, \
+                "`kind` is `Default`; expected `Endpoint`, `Namespace`, `SmartGroup`, `Rule`, \
                      `DefaultAction` or `SnatPolicy`; did you mean `DefaultAction`?",
             )],
         ),

@@ -466,6 +466,17 @@ fn documents_have_to_fit_together() {
             )],
         ),
         (
+            "  - kind: DefaultAction",
+            "  - { kind: Namespace, name: a, spec: { namespace: shop, cluster: eu } }\n  - { kind: \
+             Namespace, name: b, spec: { namespace: shop } }\n  - { kind: Namespace, name: c, spec: { \
+             namespace: shop, cluster: eu } }\n  - kind: DefaultAction",
+            &[(
+                "namespace: shop, cluster: eu",
+                "documents[6].spec.namespace",
+                "`namespace` is shop of cluster eu, as in line 62; expected another one",
+            )],
+        ),
+        (
             "    name: refuse",
             "    name: allow",
             &[(
