@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use smartgroups::{DomainId, GroupId, longest_match};
 
 use crate::bitset::BitSet;
+use crate::compile::Amendment;
 use crate::model::{
     Action, DefaultAction, Egress, Evaluation, Flow, Log, PortRange, Protocol, RuleId, SnatAction,
     SnatId, WayOut, has_ports,
@@ -117,6 +118,17 @@ impl Image {
         &self.identities[index as usize]
     }
 
+    /// Brings an amendment of this very image in.
+    pub fn amend(&mut self, amendment: &Amendment) {
+        self.identities.extend_from_slice(&amendment.identities);
+        for (domain, address, index) in &amendment.hosts {
+            put(&mut self.hosts, *domain, *address, *index);
+        }
+        for (domain, prefix, index) in &amendment.prefixes {
+            put(&mut self.prefixes, *domain, *prefix, *index);
+        }
+    }
+
     /// What the rules say of a flow.
     pub fn judge(&self, flow: &Flow) -> Evaluation {
         let source = self.identity(flow.source.0, flow.source.1);
@@ -160,6 +172,21 @@ impl Image {
         BitSet::common(source, destination, destination)
             .map(|bit| &self.snat[bit])
             .find(|policy| policy.includes(flow, mark, way_out))
+    }
+}
+
+/// Brings the entry of a sorted table to what it is now.
+fn put<K: Ord + Copy>(
+    table: &mut Vec<(DomainId, K, u32)>,
+    domain: DomainId,
+    key: K,
+    index: Option<u32>,
+) {
+    match (table.binary_search_by_key(&(domain, key), |(d, k, _)| (*d, *k)), index) {
+        (Ok(at), Some(index)) => table[at].2 = index,
+        (Ok(at), None) => drop(table.remove(at)),
+        (Err(at), Some(index)) => table.insert(at, (domain, key, index)),
+        (Err(_), None) => {}
     }
 }
 

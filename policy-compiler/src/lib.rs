@@ -6,6 +6,9 @@
 //! own tables. What does not fit the stated [`Capacity`] is refused by name before anything is
 //! swapped; what fits but cannot be meant comes along as [`Diagnostic`]s.
 //!
+//! A [`Compiler`] keeps a policy up while members of its groups come and go, and says what each
+//! change changes in the image.
+//!
 //! [`evaluate`] answers the same questions from the inputs alone: rule by rule, selector by
 //! selector. It is slow and obvious on purpose. [`Image::judge`] and [`Image::snat_for`] are the
 //! portable image's own reading, and a property test compares the two; packets are judged by what
@@ -22,7 +25,7 @@ mod ports;
 mod validate;
 
 pub use bitset::BitSet;
-pub use compile::compile;
+pub use compile::{Amendment, Compiler, compile};
 pub use error::{Capacity, CompileError, Side, Table};
 pub use image::{Identity, Image, ImageGroup, ImageRule, ImageSnat};
 pub use lint::Diagnostic;

@@ -9,12 +9,12 @@ use std::num::NonZeroU16;
 
 use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
-    Action, Capacity, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Log, PortRange,
-    Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile, evaluate,
-    evaluate_snat,
+    Action, Capacity, Compiler, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Image, Log,
+    PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile,
+    evaluate, evaluate_snat,
 };
 use proptest::prelude::*;
-use smartgroups::{DomainId, Endpoint, EndpointKind, Inventory, Selector, SmartGroup};
+use smartgroups::{Change, DomainId, Endpoint, EndpointKind, Inventory, Selector, SmartGroup};
 
 mod borders;
 
@@ -237,6 +237,13 @@ impl Draw {
     }
 }
 
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        2 => endpoint().prop_map(|endpoint| Change::Endpoint(Box::new(endpoint))),
+        1 => (0_u8..20).prop_map(|number| Change::Gone(format!("n/e{number}").into())),
+    ]
+}
+
 fn draws() -> impl Strategy<Value = Vec<Draw>> {
     let protocol = prop_oneof![4 => Just(6), 2 => Just(17), 1 => Just(1), 1 => any::<u8>()];
     let index = any::<prop::sample::Index>;
@@ -267,6 +274,34 @@ proptest! {
                 let found = image.snat_for(&flow, judged.mark, &way_out).map(|found| found.id);
                 let expected = evaluate_snat(&inputs, &flow, judged.mark, &way_out);
                 prop_assert_eq!(found, expected.map(|found| found.id), "{:?} {:?}", flow, way_out);
+            }
+        }
+    }
+
+    /// Members that come and go lead to where they would have led at once.
+    #[test]
+    fn an_amended_image_decides_as_one_that_is_compiled_anew(
+        policy in policy(),
+        batches in proptest::collection::vec(proptest::collection::vec(change(), 0..4), 1..6),
+        draws in draws(),
+    ) {
+        let inventory = policy.inventory.clone();
+        let (mut compiler, mut image, _) =
+            Compiler::new(inventory, &policy.inputs(), &ROOM).unwrap();
+        prop_assert_eq!(&image, &compile(&policy.inputs(), &ROOM).unwrap().0);
+        for batch in batches {
+            image.amend(&compiler.amend(batch).unwrap());
+            let now = Policy { inventory: compiler.inventory().clone(), ..policy.clone() };
+            let (anew, _) = compile(&now.inputs(), &ROOM).unwrap();
+            for address in now.addresses() {
+                for domain in borders::DOMAINS {
+                    let of = |image: &Image| image.identity(domain, address.into()).clone();
+                    prop_assert_eq!(of(&image), of(&anew), "{} of {}", address, domain);
+                }
+            }
+            for draw in &draws {
+                let flow = draw.from(&now);
+                prop_assert_eq!(image.judge(&flow), evaluate(&now.inputs(), &flow), "{:?}", flow);
             }
         }
     }

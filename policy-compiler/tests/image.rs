@@ -4,10 +4,13 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use policy_compiler::{
-    Action, Capacity, CompileError, DefaultAction, Diagnostic, Egress, Enforcement, Flow, Image,
-    Inputs, Log, PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, compile,
+    Action, Capacity, CompileError, Compiler, DefaultAction, Diagnostic, Egress, Enforcement, Flow,
+    Image, Inputs, Log, PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy,
+    Table, compile,
 };
-use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
+use smartgroups::{
+    Change, DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup,
+};
 
 const AMPLE: Capacity = Capacity {
     rules: 1000,
@@ -415,4 +418,50 @@ fn an_address_that_two_claim_gets_what_both_may_and_is_refused_what_either_is() 
         inventory.insert(endpoint("n/new", ["web", "new"]));
         assert_eq!(judge(&inventory), (contested, true), "{what}");
     }
+}
+
+#[test]
+fn members_without_room_are_refused_by_table_and_those_before_them_make_room_by_leaving() {
+    let pod = |number: u8, team: &str| {
+        Change::Endpoint(Box::new(Endpoint {
+            addresses: [format!("100.64.0.{number}/32").parse().unwrap()].into(),
+            labels: [("team", team)].into(),
+            ..Endpoint::new(format!("n/pod{number}"), EndpointKind::Pod, DomainId(1))
+        }))
+    };
+    let team = |team: &str| {
+        let selector =
+            Selector { labels: [("team".into(), team.into())].into(), ..Selector::default() };
+        SmartGroup::new(team, vec![selector])
+    };
+    let groups = ["a", "b", "c"].map(team);
+    let inventory = Inventory::new();
+    let inputs = Inputs {
+        inventory: &inventory,
+        groups: &groups,
+        rules: &[],
+        snat: &[],
+        default_action: DefaultAction { action: Action::Deny, log: Log::Both },
+        domains: &[],
+    };
+    let begun = |inventory: Inventory, hosts: usize, identities: usize| {
+        let room = Capacity { hosts, identities, ..AMPLE };
+        Compiler::new(inventory, &inputs, &room).unwrap()
+    };
+    // Nobody, the Internet (which has another identity), and two teams.
+    let (mut compiler, image, _) = begun(Inventory::new(), 2, 4);
+    assert_eq!(image.identities.len(), 2);
+    compiler.amend([pod(1, "a"), pod(2, "b")]).unwrap();
+    let full = |table| CompileError::NoRoom { table, need: 3, room: 2 };
+    assert_eq!(compiler.amend([pod(3, "a")]).unwrap_err(), full(Table::Hosts));
+    // What was refused is known all the same; with others gone there is room for it.
+    let mut inventory = compiler.into_inventory();
+    inventory.remove("n/pod1");
+    let (mut compiler, image, _) = begun(inventory, 2, 4);
+    assert_eq!(image.hosts.len(), 2);
+    let full = CompileError::NoRoom { table: Table::Identities, need: 5, room: 4 };
+    assert_eq!(compiler.amend([pod(2, "c")]).unwrap_err(), full);
+    let (mut compiler, image, _) = begun(compiler.into_inventory(), 2, 4);
+    assert_eq!(image.identities.len(), 4, "nobody is in team b any more");
+    assert!(compiler.amend([Change::Gone("n/pod2".into())]).unwrap().identities.is_empty());
 }

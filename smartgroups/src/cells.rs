@@ -184,6 +184,8 @@ pub(crate) struct Cells {
     pending: Vec<(Claim, bool)>,
     /// What stood in the tables for cells that changed while they are settled.
     before: HashMap<Place, Option<u32>>,
+    /// How many hosts and how many shorter prefixes stand in the tables.
+    sizes: (usize, usize),
 }
 
 impl Cells {
@@ -225,11 +227,20 @@ impl Cells {
             .into_iter()
             .filter_map(|(place, before)| {
                 let now = self.cells.get(&place).and_then(|cell| cell.emitted);
+                let is_host = place.1.prefix_len() == place.1.max_prefix_len();
+                let (hosts, prefixes) = &mut self.sizes;
+                let size = if is_host { hosts } else { prefixes };
+                *size = *size + usize::from(now.is_some()) - usize::from(before.is_some());
                 (now != before).then_some((place, now))
             })
             .collect();
         changed.sort_unstable_by_key(|(place, _)| *place);
         changed
+    }
+
+    /// How many hosts and how many shorter prefixes stand in the tables.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        self.sizes
     }
 
     /// What stands in the tables, sorted.

@@ -118,6 +118,16 @@ impl Resolver {
         &self.inventory
     }
 
+    /// The same, for whoever resolves other groups in it.
+    pub fn into_inventory(self) -> Inventory {
+        self.inventory
+    }
+
+    /// How many hosts and how many prefixes the tables hold.
+    pub fn sizes(&self) -> (usize, usize) {
+        self.resolution.cells.sizes()
+    }
+
     /// The whole tables as they are now.
     pub fn membership(&self) -> Membership {
         self.resolution.membership()

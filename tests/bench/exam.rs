@@ -5,7 +5,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::report::Row;
-use crate::{bulk, dry, room, verifier};
+use crate::{bulk, dry, fleet, room, verifier};
 
 /// Rows that come from one function.
 pub(crate) struct Exam {
@@ -21,6 +21,7 @@ pub(crate) const EXAMS: &[Exam] = &[
     Exam { rows: room::MEMORY_ROWS, run: room::memory },
     Exam { rows: room::PORT_ROWS, run: room::ports },
     Exam { rows: bulk::ROWS, run: bulk::run_all },
+    Exam { rows: fleet::ROWS, run: fleet::run_all },
     Exam { rows: verifier::ROWS, run: verifier::run_all },
 ];
 

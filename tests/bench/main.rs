@@ -17,6 +17,7 @@ mod contest;
 mod dry;
 mod dut;
 mod exam;
+mod fleet;
 mod object;
 mod report;
 mod room;
