@@ -3,15 +3,16 @@
 //! Namespaces are parents: a pod has the labels of its namespace, and a namespace knows its pods,
 //! so that a change of its labels concerns them and nobody else.
 //!
-//! Endpoints are shared, so that a copy of the inventory (a snapshot for the flow records while
-//! discovery goes on) does not copy the facts. Both indexes are kept up with every insert and
-//! remove: nothing here is rebuilt, which is what a change of one pod needs later.
+//! A copy of the inventory (a snapshot for the flow records while discovery goes on) costs nothing:
+//! the maps share what is the same in both. All indexes are kept up with every insert and remove:
+//! nothing here is rebuilt, which is what a change of one pod needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use rpds::{HashTrieMapSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::cells::Lengths;
 use crate::{DomainId, Endpoint, EndpointKind, Labels, Text};
@@ -39,18 +40,20 @@ struct Namespace {
     /// `None` as long as nobody has told: the endpoint was heard of before its namespace.
     labels: Option<Labels>,
     /// The names of the endpoints in it.
-    endpoints: BTreeSet<Text>,
+    endpoints: RedBlackTreeSetSync<Text>,
 }
 
 /// Endpoints by name; the most specific one of an address.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
-    by_name: BTreeMap<Text, Arc<Endpoint>>,
-    namespaces: HashMap<NamespaceId, Namespace>,
+    by_name: RedBlackTreeMapSync<Text, Arc<Endpoint>>,
+    namespaces: HashTrieMapSync<NamespaceId, Namespace>,
     /// Claimants of a prefix, in order of ownership.
-    by_prefix: HashMap<(DomainId, IpNet), Vec<Arc<Endpoint>>>,
+    by_prefix: HashTrieMapSync<(DomainId, IpNet), Box<[Arc<Endpoint>]>>,
     /// How many prefixes of each length there are, so that a lookup tries no others.
     lengths: HashMap<DomainId, Lengths>,
+    /// How many conflicts there are.
+    contested: usize,
 }
 
 /// An address that several pods claim, or several nodes, or several virtual machines.
@@ -101,46 +104,50 @@ impl Inventory {
         prefixes.dedup();
         endpoint.addresses = prefixes.into();
         let endpoint = Arc::new(endpoint);
-        if let Some(namespace) = NamespaceId::of(&endpoint) {
-            let namespace = self.namespaces.entry(namespace).or_default();
-            namespace.endpoints.insert(Arc::clone(&endpoint.name));
+        if let Some(id) = NamespaceId::of(&endpoint) {
+            let mut namespace = self.namespaces.get(&id).cloned().unwrap_or_default();
+            namespace.endpoints.insert_mut(Arc::clone(&endpoint.name));
+            self.namespaces.insert_mut(id, namespace);
         }
         for prefix in &endpoint.addresses {
-            let claimants = self
-                .by_prefix
-                .entry((endpoint.domain, *prefix))
-                .or_insert_with(|| Vec::with_capacity(1));
-            if claimants.is_empty() {
+            let key = (endpoint.domain, *prefix);
+            let others = self.by_prefix.get(&key).map_or(&[][..], |claimants| claimants);
+            if others.is_empty() {
                 self.lengths.entry(endpoint.domain).or_default().add(prefix);
             }
-            let place = claimants.partition_point(|other| {
+            let place = others.partition_point(|other| {
                 (other.kind, &other.name) < (endpoint.kind, &endpoint.name)
             });
-            claimants.insert(place, Arc::clone(&endpoint));
+            let (before, behind) = others.split_at(place);
+            let all: Box<[_]> = before.iter().chain([&endpoint]).chain(behind).cloned().collect();
+            self.contested = self.contested + rivals(&all).count() - rivals(others).count();
+            self.by_prefix.insert_mut(key, all);
         }
-        self.by_name.insert(Arc::clone(&endpoint.name), endpoint);
+        self.by_name.insert_mut(Arc::clone(&endpoint.name), endpoint);
         before
     }
 
     /// Removes an endpoint by name.
     pub fn remove(&mut self, name: &str) -> Option<Arc<Endpoint>> {
-        let endpoint = self.by_name.remove(name)?;
+        let endpoint = Arc::clone(self.by_name.get(name)?);
+        self.by_name.remove_mut(name);
         if let Some(id) = NamespaceId::of(&endpoint)
-            && let Some(namespace) = self.namespaces.get_mut(&id)
+            && let Some(mut namespace) = self.namespaces.get(&id).cloned()
         {
-            namespace.endpoints.remove(name);
-            if namespace.endpoints.is_empty() && namespace.labels.is_none() {
-                self.namespaces.remove(&id);
-            }
+            namespace.endpoints.remove_mut(name);
+            self.put_namespace(id, namespace);
         }
         for prefix in &endpoint.addresses {
             let key = (endpoint.domain, *prefix);
-            let Some(claimants) = self.by_prefix.get_mut(&key) else { continue };
-            claimants.retain(|other| *other.name != *name);
-            if !claimants.is_empty() {
+            let Some(claimants) = self.by_prefix.get(&key) else { continue };
+            let others = claimants.iter().filter(|other| *other.name != *name);
+            let others: Box<[_]> = others.cloned().collect();
+            self.contested = self.contested + rivals(&others).count() - rivals(claimants).count();
+            if !others.is_empty() {
+                self.by_prefix.insert_mut(key, others);
                 continue;
             }
-            self.by_prefix.remove(&key);
+            self.by_prefix.remove_mut(&key);
             if let Some(lengths) = self.lengths.get_mut(&endpoint.domain) {
                 lengths.remove(prefix);
             }
@@ -148,25 +155,35 @@ impl Inventory {
         Some(endpoint)
     }
 
+    /// Keeps what is known of a namespace, as long as anything is.
+    fn put_namespace(&mut self, id: NamespaceId, namespace: Namespace) {
+        if namespace.labels.is_none() && namespace.endpoints.is_empty() {
+            self.namespaces.remove_mut(&id);
+        } else {
+            self.namespaces.insert_mut(id, namespace);
+        }
+    }
+
     /// States the labels of a namespace, whoever is in it; returns those it had.
     pub fn insert_namespace(&mut self, id: NamespaceId, labels: Labels) -> Option<Labels> {
-        self.namespaces.entry(id).or_default().labels.replace(labels)
+        let mut namespace = self.namespaces.get(&id).cloned().unwrap_or_default();
+        let before = namespace.labels.replace(labels);
+        self.namespaces.insert_mut(id, namespace);
+        before
     }
 
     /// Forgets the labels of a namespace. Those still in it stay, and what their namespace is like
     /// is unknown again.
     pub fn remove_namespace(&mut self, id: &NamespaceId) -> Option<Labels> {
-        let namespace = self.namespaces.get_mut(id)?;
+        let mut namespace = self.namespaces.get(id)?.clone();
         let labels = namespace.labels.take();
-        if namespace.endpoints.is_empty() {
-            self.namespaces.remove(id);
-        }
+        self.put_namespace(id.clone(), namespace);
         labels
     }
 
     /// The names of all endpoints in a namespace.
     pub fn in_namespace(&self, id: &NamespaceId) -> impl Iterator<Item = &Text> {
-        self.namespaces.get(id).into_iter().flat_map(|namespace| &namespace.endpoints)
+        self.namespaces.get(id).into_iter().flat_map(|namespace| namespace.endpoints.iter())
     }
 
     /// The labels of the namespace that an endpoint is in: `None` if it is in none, and within that
@@ -178,7 +195,7 @@ impl Inventory {
 
     /// Who claims exactly this prefix, in order of ownership.
     pub(crate) fn claimants(&self, domain: DomainId, prefix: IpNet) -> &[Arc<Endpoint>] {
-        self.by_prefix.get(&(domain, prefix)).map_or(&[], Vec::as_slice)
+        self.by_prefix.get(&(domain, prefix)).map_or(&[], |claimants| claimants)
     }
 
     /// The endpoint of a name.
@@ -199,9 +216,9 @@ impl Inventory {
         address: IpAddr,
     ) -> impl Iterator<Item = (IpNet, &[Arc<Endpoint>])> {
         let lengths = self.lengths.get(&domain).into_iter();
-        lengths.flat_map(move |lengths| lengths.around(address)).filter_map(move |prefix| {
-            Some((prefix, self.by_prefix.get(&(domain, prefix))?.as_slice()))
-        })
+        lengths
+            .flat_map(move |lengths| lengths.around(address))
+            .filter_map(move |prefix| Some((prefix, &**self.by_prefix.get(&(domain, prefix))?)))
     }
 
     /// The conflict about an address, or about the longest prefix around it that has one: what is
@@ -213,13 +230,13 @@ impl Inventory {
     }
 
     /// All endpoints, sorted by name.
-    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = &Endpoint> {
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.by_name.values().map(Arc::as_ref)
     }
 
     /// How many endpoints there are.
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.by_name.size()
     }
 
     /// Whether nothing is known.
@@ -246,7 +263,7 @@ impl Inventory {
 
     /// How many conflicts there are.
     pub fn contested(&self) -> usize {
-        self.rivals().count()
+        self.contested
     }
 
     /// Addresses that more than one endpoint claims although only one can have them, sorted.

@@ -648,6 +648,7 @@ proptest! {
         for number in gone {
             inventory.remove(&format!("ns/e{number}"));
         }
+        prop_assert_eq!(inventory.contested(), inventory.conflicts().len());
         for (domain, address) in borders(&inventory, &[]) {
             let expected = inventory
                 .endpoints()
