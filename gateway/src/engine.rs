@@ -15,7 +15,7 @@ use crate::{
         pairs::Cooling,
         places::Places,
         plan::Pools,
-        publish::{PublishError, Publisher},
+        publish::{Amended, PublishError, Publisher},
         recycle::Recycling,
         settings,
         tables::{self, Datapath, TablesError},
@@ -29,6 +29,7 @@ use crate::{
 };
 use aya::maps::MapError;
 use nix::net::if_::if_nametoindex;
+use policy_compiler::Amendment;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
@@ -404,12 +405,7 @@ impl Engine {
             self.publisher.amend(&self.datapath, &config.image, &self.places.ways_out)?
         };
         let generation = match amended {
-            Some(changed) => {
-                for (domain, address) in changed {
-                    self.touch(domain.0, address);
-                }
-                PolicyWord(self.datapath.settings().policy.load()).generation()
-            }
+            Some(amended) => self.judge_members_again(&amended),
             None => {
                 let reserved = &self.reserved;
                 self.publisher.publish(
@@ -582,6 +578,28 @@ impl Engine {
         let (installed, found) = guard::keep(&spec)?;
         self.guarded = spec;
         Ok((!as_left || !changed && installed == Installed::Written, found))
+    }
+
+    /// Brings in what members have changed in the image in force. `None`: only a whole policy
+    /// can be published.
+    ///
+    /// # Errors
+    /// A table refuses an entry: some of it may be in force, and only a whole policy puts that
+    /// right.
+    pub fn amend(&mut self, amendment: &Amendment) -> Result<Option<u32>, EngineError> {
+        let amended = self.publisher.follow(&self.datapath, amendment)?;
+        Ok(amended.map(|amended| self.judge_members_again(&amended)))
+    }
+
+    /// Has the flows of whoever has another identity judged again.
+    fn judge_members_again(&mut self, amended: &Amended) -> u32 {
+        for (domain, address) in &amended.hosts {
+            self.touch(domain.0, *address);
+        }
+        if amended.prefixes {
+            self.publisher.judge_again(&self.datapath);
+        }
+        PolicyWord(self.datapath.settings().policy.load()).generation()
     }
 
     /// One address has another identity: only its flows are judged again.

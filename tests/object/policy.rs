@@ -24,11 +24,13 @@ use gateway::flows::live::Tables4;
 use ipnet::{IpNet, Ipv4Net};
 use lab::Need;
 use policy_compiler::{
-    Action, Capacity, DefaultAction, Egress, Enforcement, Evaluation, Flow, Image, Log, PortRange,
-    Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut, compile, evaluate,
-    evaluate_snat,
+    Action, Amendment, Capacity, Compiler, DefaultAction, Egress, Enforcement, Evaluation, Flow,
+    Image, Log, PortRange, Protocol, Rule, RuleId, Scope, SnatAction, SnatId, SnatPolicy, WayOut,
+    compile, evaluate, evaluate_snat,
 };
-use smartgroups::{DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup};
+use smartgroups::{
+    Change, DomainId, Endpoint, EndpointKind, GroupId, Inventory, Selector, SmartGroup,
+};
 use xdp::address::{Key, V4};
 use xdp::packet::{ICMP, TCP, UDP};
 use xdp::policy::{judge, parties};
@@ -320,6 +322,20 @@ impl Kernel {
         Ok(false)
     }
 
+    /// Brings what members have changed into the policy in force as the engine does, and says
+    /// whether that was possible.
+    fn follow(&mut self, amendment: &Amendment) -> Result<bool> {
+        let amended = self.publisher.follow(self.tables.datapath(), amendment)?;
+        let Some(amended) = amended else { return Ok(false) };
+        if amended.prefixes {
+            self.publisher.judge_again(self.tables.datapath());
+        }
+        let hosts = amendment.hosts.iter().map(|(domain, address, _)| (*domain, *address));
+        let said = amended.hosts.iter().map(|(domain, address)| (*domain, (*address).into()));
+        ensure!(hosts.eq(said), "{:?} changed by {amendment:?}", amended.hosts);
+        Ok(true)
+    }
+
     /// What the core says of a flow, over the tables.
     fn evaluate(&self, image: &Image, flow: &Flow) -> (Evaluation, FlowFacts) {
         let address = |end: (DomainId, IpAddr)| match end.1 {
@@ -484,6 +500,27 @@ fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
             let image = Arc::new(compile(&policy.inputs(), &ROOM)?.0);
             let amended = kernel.put(&image)?;
             *seen.entry("amended").or_default() += u64::from(amended);
+            compare(&kernel, &image, &policy, &mut author, &mut seen);
+        }
+        let (mut compiler, mut image, _) =
+            Compiler::new(policy.inventory.clone(), &policy.inputs(), &ROOM)?;
+        kernel.put(&Arc::new(image.clone()))?;
+        for _ in 0..3 {
+            let number = author.dice.below(9);
+            let gone = Change::Gone(format!("n/pod{}", author.dice.below(9)).into());
+            let mut changes = vec![gone, Change::Endpoint(Box::new(author.pod(number)))];
+            if author.dice.one_in(2) {
+                changes.push(Change::Endpoint(Box::new(author.subnet())));
+            }
+            let amendment = compiler.amend(changes)?;
+            ensure!(kernel.follow(&amendment)?, "not followed: {amendment:?}");
+            image.amend(&amendment);
+            policy.inventory = compiler.inventory().clone();
+            let mut saw = |what, is_so: bool| *seen.entry(what).or_default() += u64::from(is_so);
+            saw("followed", true);
+            saw("new identities", !amendment.identities.is_empty());
+            saw("prefixes changed", !amendment.prefixes.is_empty());
+            saw("hosts that left", amendment.hosts.iter().any(|(.., index)| index.is_none()));
             compare(&kernel, &image, &policy, &mut author, &mut seen);
         }
     }

@@ -10,12 +10,14 @@ use super::{
     tables::{Datapath, lock, prefix_key},
 };
 use aya::maps::{MapError, lpm_trie::Key};
+use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
-    Action, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol,
+    Action, Amendment, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol,
 };
 use smartgroups::DomainId;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     sync::Arc,
@@ -92,23 +94,70 @@ pub struct Publisher {
 
 /// The policy in force, and where its identities stand.
 struct InForce {
+    /// As it was published; what members did since is beside it.
     image: Arc<Image>,
     ways_out: WaysOut,
     bank: u32,
     /// What was stored to put it in force. Another word in the table is another policy, whoever
     /// put it there.
     word: PolicyWord,
-    /// By index in the image: index in the tables.
+    /// What stands in the tables, by place. A place that nobody has any more is not given out
+    /// again under this policy: a session may have been judged by it.
+    identities: Vec<Identity>,
+    /// By index in the image and its amendments: place in the tables.
     places: Vec<u32>,
-    /// How many places are taken. One that nobody has any more is not given out again under
-    /// this policy: a session may have been judged by it.
-    taken: u32,
+    hosts: HashMap<(DomainId, Ipv4Addr), u32>,
+    prefixes: HashMap<(DomainId, Ipv4Net), u32>,
 }
+
+impl InForce {
+    /// Where the identities of another image stand, those that are in the tables already where
+    /// they are; the others are to stand behind them. `None`: there is no room.
+    fn place(&self, identities: &[Identity], room: u32) -> Option<Vec<u32>> {
+        let mut by_id: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (place, identity) in (0..).zip(&self.identities) {
+            by_id.entry(identity.id).or_default().push(place);
+        }
+        let mut taken = self.identities.len() as u32;
+        let mut places = Vec::with_capacity(identities.len());
+        for identity in identities {
+            let candidates = by_id.get(&identity.id).into_iter().flatten();
+            let known = candidates.copied().find(|at| self.identities[*at as usize] == *identity);
+            places.push(known.unwrap_or_else(|| {
+                taken += 1;
+                taken - 1
+            }));
+        }
+        // The unknown address has the first place, whatever else changes.
+        let first_stays = places.first() == Some(&0);
+        (first_stays && taken <= room).then_some(places)
+    }
+}
+
+/// What members have changed in the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amended {
+    /// Addresses that have another identity.
+    pub hosts: Vec<(DomainId, Ipv4Addr)>,
+    /// Whether a shorter prefix has: then everybody in it may.
+    pub prefixes: bool,
+}
+
+impl Amended {
+    fn of(hosts: &[ChangedHost], prefixes: &[ChangedPrefix]) -> Self {
+        let hosts = hosts.iter().map(|(host, _)| *host).collect();
+        Self { hosts, prefixes: !prefixes.is_empty() }
+    }
+}
+
+/// An address and the place that it has now, if any.
+type ChangedHost = ((DomainId, Ipv4Addr), Option<u32>);
+type ChangedPrefix = ((DomainId, Ipv4Net), Option<u32>);
 
 #[derive(Default)]
 struct Written {
     hosts: HashSet<HostKey4>,
-    prefixes: Vec<Key<PrefixKey4>>,
+    prefixes: HashSet<(DomainId, Ipv4Net)>,
     outside: Vec<HostKey4>,
 }
 
@@ -133,7 +182,12 @@ impl Publisher {
             written[bank_of(key.bank)].outside.push(key);
         }
         for key in lock(&datapath.prefixes).keys().flatten() {
-            written[bank_of(u16::from_be_bytes(key.data().bank))].prefixes.push(key);
+            let PrefixKey4 { bank, domain, address } = key.data();
+            let Some(length) = key.prefix_len().checked_sub(FIXED) else { continue };
+            let prefix = Ipv4Net::new(address.into(), length as u8);
+            let domain = DomainId(u16::from_be_bytes(domain));
+            let bank = bank_of(u16::from_be_bytes(bank));
+            written[bank].prefixes.extend(prefix.map(|prefix| (domain, prefix)));
         }
         Self { written, swapped: None, counters, lendings: BTreeMap::new(), in_force: None }
     }
@@ -200,14 +254,15 @@ impl Publisher {
         // Not before: until then the sets of the policy in force are in use.
         self.lendings = pools.lendings;
         self.swapped = Some(Instant::now());
-        let taken = image.identities.len() as u32;
         self.in_force = Some(InForce {
             image: Arc::clone(image),
             ways_out: ways_out.clone(),
             bank,
             word,
-            places: (0..taken).collect(),
-            taken,
+            identities: image.identities.clone(),
+            places: (0..image.identities.len() as u32).collect(),
+            hosts: hosts4(&image.hosts).collect(),
+            prefixes: prefixes4(&image.prefixes).collect(),
         });
         Ok(generation)
     }
@@ -216,15 +271,13 @@ impl Publisher {
     /// address, and says which addresses that were; the generation stays, and only the flows of
     /// those addresses are judged again. `None`: the image differs in more, or what is in force
     /// is not what was published here; publish it whole.
-    ///
-    /// A new identity's sets are in place before an address points at it.
     pub fn amend(
         &mut self,
         datapath: &Datapath,
         image: &Arc<Image>,
         ways_out: &WaysOut,
-    ) -> Result<Option<Vec<(DomainId, Ipv4Addr)>>, PublishError> {
-        let Some(in_force) = &self.in_force else { return Ok(None) };
+    ) -> Result<Option<Amended>, PublishError> {
+        let Some(in_force) = &mut self.in_force else { return Ok(None) };
         if datapath.settings().policy.load() != in_force.word.0 {
             return Ok(None);
         }
@@ -237,72 +290,111 @@ impl Publisher {
         if !same {
             return Ok(None);
         }
-        let Some((places, new)) = place_identities(in_force, image, datapath.sizes.identities)
-        else {
+        let Some(places) = in_force.place(&image.identities, datapath.sizes.identities) else {
             return Ok(None);
         };
-        let place = |places: &[u32], index: u32| places[index as usize];
-        let by_prefix = |prefixes: &[(DomainId, ipnet::IpNet, u32)], places: &[u32]| {
-            prefixes.iter().map(|(d, p, i)| (*d, *p, place(places, *i))).collect::<Vec<_>>()
-        };
-        if by_prefix(&old.prefixes, &in_force.places) != by_prefix(&image.prefixes, &places) {
-            return Ok(None);
-        }
-        let (bank, word) = (in_force.bank, in_force.word);
-        for index in &new {
-            let at = place(&places, *index);
-            write_identity(datapath, &image.identities[*index as usize], at, bank);
-        }
-        let hosts = |image: &Image, places: &[u32]| -> BTreeMap<(DomainId, Ipv4Addr), u32> {
-            image
-                .hosts
-                .iter()
-                .filter_map(|(domain, address, index)| match address {
-                    IpAddr::V4(address) => Some(((*domain, *address), place(places, *index))),
-                    IpAddr::V6(_) => None,
-                })
-                .collect()
-        };
-        let before = hosts(old, &in_force.places);
-        let after = hosts(image, &places);
-        let ids: HashMap<u32, u32> = places
-            .iter()
-            .zip(&image.identities)
-            .map(|(place, identity)| (*place, identity.id))
+        let hosts: HashMap<_, u32> =
+            hosts4(&image.hosts).map(|(host, index)| (host, places[index as usize])).collect();
+        let prefixes: HashMap<_, u32> = prefixes4(&image.prefixes)
+            .map(|(prefix, index)| (prefix, places[index as usize]))
             .collect();
-        let mut changed = Vec::new();
-        let mut table = lock(&datapath.hosts);
-        let key = |(domain, address): &(DomainId, Ipv4Addr)| HostKey4 {
-            address: address.octets(),
-            domain: domain.0,
-            bank: bank as u16,
-        };
-        for (host, index) in &after {
-            if before.get(host) == Some(index) {
-                continue;
-            }
-            let reference = IdentityRef { index: *index, id: ids[index] };
-            table
-                .insert(key(host), reference, 0)
-                .map_err(|source| PublishError::Table { table: "endpoints", source })?;
-            self.written[bank as usize].hosts.insert(key(host));
-            changed.push(*host);
+        // Whoever states other prefixes means all of them at once.
+        if in_force.prefixes != prefixes {
+            return Ok(None);
         }
-        for host in before.keys().filter(|host| !after.contains_key(host)) {
-            let _ = table.remove(&key(host));
-            self.written[bank as usize].hosts.remove(&key(host));
-            changed.push(*host);
+        let hosts = differences(&in_force.hosts, &hosts);
+        let identities = places.iter().zip(&image.identities);
+        let known = in_force.identities.len() as u32;
+        let new = identities.filter(|(place, _)| **place >= known).map(|(_, identity)| identity);
+        let new: Vec<Identity> = new.cloned().collect();
+        self.write_members(datapath, new, &hosts, &[])?;
+        if let Some(in_force) = &mut self.in_force {
+            in_force.image = Arc::clone(image);
+            in_force.places = places;
         }
-        let taken = in_force.taken + new.len() as u32;
-        self.in_force = Some(InForce {
-            image: Arc::clone(image),
-            ways_out: ways_out.clone(),
-            bank,
-            word,
-            places,
-            taken,
+        Ok(Some(Amended::of(&hosts, &[])))
+    }
+
+    /// Brings in what members have changed in the image in force; the like of [`Self::amend`].
+    pub fn follow(
+        &mut self,
+        datapath: &Datapath,
+        amendment: &Amendment,
+    ) -> Result<Option<Amended>, PublishError> {
+        let Some(in_force) = &mut self.in_force else { return Ok(None) };
+        let taken = in_force.identities.len() + amendment.identities.len();
+        if datapath.settings().policy.load() != in_force.word.0
+            || taken > datapath.sizes.identities as usize
+        {
+            return Ok(None);
+        }
+        in_force.places.extend(in_force.identities.len() as u32..taken as u32);
+        let place = |index: &Option<u32>| index.map(|index| in_force.places[index as usize]);
+        let hosts = amendment.hosts.iter().filter_map(|(domain, address, index)| {
+            let IpAddr::V4(address) = address else { return None };
+            Some(((*domain, *address), place(index)))
         });
-        Ok(Some(changed))
+        let prefixes = amendment.prefixes.iter().filter_map(|(domain, prefix, index)| {
+            let IpNet::V4(prefix) = prefix else { return None };
+            Some(((*domain, *prefix), place(index)))
+        });
+        let (hosts, prefixes): (Vec<_>, Vec<_>) = (hosts.collect(), prefixes.collect());
+        self.write_members(datapath, amendment.identities.clone(), &hosts, &prefixes)?;
+        Ok(Some(Amended::of(&hosts, &prefixes)))
+    }
+
+    /// Writes who has which place now. The sets of a new identity are there before an address
+    /// points at it, and each address has either the old or the new one.
+    fn write_members(
+        &mut self,
+        datapath: &Datapath,
+        new: Vec<Identity>,
+        changed_hosts: &[ChangedHost],
+        changed_prefixes: &[ChangedPrefix],
+    ) -> Result<(), PublishError> {
+        let Some(in_force) = &mut self.in_force else { return Ok(()) };
+        let bank = in_force.bank;
+        let written = &mut self.written[bank as usize];
+        for identity in new {
+            write_identity(datapath, &identity, in_force.identities.len() as u32, bank);
+            in_force.identities.push(identity);
+        }
+        let reference =
+            |index: u32| IdentityRef { index, id: in_force.identities[index as usize].id };
+        let mut hosts = lock(&datapath.hosts);
+        for ((domain, address), place) in changed_hosts {
+            let key = host_key(*domain, *address, bank);
+            match place {
+                Some(place) => {
+                    hosts.insert(key, reference(*place), 0).map_err(refused("endpoints"))?;
+                    written.hosts.insert(key);
+                    in_force.hosts.insert((*domain, *address), *place);
+                }
+                None => {
+                    // It may be gone already: then there is nothing to remove.
+                    let _ = hosts.remove(&key);
+                    written.hosts.remove(&key);
+                    in_force.hosts.remove(&(*domain, *address));
+                }
+            }
+        }
+        let mut prefixes = lock(&datapath.prefixes);
+        for ((domain, prefix), place) in changed_prefixes {
+            let key = prefix_key4(*domain, prefix, bank);
+            match place {
+                Some(place) => {
+                    prefixes.insert(&key, reference(*place), 0).map_err(refused("prefixes"))?;
+                    written.prefixes.insert((*domain, *prefix));
+                    in_force.prefixes.insert((*domain, *prefix), *place);
+                }
+                None => {
+                    let _ = prefixes.remove(&key);
+                    written.prefixes.remove(&(*domain, *prefix));
+                    in_force.prefixes.remove(&(*domain, *prefix));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Has every live session judged again, and its way out looked up, without a new policy.
@@ -342,8 +434,8 @@ impl Publisher {
             let _ = outside.remove(key);
         }
         let mut prefixes = lock(&datapath.prefixes);
-        for key in &written.prefixes {
-            let _ = prefixes.remove(key);
+        for (domain, prefix) in &written.prefixes {
+            let _ = prefixes.remove(&prefix_key4(*domain, prefix, bank));
         }
     }
 
@@ -357,34 +449,21 @@ impl Publisher {
         let written = &mut self.written[bank as usize];
         let reference = |index: u32| IdentityRef { index, id: image.identities[index as usize].id };
         let mut hosts = lock(&datapath.hosts);
-        for (domain, address, index) in &image.hosts {
-            let IpAddr::V4(address) = address else { continue };
-            let key = HostKey4 { address: address.octets(), domain: domain.0, bank: bank as u16 };
-            hosts
-                .insert(key, reference(*index), 0)
-                .map_err(|source| PublishError::Table { table: "endpoints", source })?;
+        for ((domain, address), index) in hosts4(&image.hosts) {
+            let key = host_key(domain, address, bank);
+            hosts.insert(key, reference(index), 0).map_err(refused("endpoints"))?;
             written.hosts.insert(key);
         }
         let mut prefixes = lock(&datapath.prefixes);
-        for (domain, prefix, index) in &image.prefixes {
-            let ipnet::IpNet::V4(prefix) = prefix else { continue };
-            let key = PrefixKey4 {
-                bank: (bank as u16).to_be_bytes(),
-                domain: domain.0.to_be_bytes(),
-                address: prefix.network().octets(),
-            };
-            let key = prefix_key(32, prefix.prefix_len(), key);
-            prefixes
-                .insert(&key, reference(*index), 0)
-                .map_err(|source| PublishError::Table { table: "prefixes", source })?;
-            written.prefixes.push(key);
+        for ((domain, prefix), index) in prefixes4(&image.prefixes) {
+            let key = prefix_key4(domain, &prefix, bank);
+            prefixes.insert(&key, reference(index), 0).map_err(refused("prefixes"))?;
+            written.prefixes.insert((domain, prefix));
         }
         let mut outside = lock(&datapath.outside);
         for (address, _) in &pools.addresses {
             let key = HostKey4 { address: address.octets(), domain: 0, bank: bank as u16 };
-            outside
-                .insert(key, 1, 0)
-                .map_err(|source| PublishError::Table { table: "outside", source })?;
+            outside.insert(key, 1, 0).map_err(refused("outside"))?;
             written.outside.push(key);
         }
         Ok(())
@@ -422,31 +501,51 @@ fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMa
     datapath.monitors.set(bank, &monitors);
 }
 
-/// Where the identities of an image stand, those that are in the tables already where they
-/// are; and which of them are new. `None`: there is no room.
-fn place_identities(in_force: &InForce, image: &Image, room: u32) -> Option<(Vec<u32>, Vec<u32>)> {
-    let old = &in_force.image.identities;
-    let mut by_id: HashMap<u32, Vec<usize>> = HashMap::new();
-    for (index, identity) in old.iter().enumerate() {
-        by_id.entry(identity.id).or_default().push(index);
-    }
-    let mut places = Vec::with_capacity(image.identities.len());
-    let mut new = Vec::new();
-    for (index, identity) in image.identities.iter().enumerate() {
-        let known = by_id
-            .get(&identity.id)
-            .and_then(|candidates| candidates.iter().find(|at| old[**at] == *identity));
-        match known {
-            Some(at) => places.push(in_force.places[*at]),
-            None => {
-                places.push(in_force.taken + new.len() as u32);
-                new.push(index as u32);
-            }
-        }
-    }
-    // The unknown address has the first place, whatever else changes.
-    let first_stays = places.first() == Some(&0);
-    (first_stays && in_force.taken + new.len() as u32 <= room).then_some((places, new))
+/// The bits of a prefix's key before its address, which match whole.
+const FIXED: u32 = 32;
+
+fn host_key(domain: DomainId, address: Ipv4Addr, bank: u32) -> HostKey4 {
+    HostKey4 { address: address.octets(), domain: domain.0, bank: bank as u16 }
+}
+
+fn prefix_key4(domain: DomainId, prefix: &Ipv4Net, bank: u32) -> Key<PrefixKey4> {
+    let key = PrefixKey4 {
+        bank: (bank as u16).to_be_bytes(),
+        domain: domain.0.to_be_bytes(),
+        address: prefix.network().octets(),
+    };
+    prefix_key(FIXED, prefix.prefix_len(), key)
+}
+
+/// Of a table the addresses that this one is about.
+fn hosts4(hosts: &[(DomainId, IpAddr, u32)]) -> impl Iterator<Item = ((DomainId, Ipv4Addr), u32)> {
+    hosts.iter().filter_map(|(domain, address, index)| match address {
+        IpAddr::V4(address) => Some(((*domain, *address), *index)),
+        IpAddr::V6(_) => None,
+    })
+}
+
+fn prefixes4(
+    prefixes: &[(DomainId, IpNet, u32)],
+) -> impl Iterator<Item = ((DomainId, Ipv4Net), u32)> {
+    prefixes.iter().filter_map(|(domain, prefix, index)| match prefix {
+        IpNet::V4(prefix) => Some(((*domain, *prefix), *index)),
+        IpNet::V6(_) => None,
+    })
+}
+
+/// What has to change for a table to become another.
+fn differences<K: Copy + Eq + Hash>(
+    old: &HashMap<K, u32>,
+    new: &HashMap<K, u32>,
+) -> Vec<(K, Option<u32>)> {
+    let gone = old.keys().filter(|key| !new.contains_key(key)).map(|key| (*key, None));
+    let changed = new.iter().filter(|(key, place)| old.get(key) != Some(place));
+    changed.map(|(key, place)| (*key, Some(*place))).chain(gone).collect()
+}
+
+fn refused(table: &'static str) -> impl Fn(MapError) -> PublishError {
+    move |source| PublishError::Table { table, source }
 }
 
 fn write_identities(datapath: &Datapath, image: &Image, bank: u32) {
