@@ -121,6 +121,7 @@ impl StartError {
         matches!(
             refused,
             EngineError::Tables(TablesError::Size { .. })
+                | EngineError::TooManyPlaces(_)
                 | EngineError::Publish(PublishError::Counters { .. })
         )
     }

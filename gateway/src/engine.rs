@@ -56,6 +56,9 @@ pub enum EngineError {
     /// A table refused an entry.
     #[error("a table of places refuses an entry: {0}")]
     Places(#[from] MapError),
+    /// More places than there is room for.
+    #[error("{0}: state fewer, or wider prefixes")]
+    TooManyPlaces(String),
     /// Settings that are right in themselves, and not on this machine or beside what is in force.
     #[error("{}", lines(.0))]
     Config(Vec<ConfigError>),
@@ -211,6 +214,7 @@ impl Engine {
         let served = interfaces::served(&config, network);
         let numbers = kept.numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
+        refuse_too_many(&places)?;
         interfaces::refuse_new(&config, &places.missing, &kept.interfaces)
             .and_then(|()| interfaces::refuse_none(&config, &places))
             .map_err(EngineError::Config)?;
@@ -250,8 +254,7 @@ impl Engine {
             older.resume(&datapath);
         }
         settings::write(&datapath, &config);
-        datapath.clear_places(&places);
-        places.write(&datapath, &Places::default())?;
+        places.begin(&datapath)?;
         let Kept { counters, numbers, interfaces } = kept;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
@@ -357,6 +360,7 @@ impl Engine {
         announce(&config, &numbers);
         let served = interfaces::served(&config, network);
         let places = Places::of(&config, network, &served, &numbers);
+        refuse_too_many(&places)?;
         interfaces::refuse_new(&config, &places.missing, &interfaces::devices(&self.config))
             .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
             .map_err(EngineError::Config)?;
@@ -606,6 +610,10 @@ impl Engine {
     pub fn touch(&self, domain: u16, address: Ipv4Addr) {
         self.datapath.move_epoch(epoch_slot(domain, V4(address.octets())));
     }
+}
+
+fn refuse_too_many(places: &Places) -> Result<(), EngineError> {
+    places.too_many().map_or(Ok(()), |said| Err(EngineError::TooManyPlaces(said)))
 }
 
 /// Takes everything out but the guard against leaks, which is put up if it does not stand; with

@@ -222,6 +222,11 @@ impl Daemon {
         self.process.wait(PATIENCE)
     }
 
+    /// The file that it is configured by.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Starts it again after its end, with the configuration that is in place, and waits until it
     /// is ready.
     ///

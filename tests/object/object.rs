@@ -53,8 +53,11 @@ pub(crate) fn runnable(hook: Hook, frame: &[u8]) -> Hook {
 pub(crate) struct Ran {
     pub(crate) action: Action,
     pub(crate) frame: Vec<u8>,
-    /// On XDP what is left in front of the frame for `tc_mark`, on TC the frame's own mark.
+    /// On XDP the first word of what is left in front of the frame for `tc_mark`, on TC the
+    /// frame's own mark.
     pub(crate) mark: u32,
+    /// On XDP the second of those: the interface by which `tc_mark` sends the frame.
+    pub(crate) exit: u32,
 }
 
 /// What was read from the ring.
@@ -164,8 +167,9 @@ impl Object {
         };
         // What stands in front of the frame comes out with it.
         let front = word(&context_out, 0) as usize;
-        let mark = if front == 0 { 0 } else { word(&out, front - 4) };
-        Ok(Ran { action, frame: out[front..ran.data_size_out as usize].to_vec(), mark })
+        let [mark, exit] =
+            if front == 0 { [0; 2] } else { [8, 4].map(|at| word(&out, front - at)) };
+        Ok(Ran { action, frame: out[front..ran.data_size_out as usize].to_vec(), mark, exit })
     }
 
     fn tc(
@@ -202,7 +206,7 @@ impl Object {
             other => anyhow::bail!("TC answers {other}"),
         };
         let frame = out[..ran.data_size_out as usize].to_vec();
-        Ok(Ran { action, frame, mark: word(&context_out, 4 * MARK) })
+        Ok(Ran { action, frame, mark: word(&context_out, 4 * MARK), exit: 0 })
     }
 
     /// What the programs told since the last call.

@@ -14,7 +14,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway::config::AttachmentKind;
+use gateway::config::{AttachmentKind, Config};
 use gateway::datapath::numbers::Numbers;
 use gateway::datapath::object::{Hooks, Sizes};
 use gateway::datapath::places::Places;
@@ -44,7 +44,7 @@ use xdp_abi::policy::{ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, LOG_END, LOG_ST
 #[allow(missing_docs, reason = "part of the compiler's own tests")]
 mod borders;
 
-use crate::stand::{Rules, Stand, config, served};
+use crate::stand::{CARRIED, Rules, Stand, config, served};
 use crate::traffic::Dice;
 use crate::{Told, seed};
 use borders::{DOMAINS, Policy, around};
@@ -52,7 +52,7 @@ use borders::{DOMAINS, Policy, around};
 /// Policies that are published; each is amended once as well.
 const POLICIES: u32 = 40;
 /// Flows that are judged by each of them.
-const FLOWS: u32 = 300;
+const FLOWS: u32 = 200;
 
 const SIZES: Sizes = Sizes {
     sessions: 1_024,
@@ -291,10 +291,14 @@ struct Kernel {
 
 impl Kernel {
     fn load(stand: &Stand) -> Result<Self> {
+        Self::load_with(stand, SIZES)
+    }
+
+    fn load_with(stand: &Stand, sizes: Sizes) -> Result<Self> {
         let config = config(Rules::Usual)?;
         let numbers = Numbers::default().with(&config.gateway);
         let places = Places::of(&config, &stand.network, &served(), &numbers);
-        let datapath = Datapath::open(SIZES, Hooks { xdp: true, tc: true }, None)?;
+        let datapath = Datapath::open(sizes, Hooks { xdp: true, tc: true }, None)?;
         places.write(&datapath, &Places::default())?;
         let publisher = Publisher::new(&datapath, BTreeMap::new());
         let tables = Tables4::new(Arc::new(datapath), Box::new(|_, _, _| Route::Unreachable));
@@ -528,5 +532,110 @@ fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
     for (what, often) in &seen {
         ensure!(*often > 0, "never came up: {what}, of {seen:#?}");
     }
+    Ok(())
+}
+
+/// A policy by which each team may go anywhere, and pods of these teams.
+fn teams(pods: &[(&str, u8, u8)], more_rules: u32) -> Result<Image> {
+    let pod = |(name, host, team): &(&str, u8, u8)| Endpoint {
+        addresses: [IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, *host), 32))].into(),
+        labels: [("team", format!("t{team}"))].into(),
+        ..Endpoint::new(*name, EndpointKind::Pod, DomainId(1))
+    };
+    let mut inventory = Inventory::new();
+    for one in pods {
+        inventory.insert(pod(one));
+    }
+    let team = |team: u32| Selector {
+        labels: [("team".to_owned(), format!("t{team}"))].into(),
+        ..Selector::default()
+    };
+    let groups: Vec<SmartGroup> =
+        (0..3).map(|n| SmartGroup::new(format!("g{n}"), vec![team(n)])).collect();
+    let rule = |n: u32| Rule {
+        name: format!("r{n}"),
+        id: RuleId(n + 1),
+        priority: n,
+        action: Action::Permit,
+        sources: vec![format!("g{}", n % 3)],
+        destinations: vec!["anywhere".to_owned()],
+        protocol: Protocol::Any,
+        ports: vec![],
+        log: Log::Off,
+        enforcement: Enforcement::Enforce,
+        mark: None,
+        description: String::new(),
+    };
+    let rules: Vec<Rule> = (0..3 + more_rules).map(rule).collect();
+    let policy = Policy {
+        inventory,
+        groups,
+        rules,
+        snat: Vec::new(),
+        default_action: DefaultAction { action: Action::Deny, log: Log::Off },
+    };
+    Ok(compile(&policy.inputs(), &ROOM)?.0)
+}
+
+#[test]
+fn members_change_places_in_a_full_table_and_those_without_room_leave_it_as_it_was() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let mut kernel = Kernel::load_with(&stand, Sizes { hosts: 4, ..SIZES })?;
+    let identity_of = |kernel: &Kernel, host: u8| {
+        kernel.tables.identity(kernel.policy().bank(), 1, V4([100, 64, 0, host])).id
+    };
+    let [a, b, c, d, moved] = [("a", 1, 0), ("b", 2, 0), ("c", 3, 1), ("d", 4, 1), ("d", 5, 1)];
+    // Two policies, so that both halves of the table are full.
+    kernel.put(&Arc::new(teams(&[a, b, c, d], 0)?))?;
+    kernel.put(&Arc::new(teams(&[a, b, c, d], 1)?))?;
+    let all = |kernel: &Kernel| [1, 2, 3, 4, 5, 6].map(|host| identity_of(kernel, host));
+    let before = all(&kernel);
+    ensure!(before[0] == before[1] && before[2] == before[3] && before[0] != before[2]);
+    ensure!(kernel.put(&Arc::new(teams(&[a, b, c, moved], 1)?))?, "it was not amended");
+    ensure!(all(&kernel) == [before[0], before[1], before[2], before[4], before[2], before[5]]);
+    // Five have no room, and one of the four would have come into another team.
+    let two_more = [a, ("b", 2, 2), c, moved, ("e", 6, 0), ("f", 7, 0)];
+    let standing = all(&kernel);
+    let refused = kernel.put(&Arc::new(teams(&two_more, 1)?));
+    ensure!(refused.is_err(), "six found room in a table of four");
+    ensure!(kernel.put(&Arc::new(teams(&[a, b, c, moved], 1)?))?, "what stands is not amended");
+    ensure!(all(&kernel) == standing, "{:?} of {standing:?}", all(&kernel));
+    Ok(())
+}
+
+#[test]
+fn places_that_have_no_room_leave_those_that_stand() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let kernel = Kernel::load(&stand)?;
+    let datapath = kernel.tables.datapath();
+    let mut config = config(Rules::Usual)?;
+    let numbers = Numbers::default().with(&config.gateway);
+    let of = |config: &Config| Places::of(config, &stand.network, &served(), &numbers);
+    let before = of(&config);
+    let internet = config.gateway.attachments.iter_mut().find(|one| one.name == "internet");
+    let internet = internet.context("an attachment `internet`")?;
+    let number = numbers.of("internet").context("its number")?;
+    // One of them is carried by what stands, as long as nothing else is in the way.
+    for n in 0..5_000_u32 {
+        let prefix = Ipv4Net::new_assert(Ipv4Addr::from(0x6440_0000 + (n << 8)), 24);
+        internet.carries.push(prefix.to_string().parse().map_err(anyhow::Error::msg)?);
+    }
+    let after = of(&config);
+    let said = after.too_many().context("five thousand have no room")?;
+    ensure!(said.ends_with(" in all; there is room for 4096"), "{said}");
+    ensure!(before.too_many().is_none());
+    // Whoever writes them all the same changes nothing, from what stands and from anything.
+    for begins in [false, true] {
+        let written = if begins { after.begin(datapath) } else { after.write(datapath, &before) };
+        ensure!(written.is_err(), "five thousand found room");
+        for host in [[100, 64, 0, 1], [100, 64, 200, 1], [100, 70, 0, 1]] {
+            ensure!(!kernel.tables.carries(number, V4(host)), "{host:?} is carried");
+        }
+        let transit = numbers.of("transit").context("its number")?;
+        ensure!(kernel.tables.carries(transit, V4([100, 64, 9, 1])), "{CARRIED} is not carried");
+    }
+    before.write(datapath, &Places::default())?;
     Ok(())
 }

@@ -35,7 +35,7 @@ use xdp_abi::config::{PolicyWord, Shared};
 use xdp_abi::control::{MARK, MARK_MASK, SWEEP_SLOTS};
 use xdp_abi::count::Counters;
 use xdp_abi::event::{ENDED_CLEARED, Event4, STAGE_BEFORE};
-use xdp_abi::forward::PortInfo;
+use xdp_abi::forward::{HOP_REDIRECT, PortInfo};
 use xdp_abi::policy::{PoolAddress, banked};
 use xdp_abi::reason::Reason;
 use xdp_abi::session::{Link, Meta, State};
@@ -216,7 +216,15 @@ impl Twin {
         self.oracle.tables.set_random(None);
         let fate = output.fate;
         self.follow_bitmaps(opened, fate)?;
+        // Where XDP cannot send to, TC does.
+        let exit = match (hook, fate) {
+            (Hook::Xdp, Fate::Transmit(hop, _) | Fate::Told(_, hop)) if !hop.is(HOP_REDIRECT) => {
+                hop.ifindex()
+            }
+            _ => 0,
+        };
         let action = match fate {
+            Fate::Transmit(..) | Fate::Told(..) if exit != 0 => Action::Pass,
             Fate::Transmit(..) | Fate::Answered(_) | Fate::Told(..) => Action::Redirect,
             Fate::Pass | Fate::Punt(_) => Action::Pass,
             Fate::Drop(_) => Action::Drop,
@@ -235,7 +243,13 @@ impl Twin {
             self.same("frame", fate, &ran.frame, &bytes);
             let left = match (hook, fate) {
                 (_, Fate::Punt(attachment)) => MARK | u32::from(attachment),
-                (Hook::Xdp, _) => 0,
+                (Hook::Xdp, _) => {
+                    if exit == 0 {
+                        0
+                    } else {
+                        MARK
+                    }
+                }
                 // Nobody else's mark says that a frame was punted.
                 (Hook::Tc, _) => {
                     if mark & MARK_MASK == MARK {
@@ -246,6 +260,7 @@ impl Twin {
                 }
             };
             self.same("mark", fate, &ran.mark, &left);
+            self.same("exit", fate, &ran.exit, &exit);
         }
         self.same_events(frame, fate);
         Ok(Outcome { fate, frame: output.frame.bytes, egress: output.egress })

@@ -10,6 +10,7 @@ mod counters;
 mod stand;
 
 mod full;
+mod hooks;
 mod look;
 mod missing;
 mod moves;

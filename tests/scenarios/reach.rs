@@ -31,7 +31,7 @@ fn everybody_reaches_whom_the_policy_allows(place: Place) -> Result<()> {
 }
 
 /// Whom a host reaches at a server over everything that the servers speak.
-fn reaches(from: &Netns, server: Ipv4Addr, outside: Ipv4Addr) -> Result<()> {
+pub(crate) fn reaches(from: &Netns, server: Ipv4Addr, outside: Ipv4Addr) -> Result<()> {
     let seen = client::whoami(from, server)?.map(|seen| seen.ip());
     ensure!(seen == Some(outside.into()), "DNS sees {seen:?} and not {outside}");
     let page = client::fetch(from, &format!("http://{server}:{HTTP}/"))?.unwrap_or_default();

@@ -28,7 +28,7 @@ use xdp_abi::{
     config::Config,
     count::{Amount, INBOUND, OUTBOUND, UNKNOWN},
     event::{VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_PASSED, VERDICT_PUNTED},
-    forward::{HOP_REDIRECT, HOP_RESOLVED, Hop, KIND_SPOKE, ROUTABLE, port},
+    forward::{HOP_RESOLVED, Hop, KIND_SPOKE, ROUTABLE, port},
     reason::Reason,
     session::NETWORK_EPOCH,
 };
@@ -280,17 +280,17 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
             if is_plainly_sent(hook, &work) {
                 send_plainly(frame, &mut work);
             } else {
-                send(frame, hook, &mut work);
+                send(frame, &mut work);
             }
             if work.done.code.is_answer() {
-                answer(tables, frame, hook, &mut work, now);
+                answer(tables, frame, &mut work, now);
             }
         }
         Quick::Known(packet) => {
             work.hand_over(tables, frame, &packet, ifindex, now);
-            known(tables, frame, hook, now, &mut work);
+            known(tables, frame, now, &mut work);
         }
-        Quick::Longer => slow(tables, frame, hook, ifindex, now, &mut work),
+        Quick::Longer => slow(tables, frame, ifindex, now, &mut work),
     }
     (work.done, work.amount())
 }
@@ -300,38 +300,31 @@ pub fn ingress<T: Tables<A = V4>, F: Frame>(
 pub fn slow<T: Tables<A = V4>, F: Frame>(
     tables: &T,
     frame: &mut F,
-    hook: Hook,
     ifindex: u32,
     now: u32,
     work: &mut Work,
 ) {
     read(tables, frame, ifindex, now, work);
     if work.done.code.is(Code::ERROR) {
-        error(tables, frame, hook, work);
+        error(tables, frame, work);
     } else if work.done.code.is(Code::GO_ON) {
-        known(tables, frame, hook, now, work);
+        known(tables, frame, now, work);
         return;
     }
     if work.done.code.is_answer() {
-        answer(tables, frame, hook, work, now);
+        answer(tables, frame, work, now);
     }
 }
 
 /// The stages of a packet that a session may be for.
 #[inline(always)]
-fn known<T: Tables<A = V4>, F: Frame>(
-    tables: &T,
-    frame: &mut F,
-    hook: Hook,
-    now: u32,
-    work: &mut Work,
-) {
-    continued(tables, frame, hook, work);
+fn known<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, now: u32, work: &mut Work) {
+    continued(tables, frame, work);
     if work.done.code.is(Code::ANEW) {
-        opened(tables, frame, hook, work);
+        opened(tables, frame, work);
     }
     if work.done.code.is_answer() {
-        answer(tables, frame, hook, work, now);
+        answer(tables, frame, work, now);
     }
 }
 
@@ -395,7 +388,7 @@ pub fn fast<T: Tables<A = V4>, F: Frame>(
 /// Whether a hop takes a frame without a tag as this hook sends it.
 #[inline(always)]
 const fn is_plain(hook: Hook, hop: &Hop) -> bool {
-    matches!(hook, Hook::Tc) || hop.vlan() == 0 && hop.is(HOP_REDIRECT)
+    matches!(hook, Hook::Tc) || hop.vlan() == 0
 }
 
 /// Rewrites a plain packet, all of it at offsets that are known beforehand.
@@ -584,25 +577,20 @@ fn headers<F: Frame>(frame: &F, packet: &Packet<V4>) -> u32 {
 
 /// The packet of a known session, or [`Code::ANEW`].
 #[inline(always)]
-pub fn continued<T: Tables<A = V4>, F: Frame>(
-    tables: &T,
-    frame: &mut F,
-    hook: Hook,
-    work: &mut Work,
-) {
+pub fn continued<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work) {
     let Work { packet, arrival, decision, plan, .. } = work;
     decide::continued(tables, packet, arrival, decision, plan);
     decided(work);
-    send(frame, hook, work);
+    send(frame, work);
 }
 
 /// The packet of an unknown flow.
 #[inline(always)]
-pub fn opened<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, hook: Hook, work: &mut Work) {
+pub fn opened<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work) {
     let Work { packet, arrival, decision, plan, .. } = work;
     decide::opened(tables, packet, arrival, decision, plan);
     decided(work);
-    send(frame, hook, work);
+    send(frame, work);
 }
 
 #[inline(always)]
@@ -622,28 +610,22 @@ fn decided(work: &mut Work) {
 
 /// An ICMP error.
 #[inline(always)]
-pub fn error<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, hook: Hook, work: &mut Work) {
+pub fn error<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work) {
     let Work { done, layer, packet, arrival, decision, .. } = work;
     belonging(tables, port(arrival.ifindex, layer.vlan), packet.key.source, done);
     done.code = icmp::translate(tables, frame, packet, arrival, &mut decision.forward);
-    send(frame, hook, work);
+    send(frame, work);
 }
 
 /// Writes a decision into the frame, if it is to go on.
 #[inline(never)]
-pub fn send<F: Frame>(frame: &mut F, hook: Hook, work: &mut Work) {
+pub fn send<F: Frame>(frame: &mut F, work: &mut Work) {
     let Work { done, layer, packet, decision, .. } = work;
     if !done.code.is(Code::FORWARD) {
         return;
     }
     let error = packet.kind == Kind::IcmpError;
     let forward = &decision.forward;
-    if !can_send(hook, &forward.hop) {
-        // The kernel would take an untranslated answer for its own, and knows no errors.
-        let answer = error || forward.rewrite.destination != packet.key.destination;
-        done.code = if answer { Code::drop(Reason::NoRoute) } else { Code::PUNT };
-        return;
-    }
     done.hop = forward.hop;
     done.reply = forward.reply;
     let written =
@@ -651,11 +633,6 @@ pub fn send<F: Frame>(frame: &mut F, hook: Hook, work: &mut Work) {
     if written.is_none() || rewrite::link(frame, layer, &forward.hop).is_none() {
         done.code = Code::drop(Reason::HelperFailed);
     }
-}
-
-#[inline(always)]
-const fn can_send(hook: Hook, hop: &Hop) -> bool {
-    matches!(hook, Hook::Tc) || hop.is(HOP_REDIRECT)
 }
 
 /// Puts a fate that was found without [`decide`] under the direction of its attachment.
@@ -683,13 +660,7 @@ fn ipv6<T: Tables, F: Frame>(tables: &T, frame: &F, network: u32) -> Code {
 /// Makes an untouched frame the answer to its sender, if the sender's share allows one more
 /// this second; otherwise the packet is dropped for the reason that it would have been told.
 #[inline(always)]
-pub fn answer<T: Tables<A = V4>, F: Frame>(
-    tables: &T,
-    frame: &mut F,
-    hook: Hook,
-    work: &mut Work,
-    now: u32,
-) {
+pub fn answer<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work, now: u32) {
     let Work { done, layer, packet, decision, .. } = work;
     let reason = done.code.reason();
     let what = done.code.answer(done.address);
@@ -698,7 +669,6 @@ pub fn answer<T: Tables<A = V4>, F: Frame>(
     if is_ahead {
         let Forward { rewrite, hop, .. } = &decision.forward;
         if hop.is(HOP_RESOLVED)
-            && can_send(hook, hop)
             && !guard::stops(tables, hop, rewrite.source)
             && may_tell(tables, rewrite.destination, now)
             && reply::reset_ahead(frame, packet, rewrite).is_some()

@@ -21,7 +21,7 @@ use aya::{
     sys::SyscallError,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -97,6 +97,8 @@ pub struct Attached {
 struct Held {
     ifindex: u32,
     place: Place,
+    /// Its name: what belongs at TC ingress depends on how the interface is served.
+    name: &'static str,
     /// The kernel's number for it.
     program: u32,
     /// Kept open, should somebody remove the pin; `None`: a filter holds it.
@@ -223,7 +225,8 @@ pub fn gone(pin: &Path, removed: io::Result<()>) -> Result<bool, (PathBuf, io::E
     }
 }
 
-/// Which program stands at which hook of an interface. The guard at TC egress comes first.
+/// Which program stands at which hook of an interface. The guard at TC egress comes first; then what
+/// marks beside XDP, if nothing else stands there: see [`Attached::bring`].
 pub(crate) const fn hooks(served: Served) -> &'static [(Place, &'static str)] {
     match served {
         Served::Xdp => &[
@@ -248,6 +251,9 @@ fn wanted(
 impl Attached {
     /// Brings the programs onto these interfaces. The guard at TC egress comes first. One that is
     /// refused keeps no other away.
+    ///
+    /// What stands at TC ingress is exchanged last, and not at all if XDP is refused: an interface
+    /// that was served by TC is served by it until XDP serves it.
     pub fn bring(
         &mut self,
         datapath: &Datapath,
@@ -255,17 +261,35 @@ impl Attached {
         pins: &Path,
     ) -> Result<(), AttachError> {
         let mut refused = None;
-        for (ifindex, name, place, program) in wanted(interfaces) {
-            let path = pin(pins, ifindex, place);
-            if self.links.contains_key(&path) {
+        let mut without = BTreeSet::new();
+        let (exchanged, others): (Vec<_>, Vec<_>) = wanted(interfaces)
+            .filter(|(ifindex, _, place, program)| {
+                !self.holds(&pin(pins, *ifindex, *place), program)
+            })
+            .partition(|(ifindex, _, place, _)| {
+                *place == Place::TcIngress && pin(pins, *ifindex, *place).exists()
+            });
+        for (ifindex, name, place, program) in others.into_iter().chain(exchanged) {
+            if place == Place::TcIngress && without.contains(&ifindex) {
                 continue;
             }
+            let path = pin(pins, ifindex, place);
             match attach(datapath, ifindex, name, place, program, &path) {
                 Ok(held) => drop(self.links.insert(path, held)),
-                Err(error) => drop(refused.get_or_insert(error)),
+                Err(error) => {
+                    if place == Place::Xdp {
+                        without.insert(ifindex);
+                    }
+                    refused.get_or_insert(error);
+                }
             }
         }
         refused.map_or(Ok(()), Err)
+    }
+
+    /// Whether this very program is what a pin stands for.
+    fn holds(&self, pin: &Path, program: &str) -> bool {
+        self.links.get(pin).is_some_and(|held| held.name == program)
     }
 
     /// Takes the programs off all other interfaces. The guard at TC egress goes last.
@@ -292,7 +316,9 @@ impl Attached {
         pins: &Path,
     ) -> Vec<HookOf> {
         wanted(interfaces)
-            .filter(|(ifindex, _, place, _)| !self.links.contains_key(&pin(pins, *ifindex, *place)))
+            .filter(|(ifindex, _, place, program)| {
+                !self.holds(&pin(pins, *ifindex, *place), program)
+            })
             .map(|(_, name, place, _)| HookOf { interface: name.to_owned(), hook: place.word() })
             .collect()
     }
@@ -338,13 +364,14 @@ fn attach(
         source,
     };
     let renamed = || AttachError::Renamed { interface: interface.to_owned() };
+    let name = program;
     let mut object = datapath.object();
     if let Some(side) = place.side().filter(|_| filter::needed()) {
         let program = object.tc(program)?;
         let number = program.info().map_err(failed)?.id();
         return match filter::put(program, interface, side, path) {
             Ok(()) if filter::stands(ifindex, side, number) => {
-                Ok(Held { ifindex, place, program: number, link: None })
+                Ok(Held { ifindex, place, name, program: number, link: None })
             }
             Ok(()) => Err(renamed()),
             Err(FilterError::Program(source)) => Err(failed(source)),
@@ -363,7 +390,7 @@ fn attach(
         let failed = |source| AttachError::Open { path: path.to_owned(), source };
         let link = Link::open(path).map_err(failed)?;
         if is_here(&link) {
-            return Ok(Held { ifindex, place, program, link: Some(link) });
+            return Ok(Held { ifindex, place, name, program, link: Some(link) });
         }
         let _ = std::fs::remove_file(path);
         Err(renamed())

@@ -15,17 +15,17 @@ use crate::{
     net::{Link, NetworkState},
 };
 use api::value::Prefix4;
-use aya::maps::{LpmTrie, MapData, MapError};
+use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipnet::Ipv4Net;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Mutex,
 };
 use xdp_abi::forward::{
     ATTACHED, ATTACHMENTS, Attachment, FABRIC, INTERFACES, KIND_CONNECTION, KIND_INTERNET,
-    KIND_SPOKE, LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PORT_PREFIXES, PORTS, PortAddress4,
-    PortInfo, ROUTABLE, port,
+    KIND_SPOKE, LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PLACE_ENTRIES, PORT_PREFIXES, PORTS,
+    PortAddress4, PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -253,9 +253,40 @@ impl Places {
         }
     }
 
-    /// Brings the tables from `before` to this.
+    /// What has no room in the tables, in words: then nothing of this is to be written.
+    pub fn too_many(&self) -> Option<String> {
+        let stated = [
+            ("sources", self.sources.len()),
+            ("routes", self.routes.len()),
+            ("carries", self.carries.len()),
+            ("addresses of the machine", self.locals.len()),
+            ("IPv6 addresses of the machine", self.locals6.len()),
+        ];
+        let room = PLACE_ENTRIES as usize;
+        let (what, need) = stated.into_iter().find(|(_, need)| *need > room)?;
+        Some(format!("there are {need} {what} in all; there is room for {room}"))
+    }
+
+    /// Brings the tables to this from whatever an earlier daemon wrote; as [`Self::write`].
+    pub fn begin(&self, datapath: &Datapath) -> Result<(), MapError> {
+        let saved = datapath.saved_prefixes();
+        datapath.clear_places(self);
+        let written = self.write_tables(datapath, &Self::default());
+        if written.is_err() {
+            datapath.restore_prefixes(&saved);
+        }
+        datapath.move_epoch(NETWORK_EPOCH);
+        written
+    }
+
+    /// Brings the tables from `before` to this. If that fails, what says who may come from where
+    /// and leave as what is as it was.
     pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
+        let saved = datapath.saved_prefixes();
         let written = self.write_tables(datapath, before);
+        if written.is_err() {
+            datapath.restore_prefixes(&saved);
+        }
         // Also of what was written before something failed nothing older is to be remembered.
         datapath.move_epoch(NETWORK_EPOCH);
         written
@@ -439,20 +470,62 @@ fn prefixes(
         let data = PortAddress4 { port: place.to_be_bytes(), address: prefix.network().octets() };
         prefix_key(32, prefix.prefix_len(), data)
     };
+    let gone: Vec<_> = before.keys().filter(|place| !wanted.contains_key(place)).collect();
+    // What goes on has its prefix all the time; what comes waits for room if it has to.
+    let is_tight = wanted.len() + gone.len() > PLACE_ENTRIES as usize;
+    if is_tight {
+        for place in &gone {
+            let _ = map.remove(&key(place));
+        }
+    }
     for (place, number) in wanted {
         map.insert(&key(place), u32::from(*number), 0)?;
     }
-    for place in before.keys().filter(|place| !wanted.contains_key(place)) {
-        let _ = map.remove(&key(place));
+    if !is_tight {
+        for place in &gone {
+            let _ = map.remove(&key(place));
+        }
     }
     Ok(())
 }
 
+/// What stands in the tables of sources, routes and carried prefixes.
+pub(super) type SavedPrefixes = [Vec<(Key<PortAddress4>, u32)>; 3];
+
 impl Datapath {
+    fn prefix_maps(&self) -> [&Mutex<LpmTrie<MapData, PortAddress4, u32>>; 3] {
+        [&self.sources, &self.routes, &self.carries]
+    }
+
+    /// Reads what stands in the tables of prefixes.
+    fn saved_prefixes(&self) -> SavedPrefixes {
+        self.prefix_maps().map(|map| lock(map).iter().flatten().collect())
+    }
+
+    /// Brings the tables of prefixes to what stood there. Nothing comes in before all that is not
+    /// of it has gone, so that there is room.
+    fn restore_prefixes(&self, saved: &SavedPrefixes) {
+        for (map, saved) in self.prefix_maps().into_iter().zip(saved) {
+            let mut map = lock(map);
+            let id = |key: &Key<PortAddress4>| {
+                let PortAddress4 { port, address } = key.data();
+                (key.prefix_len(), port, address)
+            };
+            let stood: HashSet<_> = saved.iter().map(|(key, _)| id(key)).collect();
+            let now: Vec<_> = map.keys().flatten().collect();
+            for key in now.iter().filter(|key| !stood.contains(&id(key))) {
+                let _ = map.remove(key);
+            }
+            for (key, number) in saved {
+                let _ = map.insert(key, number, 0);
+            }
+        }
+    }
+
     /// Forgets every place that an earlier daemon wrote: the tables are brought to the present
     /// configuration from nothing.
-    pub fn clear_places(&self, keep: &Places) {
-        for map in [&self.sources, &self.routes, &self.carries] {
+    fn clear_places(&self, keep: &Places) {
+        for map in self.prefix_maps() {
             let mut map = lock(map);
             let keys: Vec<_> = map.keys().flatten().collect();
             for key in keys {

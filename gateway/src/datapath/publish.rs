@@ -344,7 +344,8 @@ impl Publisher {
     }
 
     /// Writes who has which place now. The sets of a new identity are there before an address
-    /// points at it, and each address has either the old or the new one.
+    /// points at it, and each address has either the old or the new one. Who leaves makes room
+    /// first. What was written is known also if not all of it could be: then it can be taken back.
     fn write_members(
         &mut self,
         datapath: &Datapath,
@@ -362,7 +363,7 @@ impl Publisher {
         let reference =
             |index: u32| IdentityRef { index, id: in_force.identities[index as usize].id };
         let mut hosts = lock(&datapath.hosts);
-        for ((domain, address), place) in changed_hosts {
+        for ((domain, address), place) in leaving_first(changed_hosts) {
             let key = host_key(*domain, *address, bank);
             match place {
                 Some(place) => {
@@ -379,7 +380,7 @@ impl Publisher {
             }
         }
         let mut prefixes = lock(&datapath.prefixes);
-        for ((domain, prefix), place) in changed_prefixes {
+        for ((domain, prefix), place) in leaving_first(changed_prefixes) {
             let key = prefix_key4(*domain, prefix, bank);
             match place {
                 Some(place) => {
@@ -542,6 +543,11 @@ fn differences<K: Copy + Eq + Hash>(
     let gone = old.keys().filter(|key| !new.contains_key(key)).map(|key| (*key, None));
     let changed = new.iter().filter(|(key, place)| old.get(key) != Some(place));
     changed.map(|(key, place)| (*key, Some(*place))).chain(gone).collect()
+}
+
+fn leaving_first<K>(changed: &[(K, Option<u32>)]) -> impl Iterator<Item = &(K, Option<u32>)> {
+    let leaving = changed.iter().filter(|(_, place)| place.is_none());
+    leaving.chain(changed.iter().filter(|(_, place)| place.is_some()))
 }
 
 fn refused(table: &'static str) -> impl Fn(MapError) -> PublishError {

@@ -76,6 +76,10 @@ pub struct PortAddress4 {
     pub address: [u8; 4],
 }
 
+/// Entries of each table of places: prefixes that are sources, routes or carried, of all
+/// attachments together, and the machine's own addresses.
+pub const PLACE_ENTRIES: u32 = 4096;
+
 /// What the datapath has to know of an interface.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -44,9 +44,9 @@ impl Gateway {
     pub fn process_slowly(&self, ifindex: u32, mut frame: MemoryFrame, now: u32) -> Output {
         let mut work = Work::new();
         work.length = frame.bytes.len() as u32;
-        pipeline::slow(&self.tables, &mut frame, self.hook, ifindex, now, &mut work);
+        pipeline::slow(&self.tables, &mut frame, ifindex, now, &mut work);
         if work.done.code.is_answer() {
-            pipeline::answer(&self.tables, &mut frame, self.hook, &mut work, now);
+            pipeline::answer(&self.tables, &mut frame, &mut work, now);
         }
         self.finish(work.done, frame, work.amount(), ifindex)
     }

@@ -24,7 +24,7 @@ use xdp_abi::{
     event::Event4,
     forward::{
         ATTACHMENTS as ATTACHMENTS_ROOM, Attachment, Hop, LinkInfo, NextHop, NextHopKey,
-        PORTS as PORTS_ROOM, PortAddress4, PortInfo,
+        PLACE_ENTRIES, PORTS as PORTS_ROOM, PortAddress4, PortInfo,
     },
     policy::{
         CLASS_TABLE, HostKey4, IdentityRef, POOL_ADDRESSES, PoolAddress, PrefixKey4,
@@ -97,15 +97,19 @@ static ATTACHMENTS: Array<Attachment> = Array::with_max_entries(ATTACHMENTS_ROOM
 #[map]
 static PORTS: Array<PortInfo> = Array::with_max_entries(PORTS_ROOM, BPF_F_MMAPABLE);
 #[map]
-static SOURCES4: LpmTrie<PortAddress4, u32> = LpmTrie::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static SOURCES4: LpmTrie<PortAddress4, u32> =
+    LpmTrie::with_max_entries(PLACE_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
-static ROUTES4: LpmTrie<PortAddress4, u32> = LpmTrie::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static ROUTES4: LpmTrie<PortAddress4, u32> =
+    LpmTrie::with_max_entries(PLACE_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
-static CARRIES4: LpmTrie<PortAddress4, u32> = LpmTrie::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static CARRIES4: LpmTrie<PortAddress4, u32> =
+    LpmTrie::with_max_entries(PLACE_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
-static LOCALS4: HashMap<[u8; 4], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static LOCALS4: HashMap<[u8; 4], u32> = HashMap::with_max_entries(PLACE_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
-static LOCALS6: HashMap<[u8; 16], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static LOCALS6: HashMap<[u8; 16], u32> =
+    HashMap::with_max_entries(PLACE_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
 static LINKS: HashMap<u32, LinkInfo> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 #[map]

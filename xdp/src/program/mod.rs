@@ -30,6 +30,7 @@ use xdp::{
 use xdp_abi::{
     control::{self, MARK, MARK_MASK},
     count::Amount,
+    forward::HOP_REDIRECT,
     names,
     reason::Reason,
 };
@@ -109,7 +110,7 @@ pub fn xdp_known(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     };
     let mut frame = Copied::new(md);
-    pipeline::continued(&kernel, &mut frame, Hook::Xdp, work);
+    pipeline::continued(&kernel, &mut frame, work);
     if work.done.code.is(Code::ANEW) {
         // SAFETY: as above.
         unsafe { XDP_STAGES.tail_call(&ctx, OPEN) };
@@ -125,7 +126,7 @@ pub fn xdp_open(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     };
     let mut frame = Copied::new(md);
-    pipeline::opened(&kernel, &mut frame, Hook::Xdp, work);
+    pipeline::opened(&kernel, &mut frame, work);
     xdp_end(&ctx, md, &kernel, work)
 }
 
@@ -141,7 +142,7 @@ pub fn xdp_first(ctx: XdpContext) -> u32 {
     if pipeline::is_plainly_sent(Hook::Xdp, work) {
         pipeline::send_plainly(&mut frame, work);
     } else {
-        pipeline::send(&mut Copied::new(md), Hook::Xdp, work);
+        pipeline::send(&mut Copied::new(md), work);
     }
     xdp_end(&ctx, md, &kernel, work)
 }
@@ -154,7 +155,7 @@ pub fn xdp_error(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     };
     let mut frame = Copied::new(md);
-    pipeline::error(&kernel, &mut frame, Hook::Xdp, work);
+    pipeline::error(&kernel, &mut frame, work);
     xdp_end(&ctx, md, &kernel, work)
 }
 
@@ -166,7 +167,7 @@ pub fn xdp_reply(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     };
     let mut frame = Copied::new(md);
-    pipeline::answer(&kernel, &mut frame, Hook::Xdp, work, kernel.now());
+    pipeline::answer(&kernel, &mut frame, work, kernel.now());
     xdp_finish(md, &kernel, work)
 }
 
@@ -199,18 +200,27 @@ fn xdp_finish(md: *mut xdp_md, kernel: &Kernel, work: &Work) -> u32 {
 #[inline(always)]
 fn xdp_act(md: *mut xdp_md, kernel: &Kernel, done: &Done, length: u32) -> u32 {
     let amount = one(length);
-    let lost = done.code.is(Code::PUNT) && leave_note(md, done.attachment).is_none();
-    let done = if lost { &BROKEN } else { done };
+    let mut ahead = done.code.is(Code::FORWARD) || done.code.is_told();
+    // What XDP cannot send there, `tc_mark` does.
+    let by_tc = ahead && !done.hop.is(HOP_REDIRECT);
+    let note = if by_tc {
+        leave_note(md, 0, done.hop.ifindex())
+    } else if done.code.is(Code::PUNT) {
+        leave_note(md, done.attachment, 0)
+    } else {
+        Some(())
+    };
+    let done = if note.is_none() { &BROKEN } else { done };
+    ahead &= note.is_some();
     books::count(kernel.counters(), done, amount);
-    let ahead = done.code.is(Code::FORWARD) || done.code.is_told();
-    if ahead || done.code.is_answered() {
+    if !by_tc && (ahead || done.code.is_answered()) {
         // Also back out of the same interface: veth loses what `XDP_TX` sends to a peer without
         // a program of its own (it never wakes the peer up), and redirect does not.
         let ifindex = if ahead { done.hop.ifindex() } else { xdp_ifindex(md) };
         // SAFETY: the helper has no preconditions.
         return unsafe { bpf_redirect(ifindex, 0) as u32 };
     }
-    let passes = done.code.is(Code::PASS) || done.code.is(Code::PUNT);
+    let passes = ahead || done.code.is(Code::PASS) || done.code.is(Code::PUNT);
     if passes { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
 }
 
@@ -220,20 +230,21 @@ const fn one(length: u32) -> Amount {
     Amount { packets: 1, bytes: length as u64 }
 }
 
-/// Says, in front of the frame, by which attachment it came; `tc_mark` reads it.
+/// Says, in front of the frame, by which attachment it came, or by which interface it is to leave
+/// as it is now; `tc_mark` reads it.
 #[inline(always)]
-fn leave_note(md: *mut xdp_md, attachment: u16) -> Option<()> {
+fn leave_note(md: *mut xdp_md, attachment: u16, exit: u32) -> Option<()> {
     // SAFETY: the helper checks that there is room.
-    if unsafe { bpf_xdp_adjust_meta(md, -4) } != 0 {
+    if unsafe { bpf_xdp_adjust_meta(md, -8) } != 0 {
         return None;
     }
     // SAFETY: the kernel passes a valid context.
     let (note, data) = unsafe { ((*md).data_meta as usize, (*md).data as usize) };
-    if note + 4 > data {
+    if note + 8 > data {
         return None;
     }
-    // SAFETY: the four bytes were just shown to lie before the packet.
-    unsafe { *(note as *mut u32) = MARK | attachment as u32 };
+    // SAFETY: the eight bytes were just shown to lie before the packet.
+    unsafe { *(note as *mut [u32; 2]) = [MARK | attachment as u32, exit] };
     Some(())
 }
 
@@ -243,21 +254,27 @@ fn xdp_ifindex(md: *mut xdp_md) -> u32 {
     unsafe { (*md).ingress_ifindex }
 }
 
-/// Beside XDP: what it sent up gets a mark, and nothing else keeps one of ours.
+/// Beside XDP: what it has finished and cannot send is sent, what it left to the kernel gets a
+/// mark, and nothing else keeps one of ours.
 #[classifier]
 pub fn tc_mark(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel passes a valid context.
     let (note, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
-    let mut mark = None;
-    if note + 4 <= data {
-        // SAFETY: the four bytes were just shown to lie before the packet.
-        let found = unsafe { *(note as *const u32) };
+    let mut mark = 0;
+    if note + 8 <= data {
+        // SAFETY: the eight bytes were just shown to lie before the packet.
+        let [found, exit] = unsafe { *(note as *const [u32; 2]) };
         if found & MARK_MASK == MARK {
-            mark = Some(found);
+            if exit != 0 {
+                set_mark(skb, 0);
+                // SAFETY: the helper has no preconditions.
+                return unsafe { bpf_redirect(exit, 0) as i32 };
+            }
+            mark = found;
         }
     }
-    set_mark(skb, mark.unwrap_or(0));
+    set_mark(skb, mark);
     TC_ACT_UNSPEC
 }
 
@@ -336,7 +353,7 @@ pub fn tc_known(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let mut frame = Skb::new(skb);
-    pipeline::continued(&kernel, &mut frame, Hook::Tc, work);
+    pipeline::continued(&kernel, &mut frame, work);
     if work.done.code.is(Code::ANEW) {
         // SAFETY: as above.
         unsafe { TC_STAGES.tail_call(&ctx, OPEN) };
@@ -352,7 +369,7 @@ pub fn tc_open(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let mut frame = Skb::new(skb);
-    pipeline::opened(&kernel, &mut frame, Hook::Tc, work);
+    pipeline::opened(&kernel, &mut frame, work);
     tc_end(&ctx, skb, &kernel, work)
 }
 
@@ -368,7 +385,7 @@ pub fn tc_first(ctx: TcContext) -> i32 {
     if pipeline::is_plainly_sent(Hook::Tc, work) {
         pipeline::send_plainly(&mut frame, work);
     } else {
-        pipeline::send(&mut Skb::new(skb), Hook::Tc, work);
+        pipeline::send(&mut Skb::new(skb), work);
     }
     tc_end(&ctx, skb, &kernel, work)
 }
@@ -381,7 +398,7 @@ pub fn tc_error(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let mut frame = Skb::new(skb);
-    pipeline::error(&kernel, &mut frame, Hook::Tc, work);
+    pipeline::error(&kernel, &mut frame, work);
     tc_end(&ctx, skb, &kernel, work)
 }
 
@@ -393,7 +410,7 @@ pub fn tc_reply(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let mut frame = Skb::new(skb);
-    pipeline::answer(&kernel, &mut frame, Hook::Tc, work, kernel.now());
+    pipeline::answer(&kernel, &mut frame, work, kernel.now());
     tc_finish(skb, &kernel, work)
 }
 

@@ -1,0 +1,133 @@
+//! Interfaces with different hooks beside one another, and interfaces whose hook changes.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::client;
+use lab::plan::{INTERNET_SERVERS, TRANSIT_SERVERS};
+use lab::servers::ECHO;
+use lab::{Config, Hook, Need, Netns, Shape};
+use serde_json::{Value, json};
+
+use crate::reach::reaches;
+use crate::stand::{Place, Stand, eventually, show};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Gives the interfaces that `is_meant` likes another hook.
+fn set_hooks(config: &mut Config, hook: &str, is_meant: impl Fn(&str) -> bool) {
+    let attachments = config.gateway["attachments"].as_array_mut().expect("a list");
+    for attachment in attachments {
+        if attachment["interface"].as_str().is_some_and(&is_meant) {
+            attachment["hook"] = json!(hook);
+        }
+    }
+}
+
+fn is_outside(interface: &str) -> bool {
+    ["eth-internet", "eth-transit"].contains(&interface)
+}
+
+/// The interface of one cluster, which keeps the hook that the others lose: programs of both kinds
+/// are loaded only if some interface had each when the daemon started.
+fn is_us(interface: &str) -> bool {
+    interface == "eth-us"
+}
+
+#[test]
+fn each_interface_has_the_hook_that_it_can_have() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+    for outside in ["xdp", "tc"] {
+        let place = Place {
+            shape: Shape::ThreeLegged,
+            hook: if outside == "xdp" { Hook::Tc } else { Hook::Xdp },
+        };
+        println!("outside on {outside}, inside on {:?}", place.hook);
+        let mut stand = place.stand_with(|config| set_hooks(config, outside, is_outside))?;
+        show!(stand: everybody_is_reached_both_ways)?;
+    }
+    Ok(())
+}
+
+fn everybody_is_reached_both_ways(stand: &mut Stand) -> Result<()> {
+    let lab = &stand.lab;
+    let (transit, internet) = (lab.transit_address(), lab.internet_address());
+    for cluster in ["prod-eu", "prod-us"] {
+        reaches(&lab.pod(cluster, "web").netns, INTERNET_SERVERS[0], internet)?;
+        reaches(&lab.pod(cluster, "api").netns, TRANSIT_SERVERS[0], transit)?;
+        let cluster = lab.cluster(cluster);
+        let answered = client::ping(&lab.transit, cluster.plan.node, 3)?;
+        ensure!(answered == 3, "{answered} of three pings to a node are answered");
+    }
+    // What cannot be sent by one hook is sent by the other, and the kernel routes none of it but
+    // what it had no neighbour for.
+    let counters = stand.counters()?;
+    ensure!(counters.forwarded > 500 && counters.punted < 50, "{counters:?}");
+    Ok(())
+}
+
+#[test]
+fn an_interface_changes_its_hook_by_a_reload() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+    for [first, second] in [["xdp", "tc"], ["tc", "xdp"]] {
+        println!("{first}, then {second}, then {first}");
+        let place = Place { shape: Shape::ThreeLegged, hook: Hook::Xdp };
+        let mut stand = place.stand_with(|config| {
+            set_hooks(config, first, |interface| !is_us(interface));
+            set_hooks(config, second, is_us);
+        })?;
+        serves(&stand)?;
+        for hook in [second, first] {
+            set_hooks(&mut stand.config, hook, |interface| !is_us(interface));
+            stand.reload()?;
+            serves(&stand)?;
+        }
+        stand.assert_sound()?;
+    }
+    Ok(())
+}
+
+/// Every hook has its program, and each packet is judged once.
+fn serves(stand: &Stand) -> Result<()> {
+    eventually("every program is in its place", || {
+        let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "programs"])?)?;
+        let programs = answer["programs"].as_array().cloned().unwrap_or_default();
+        let missing = programs.iter().filter(|program| program["missing"] == true).count();
+        Ok(missing == 0 && !programs.is_empty() && stand.daemon.get("/readyz")?.0 == 200)
+    })?;
+    let web = &stand.lab.pod("prod-eu", "web").netns;
+    talks(web)?;
+    let before = stand.counters()?;
+    let answered = client::ping(web, INTERNET_SERVERS[0], 5)?;
+    ensure!(answered == 5, "{answered} of five pings are answered");
+    let after = stand.counters()?;
+    let handled = after.forwarded + after.punted - before.forwarded - before.punted;
+    ensure!(handled == 10, "five pings and their answers are {handled} packets");
+    Ok(())
+}
+
+fn talks(from: &Netns) -> Result<()> {
+    let to = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
+    client::echo(client::connect_to(from, to, PATIENCE)?.open()?, 100_000).map(drop)
+}
+
+#[test]
+fn a_start_that_xdp_does_not_suit_leaves_tc_at_work() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+    let mut stand = Place { shape: Shape::ThreeLegged, hook: Hook::Tc }.stand()?;
+    let web = stand.lab.pod("prod-eu", "web").netns.clone();
+    talks(&web)?;
+    stand.daemon.stop()?;
+    // More than a page: no native XDP on a veth.
+    stand.lab.gateway.run("ip", &["link", "set", "eth-internet", "mtu", "9000"])?;
+    stand.lab.internet_router.run("ip", &["link", "set", "uplink", "mtu", "9000"])?;
+    talks(&web)?;
+    set_hooks(&mut stand.config, "xdp", |_| true);
+    stand.config.write(stand.daemon.config())?;
+    let refused = stand.daemon.restart();
+    let said = format!("{refused:?} {}", stand.daemon.stderr());
+    ensure!(refused.is_err() && said.contains("the MTU of `eth-internet`"), "{said}");
+    talks(&web)?;
+    stand.assert_sound()
+}
