@@ -27,6 +27,7 @@ mod members;
 mod membership;
 mod public;
 mod resolve;
+mod table;
 mod text;
 
 pub use check::ResolveError;
@@ -41,4 +42,5 @@ pub use members::{Member, Reason, members};
 pub use membership::{GroupSet, Membership, longest_match};
 pub use public::is_public;
 pub use resolve::{Change, Delta, ExtraPrefix, Resolver, resolve};
+pub use table::AddressTable;
 pub use text::{Labels, Pool, Text};

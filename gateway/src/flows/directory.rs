@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
-use ipnet::IpNet;
-use smartgroups::{Conflict, DomainId, Endpoint, Inventory, longest_match};
+use policy_compiler::{Amendment, Identity};
+use rpds::{HashTrieMapSync, VectorSync};
+use smartgroups::{AddressTable, Conflict, DomainId, Endpoint, GroupId, Inventory};
 
 use crate::config::Config;
 use crate::datapath::numbers::Numbers;
@@ -25,10 +26,12 @@ pub struct Directory {
     rules: Names<Arc<str>>,
     snat: Names<Arc<str>>,
     identities: Names<Known>,
-    inventory: Arc<Inventory>,
+    groups: Arc<HashMap<GroupId, Arc<str>>>,
+    inventory: Inventory,
+    /// The ids of the identities of the image, and of those that came in since, by index.
+    by_index: VectorSync<u32>,
     /// The ids of identities by address, as in the tables.
-    hosts: Vec<(DomainId, IpAddr, u32)>,
-    prefixes: Vec<(DomainId, IpNet, u32)>,
+    table: AddressTable,
 }
 
 /// What is known of an identity.
@@ -36,6 +39,13 @@ pub struct Directory {
 struct Known {
     groups: Arc<[Arc<str>]>,
     doubted: Arc<[Arc<str>]>,
+}
+
+impl Known {
+    fn of(identity: &Identity, groups: &HashMap<GroupId, Arc<str>>) -> Self {
+        let names = |ids: &[_]| ids.iter().filter_map(|id| groups.get(id).cloned()).collect();
+        Self { groups: names(&identity.groups), doubted: names(&identity.doubted) }
+    }
 }
 
 /// How many names of each kind are remembered beyond those of the configuration.
@@ -46,14 +56,14 @@ const MOST_GONE: usize = 1 << 14;
 /// and went still has names for what judged it.
 #[derive(Clone, Debug)]
 struct Names<T> {
-    own: HashMap<u32, T>,
+    own: HashTrieMapSync<u32, T>,
     /// What earlier configurations had, each with the last generation that had it.
-    gone: HashMap<u32, (u32, T)>,
+    gone: Arc<HashMap<u32, (u32, T)>>,
 }
 
 impl<T> FromIterator<(u32, T)> for Names<T> {
     fn from_iter<I: IntoIterator<Item = (u32, T)>>(own: I) -> Self {
-        Self { own: own.into_iter().collect(), gone: HashMap::new() }
+        Self { own: own.into_iter().collect(), gone: Arc::default() }
     }
 }
 
@@ -65,15 +75,16 @@ impl<T: Clone> Names<T> {
     /// Remembers what those before had, up to `generation`, and forgets what is gone the longest.
     fn remember(&mut self, before: &Self, generation: u32) {
         let had = before.own.iter().map(|(id, name)| (*id, (generation, name.clone())));
-        self.gone = before.gone.iter().map(|(id, gone)| (*id, gone.clone())).chain(had).collect();
-        self.gone.retain(|id, _| !self.own.contains_key(id));
-        let Some(beyond) = self.gone.len().checked_sub(MOST_GONE).filter(|n| *n > 0) else {
-            return;
-        };
-        let mut ages: Vec<_> = self.gone.iter().map(|(id, (last, _))| (*last, *id)).collect();
-        let (_, oldest, _) = ages.select_nth_unstable(beyond);
-        let oldest = *oldest;
-        self.gone.retain(|id, (last, _)| (*last, *id) >= oldest);
+        let mut gone: HashMap<_, _> =
+            before.gone.iter().map(|(id, gone)| (*id, gone.clone())).chain(had).collect();
+        gone.retain(|id, _| !self.own.contains_key(id));
+        if let Some(beyond) = gone.len().checked_sub(MOST_GONE).filter(|n| *n > 0) {
+            let mut ages: Vec<_> = gone.iter().map(|(id, (last, _))| (*last, *id)).collect();
+            let (_, oldest, _) = ages.select_nth_unstable(beyond);
+            let oldest = *oldest;
+            gone.retain(|id, (last, _)| (*last, *id) >= oldest);
+        }
+        self.gone = Arc::new(gone);
     }
 }
 
@@ -87,7 +98,6 @@ impl Directory {
     ) -> Self {
         let groups: HashMap<_, Arc<str>> =
             image.groups.iter().map(|group| (group.id, Arc::from(group.name.as_str()))).collect();
-        let names = |ids: &[_]| ids.iter().filter_map(|id| groups.get(id).cloned()).collect();
         let id = |index: u32| image.identities[index as usize].id;
         let domains = gateway.domains.iter().map(|d| (d.number.get(), Arc::from(d.name.as_str())));
         Self {
@@ -98,15 +108,33 @@ impl Directory {
             domains: domains.chain([(0, Arc::from(FABRIC))]).collect(),
             rules: image.rules.iter().map(|r| (r.id.0, Arc::from(r.name.as_str()))).collect(),
             snat: image.snat.iter().map(|s| (s.id.0, Arc::from(s.name.as_str()))).collect(),
-            identities: image
-                .identities
-                .iter()
-                .map(|i| (i.id, Known { groups: names(&i.groups), doubted: names(&i.doubted) }))
-                .collect(),
-            inventory: Arc::clone(inventory),
-            hosts: image.hosts.iter().map(|(d, address, i)| (*d, *address, id(*i))).collect(),
-            prefixes: image.prefixes.iter().map(|(d, prefix, i)| (*d, *prefix, id(*i))).collect(),
+            identities: image.identities.iter().map(|i| (i.id, Known::of(i, &groups))).collect(),
+            groups: Arc::new(groups),
+            inventory: Inventory::clone(inventory),
+            by_index: image.identities.iter().map(|identity| identity.id).collect(),
+            table: AddressTable::new(
+                image.hosts.iter().map(|(domain, host, index)| (*domain, *host, id(*index))),
+                image.prefixes.iter().map(|(domain, prefix, index)| (*domain, *prefix, id(*index))),
+            ),
         }
+    }
+
+    /// The same after members changed what they did; `inventory` is who there is since.
+    #[must_use]
+    pub fn amended(&self, generation: u32, amendment: &Amendment, inventory: &Inventory) -> Self {
+        let mut new = Self { generation, inventory: inventory.clone(), ..self.clone() };
+        for identity in &amendment.identities {
+            new.by_index.push_back_mut(identity.id);
+            new.identities.own.insert_mut(identity.id, Known::of(identity, &new.groups));
+        }
+        let id = |index: &Option<u32>| new.by_index.get((*index)? as usize).copied();
+        for (domain, host, index) in &amendment.hosts {
+            new.table.put_host(*domain, *host, id(index));
+        }
+        for (domain, prefix, index) in &amendment.prefixes {
+            new.table.put_prefix(*domain, *prefix, id(index));
+        }
+        new
     }
 
     fn remember(&mut self, before: &Self) {
@@ -179,8 +207,27 @@ impl Directory {
 
     /// The identity that the tables have for an address.
     fn identity(&self, domain: u16, address: Ipv4Addr) -> u32 {
-        let address = IpAddr::V4(address);
-        longest_match(&self.hosts, &self.prefixes, DomainId(domain), address).unwrap_or(NOBODY)
+        self.table.lookup(DomainId(domain), IpAddr::V4(address)).unwrap_or(NOBODY)
+    }
+
+    /// The ids of identities by address, as in the tables.
+    pub fn table(&self) -> &AddressTable {
+        &self.table
+    }
+
+    /// The id of the identity of whoever no line of the tables holds.
+    pub fn unknown(&self) -> u32 {
+        self.by_index.first().copied().unwrap_or(NOBODY)
+    }
+
+    /// Who there is.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// How many identities stand in the tables.
+    pub fn identities(&self) -> usize {
+        self.by_index.len()
     }
 
     /// The endpoint that owns an address.

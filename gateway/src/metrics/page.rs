@@ -94,7 +94,7 @@ impl Facts {
             guard_dropped: state.guard_dropped(),
             guard_unjudged: state.guard_unjudged(),
             attached_again: state.attached_again(),
-            contested: in_force.config.inventory.contested(),
+            contested: state.directories.current().inventory().contested(),
             records: state.records().map(flow_export::Counts::read),
             records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
             connections: [

@@ -15,13 +15,12 @@ use axum::Json;
 use axum::extract::State as Extract;
 use ipnet::IpNet;
 use policy_compiler::{RuleId, SnatId};
-use smartgroups::{DomainId, longest_match};
+use smartgroups::DomainId;
 use xdp_abi::config::PolicyWord;
 use xdp_abi::count::RuleCount;
 
 use super::problem::{Refusal, blocking};
 use super::state::{InForce, State};
-use crate::config::Config;
 use crate::flows::census::{Fill, Lending, Stock};
 use crate::flows::session::socket;
 use crate::flows::{Census, Directory, Live};
@@ -36,18 +35,17 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) async fn identities<L: Live>(
     Extract(state): Extract<Arc<State<L>>>,
 ) -> Result<Json<Identities>, Refusal> {
-    let InForce { config, .. } = state.in_force();
     let names = state.directories.current();
-    blocking(move || Json(Identities { identities: members(&config, &names) })).await
+    blocking(move || Json(Identities { identities: members(&names) })).await
 }
 
-fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<Identity> {
+fn members(names: &Directory) -> Vec<Identity> {
+    let (table, inventory) = (names.table(), names.inventory());
     let mut all: BTreeMap<u32, Identity> = BTreeMap::new();
     let conflicts = inventory.conflicts().into_iter();
     let contested: HashMap<(DomainId, IpNet), Vec<String>> =
         conflicts.map(|one| ((one.domain, one.prefix), one.claimants)).collect();
-    let mut add = |index: u32, domain: DomainId, net: IpNet| {
-        let id = image.identities[index as usize].id;
+    let mut add = |id: u32, domain: DomainId, net: IpNet| {
         let identity = all.entry(id).or_insert_with(|| Identity {
             id,
             groups: words(&names.groups(id).unwrap_or_default()),
@@ -77,22 +75,24 @@ fn members(Config { image, inventory, .. }: &Config, names: &Directory) -> Vec<I
             identity.members.truncate(SOME);
         }
     };
-    for (domain, address, index) in &image.hosts {
-        add(*index, *domain, IpNet::from(*address));
-    }
-    for (domain, net, index) in &image.prefixes {
-        add(*index, *domain, *net);
+    let hosts = table.hosts().map(|(domain, host, id)| (domain, IpNet::from(host), id));
+    let mut lines: Vec<_> = hosts.chain(table.prefixes()).collect();
+    // Hosts before prefixes, each in order.
+    lines.sort_unstable_by_key(|(domain, net, _)| {
+        (net.prefix_len() < net.max_prefix_len(), *domain, *net)
+    });
+    for (domain, net, id) in lines {
+        add(id, domain, net);
     }
     // Whoever has the identity of the prefix around it has no line of its own in the tables.
-    let hosts = image.hosts.iter().map(|(domain, host, _)| (*domain, IpNet::from(*host)));
-    let prefixes = image.prefixes.iter().map(|(domain, net, _)| (*domain, *net));
-    let mut told: HashSet<(DomainId, IpNet)> = hosts.chain(prefixes).collect();
+    let mut told: HashSet<(DomainId, IpNet)> = HashSet::new();
     for endpoint in inventory.endpoints() {
         let domain = endpoint.domain;
-        for net in endpoint.addresses.iter().filter(|net| told.insert((domain, **net))) {
-            let (hosts, prefixes) = (&image.hosts, &image.prefixes);
-            let index = longest_match(hosts, prefixes, domain, net.network());
-            add(index.unwrap_or(0), domain, *net);
+        for net in endpoint.addresses.iter().filter(|net| !table.has(domain, **net)) {
+            if told.insert((domain, *net)) {
+                let id = table.lookup(domain, net.network());
+                add(id.unwrap_or(names.unknown()), domain, *net);
+            }
         }
     }
     all.into_values().collect()

@@ -119,6 +119,8 @@ fn rows<L: Live>(state: &State<L>, counters: &Counters, census: &Census) -> Stat
 pub(crate) fn tables<L: Live>(state: &State<L>, census: &Census) -> Vec<TableFill> {
     let InForce { config, .. } = state.in_force();
     let image = &config.image;
+    let names = state.directories.current();
+    let (hosts, prefixes) = names.table().sizes();
     let sizes = &config.gateway.tables;
     let hops = (0..=u16::MAX)
         .map_while(|number| state.live.hop(number))
@@ -126,9 +128,9 @@ pub(crate) fn tables<L: Live>(state: &State<L>, census: &Census) -> Vec<TableFil
         .count();
     [
         ("sessions", census.live + census.resting, room(&*state.live)),
-        ("endpoints", image.hosts.len() as u64, sizes.endpoints),
-        ("prefixes", image.prefixes.len() as u64, sizes.prefixes),
-        ("identities", image.identities.len() as u64, sizes.identities),
+        ("endpoints", hosts as u64, sizes.endpoints),
+        ("prefixes", prefixes as u64, sizes.prefixes),
+        ("identities", names.identities() as u64, sizes.identities),
         ("rules", image.rules.len() as u64, sizes.rules),
         ("port_classes", image.port_classes.classes.len() as u64, sizes.port_classes),
         ("next_hops", hops as u64, sizes.next_hops),
