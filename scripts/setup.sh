@@ -158,6 +158,10 @@ if [ "${1-}" = --all ]; then
     install_program cargo-deny "$cargo_deny_version" "checks licences and sources of dependencies"
     unpack_kernel 6.1
     unpack_kernel 6.12
+    scripts/peers.sh
+elif ! command -v go >/dev/null; then
+    say "Go is not installed: tests that talk to a Kubernetes API server are skipped unless it was" \
+        "built before; get 1.26 or newer from https://go.dev/dl, then scripts/peers.sh"
 fi
 mount_bpffs
 if [ "$changed" = no ]; then
