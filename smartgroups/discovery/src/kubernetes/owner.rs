@@ -4,11 +4,9 @@
 //! would be one more kind to watch, and one more to be allowed. The name says enough: a controller
 //! builds it from its own. What is not certain stays what the pod says.
 
-use std::collections::BTreeMap;
-
 use smartgroups::{Pool, Workload};
 
-use super::object::{Metadata, OwnerReference};
+use super::object::{Metadata, OwnerReference, Pairs};
 
 /// Labels with the hash that a controller put behind its own name to name a ReplicaSet.
 const TEMPLATE_HASHES: [(&str, &str); 2] =
@@ -31,14 +29,14 @@ pub(crate) fn workload(metadata: &Metadata, pool: &mut Pool) -> Option<Workload>
     Some(Workload { kind: pool.text(kind), name: pool.text(name) })
 }
 
-fn resolve<'a>(owner: &'a OwnerReference, labels: &BTreeMap<String, String>) -> (&'a str, &'a str) {
+fn resolve<'a>(owner: &'a OwnerReference, labels: &Pairs) -> (&'a str, &'a str) {
     let stem = |suffix: &str| {
         let stem = owner.name.strip_suffix(suffix)?.strip_suffix('-')?;
         (!stem.is_empty()).then_some(stem)
     };
     if owner.kind == "ReplicaSet" {
         for (label, kind) in TEMPLATE_HASHES {
-            if let Some(name) = labels.get(label).and_then(|hash| stem(hash)) {
+            if let Some(name) = labels.get(label).and_then(stem) {
                 return (kind, name);
             }
         }
@@ -82,7 +80,7 @@ mod tests {
             ("DaemonSet", "agent-29340000", None, ("DaemonSet", "agent-29340000")),
         ] {
             let metadata = Metadata {
-                labels: label.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+                labels: label.into_iter().collect(),
                 owner_references: vec![
                     OwnerReference { kind: "Other".into(), name: "x".into(), controller: false },
                     OwnerReference { kind: kind.into(), name: name.into(), controller: true },

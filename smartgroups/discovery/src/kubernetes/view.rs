@@ -29,7 +29,8 @@ use smartgroups::{Change, Endpoint, Labels, Pool, Text, Workload};
 use super::Kind;
 use super::endpoint::{NodeFacts, Place, PodFacts, Scope, ServiceFacts};
 use super::object::{
-    EndpointSlice, Metadata, Namespace, News, Node, Object, Pod, Service, SliceEndpoint, Update,
+    EndpointSlice, Metadata, Namespace, News, Node, Object, Pairs, Phase, Pod, Service,
+    SliceEndpoint, Update,
 };
 use super::owner::workload;
 use super::store::{Key, Store, Version};
@@ -214,8 +215,8 @@ impl View {
         Some((key, Version::new(&metadata.resource_version)))
     }
 
-    fn labels(&mut self, labels: &BTreeMap<String, String>) -> Labels {
-        self.pool.labels(labels.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+    fn labels(&mut self, labels: &Pairs) -> Labels {
+        self.pool.labels(labels.iter())
     }
 
     fn some_text(&mut self, text: &str) -> Option<Text> {
@@ -323,16 +324,19 @@ fn addresses<'a>(texts: impl IntoIterator<Item = &'a str>) -> Box<[IpAddr]> {
 
 /// The addresses that a pod owns.
 fn owned(pod: &Pod) -> Box<[IpAddr]> {
-    let ended = matches!(pod.status.phase.as_str(), "Succeeded" | "Failed");
+    let ended = match pod.status.phase {
+        Phase::Succeeded | Phase::Failed => true,
+        Phase::Lives => false,
+    };
     if ended || pod.spec.host_network {
         return Box::default();
     }
-    let status = pod.status.pod_ips.iter().map(|one| one.ip.as_str());
-    let stated = addresses(status.chain([pod.status.pod_ip.as_str()]));
+    let stated = pod.status.pod_ips.iter().map(|one| one.ip).chain([pod.status.pod_ip]);
+    let stated: BTreeSet<IpAddr> = stated.flatten().collect();
     if stated.is_empty() {
         addresses(pod.metadata.annotations.pod_ips.iter().flat_map(|text| text.split(',')))
     } else {
-        stated
+        stated.into_iter().collect()
     }
 }
 
@@ -391,7 +395,7 @@ impl Watched for Node {
                 .filter(|address| matches!(address.kind.as_str(), "InternalIP" | "ExternalIP"));
             let labels = view.labels(&object.metadata.labels);
             let mut label = |key| {
-                let value = object.metadata.labels.get(key).map(String::as_str);
+                let value = object.metadata.labels.get(key);
                 view.some_text(value.unwrap_or_default())
             };
             NodeState {
@@ -595,7 +599,7 @@ impl View {
 
 impl SliceState {
     fn new(slice: &EndpointSlice, view: &mut View) -> Self {
-        let service = slice.metadata.labels.get(SERVICE_LABEL).map(String::as_str);
+        let service = slice.metadata.labels.get(SERVICE_LABEL);
         let mut state =
             Self { service: view.some_text(service.unwrap_or_default()), ..Self::default() };
         for endpoint in &slice.endpoints {

@@ -141,8 +141,8 @@ struct Status {
 
 /// What is heard in one stream.
 struct Stream<T> {
-    /// The objects of a list that is not complete, by namespace and name.
-    list: Option<HashMap<(String, String), T>>,
+    /// A list that is not complete.
+    list: Option<Gathered<T>>,
     /// Since when it runs.
     began: Instant,
     /// Whether it brought anything.
@@ -284,8 +284,11 @@ impl<T: Object> Watch<T> {
             }
         }
         let mut body = self.ask(query).await?.into_body();
-        let mut stream =
-            Stream { list: from.is_none().then(HashMap::new), began: Instant::now(), heard: false };
+        let mut stream = Stream {
+            list: from.is_none().then(Gathered::new),
+            began: Instant::now(),
+            heard: false,
+        };
         let mut text = Vec::new();
         let mut settled = false;
         loop {
@@ -345,8 +348,8 @@ impl<T: Object> Watch<T> {
         let mut failure = None;
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             match read::<T>(line) {
-                Ok(Word::Event(event)) => match &mut stream.list {
-                    Some(list) => collect(list, event),
+                Ok(Word::Event { event, is_new }) => match &mut stream.list {
+                    Some(list) => list.take(event, is_new),
                     None => {
                         version.clone_from(&event.object.metadata().resource_version);
                         events.push(event);
@@ -354,7 +357,7 @@ impl<T: Object> Watch<T> {
                 },
                 Ok(Word::Bookmark { version: at, ends_list }) => {
                     if ends_list && let Some(list) = stream.list.take() {
-                        let pause = self.listed(list.into_values().collect(), &at).await?;
+                        let pause = self.listed(list.whole(), &at).await?;
                         if pause > Duration::ZERO {
                             return Ok(Some(pause));
                         }
@@ -436,8 +439,15 @@ impl<T: Object> Watch<T> {
 
 /// What one line says.
 enum Word<T> {
-    Event(Event<T>),
-    Bookmark { version: String, ends_list: bool },
+    Event {
+        event: Event<T>,
+        /// Whether it was not there before.
+        is_new: bool,
+    },
+    Bookmark {
+        version: String,
+        ends_list: bool,
+    },
 }
 
 fn read<T: Object>(line: &[u8]) -> Result<Word<T>, Failure> {
@@ -445,7 +455,7 @@ fn read<T: Object>(line: &[u8]) -> Result<Word<T>, Failure> {
     let object = line.object.get();
     let event = |deleted| {
         let object = serde_json::from_str(object).map_err(|error| unreadable(&error))?;
-        Ok(Word::Event(Event { object, deleted }))
+        Ok(Word::Event { event: Event { object, deleted }, is_new: line.kind == "ADDED" })
     };
     match &*line.kind {
         "ADDED" | "MODIFIED" => event(false),
@@ -488,14 +498,46 @@ fn refused(mut status: Status, retry_after: Option<Duration>) -> Failure {
     Failure::Refused { code, reason, message, retry_after }
 }
 
-/// An object of a list that comes as a stream, in which it may change before the list is complete.
-fn collect<T: Object>(list: &mut HashMap<(String, String), T>, event: Event<T>) {
-    let metadata = event.object.metadata();
-    let key = (metadata.namespace.clone(), metadata.name.clone());
-    if event.deleted {
-        list.remove(&key);
-    } else {
-        list.insert(key, event.object);
+/// A list that comes as a stream, in which objects may change before it is complete.
+struct Gathered<T> {
+    objects: Vec<T>,
+    /// What was heard of them afterwards; hardly ever anything.
+    changes: Vec<Event<T>>,
+}
+
+impl<T: Object> Gathered<T> {
+    fn new() -> Self {
+        Self { objects: Vec::new(), changes: Vec::new() }
+    }
+
+    fn take(&mut self, event: Event<T>, is_new: bool) {
+        if is_new && self.changes.is_empty() {
+            self.objects.push(event.object);
+        } else {
+            self.changes.push(event);
+        }
+    }
+
+    /// The objects as they are in the end.
+    fn whole(self) -> Vec<T> {
+        if self.changes.is_empty() {
+            return self.objects;
+        }
+        let key = |object: &T| {
+            let metadata = object.metadata();
+            (metadata.namespace.clone(), metadata.name.clone())
+        };
+        let mut objects: HashMap<_, _> =
+            self.objects.into_iter().map(|object| (key(&object), object)).collect();
+        for event in self.changes {
+            let key = key(&event.object);
+            if event.deleted {
+                objects.remove(&key);
+            } else {
+                objects.insert(key, event.object);
+            }
+        }
+        objects.into_values().collect()
     }
 }
 
@@ -537,16 +579,16 @@ mod tests {
     #[test]
     fn a_line_is_an_event_a_bookmark_or_a_refusal() {
         let said = |line: &str| match read::<Pod>(line.as_bytes()) {
-            Ok(Word::Event(event)) => {
-                format!("{} {}", event.object.metadata.name, event.deleted)
+            Ok(Word::Event { event, is_new }) => {
+                format!("{} {is_new} {}", event.object.metadata.name, event.deleted)
             }
             Ok(Word::Bookmark { version, ends_list }) => format!("{version} {ends_list}"),
             Err(failure) => failure.to_string(),
         };
         for (line, expected) in [
-            (r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#, "a false"),
-            (r#"{"type":"MODIFIED","object":{"metadata":{"name":"a"}}}"#, "a false"),
-            (r#"{"type":"DELETED","object":{"metadata":{"name":"a"}}}"#, "a true"),
+            (r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#, "a true false"),
+            (r#"{"type":"MODIFIED","object":{"metadata":{"name":"a"}}}"#, "a false false"),
+            (r#"{"type":"DELETED","object":{"metadata":{"name":"a"}}}"#, "a false true"),
             (r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}"#, "7 false"),
             (
                 r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7",
@@ -569,6 +611,30 @@ mod tests {
         ] {
             assert_eq!(said(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn what_changes_while_a_list_is_told_is_in_it_as_it_is_in_the_end() {
+        let mut list = Gathered::<Pod>::new();
+        for (name, uid, is_new, deleted) in [
+            ("stays", "1", true, false),
+            ("changes", "1", true, false),
+            ("goes", "1", true, false),
+            ("changes", "2", false, false),
+            ("goes", "1", false, true),
+            ("comes", "1", true, false),
+        ] {
+            let mut object = Pod::default();
+            (object.metadata.name, object.metadata.uid) = (name.to_owned(), uid.to_owned());
+            list.take(Event { object, deleted }, is_new);
+        }
+        let mut names: Vec<String> = list
+            .whole()
+            .into_iter()
+            .map(|pod| format!("{} {}", pod.metadata.name, pod.metadata.uid))
+            .collect();
+        names.sort();
+        assert_eq!(names, ["changes 2", "comes 1", "stays 1"]);
     }
 
     #[test]
