@@ -9,7 +9,7 @@
 //! 410 at the start, does not fall back when the server knows no streaming lists, notices a silent
 //! stream after 295 s, and wants the whole metadata of each object decoded, managed fields and all,
 //! where this needs six of its fields. What is left after supervising all that is a loop; here it is
-//! `Course`, which decides, without I/O, what to ask next, and `watch`, which asks.
+//! `Course`, which decides, without I/O, what to ask next, and `watch`, which asks (docs/adr/0016-own-watch.md).
 //!
 //! **Who owns an address.** A pod, from the moment it has one until it has ended: not until it is
 //! deleted, for an ended pod keeps the address in its status while another one already uses it. A
@@ -22,6 +22,8 @@ mod access;
 mod cluster;
 mod course;
 mod endpoint;
+#[cfg(feature = "fuzz")]
+pub mod foreign;
 mod kind;
 mod object;
 mod owner;

@@ -19,7 +19,7 @@ use gateway::config::Config;
 pub type Target = fn(&[u8]);
 
 /// All of them, by name. Each has a directory of seeds.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("frame", frame::frames),
     ("netlink", netlink),
     ("config", config),
@@ -27,6 +27,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("filter", filter),
     ("event", tables::event),
     ("session", tables::session),
+    ("watch", smartgroups_discovery::kubernetes::foreign::answers),
 ];
 
 /// A configuration that is used as it is shipped.

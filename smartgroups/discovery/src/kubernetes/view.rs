@@ -634,10 +634,10 @@ fn serves(endpoint: &SliceEndpoint) -> bool {
     conditions.serving.or(conditions.ready).unwrap_or(true)
 }
 
-/// The objects that are held, for tests: nothing of what is gone stays in an index.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 impl View {
-    fn index_sizes(&self) -> [usize; 3] {
+    /// How much the indexes know: nothing of what is gone stays in them.
+    pub(crate) fn index_sizes(&self) -> [usize; 3] {
         [self.on_node.len(), self.behind.len(), self.slices_of.len()]
     }
 }

@@ -109,7 +109,7 @@ struct List<T> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct ListMetadata {
+pub(crate) struct ListMetadata {
     resource_version: String,
     #[serde(rename = "continue")]
     next: String,
@@ -237,13 +237,13 @@ impl<T: Object> Watch<T> {
             .map_err(|_| Failure::Silent(PAGE_ARRIVES))?
             .map_err(|error| Failure::Unreachable(plainly(&error)))?
             .to_bytes();
-        let list: List<T> = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
-        self.pages.extend(list.items.unwrap_or_default());
-        if list.metadata.next.is_empty() {
+        let (objects, metadata) = page(&body)?;
+        self.pages.extend(objects);
+        if metadata.next.is_empty() {
             let objects = std::mem::take(&mut self.pages);
-            return self.listed(objects, &list.metadata.resource_version).await;
+            return self.listed(objects, &metadata.resource_version).await;
         }
-        self.course.paged(list.metadata.next);
+        self.course.paged(metadata.next);
         Ok(Duration::ZERO)
     }
 
@@ -253,9 +253,9 @@ impl<T: Object> Watch<T> {
         match self.course.listed(version, now) {
             Verdict::Believed => {
                 info!(%cluster, %kind, objects = objects.len(), version, "listed");
-                self.tell(Update::Listed(objects)).await?;
                 self.heard();
                 self.board.write(|status| status.kinds[kind.index()].lists += 1);
+                self.tell(Update::Listed(objects)).await?;
                 Ok(Duration::ZERO)
             }
             Verdict::TooOld => {
@@ -419,7 +419,7 @@ impl<T: Object> Watch<T> {
             .map_err(|error| Failure::Unreadable(error.to_string()))?;
         let answer = timeout(ANSWER, client.send(request))
             .await
-            .map_err(|_| Failure::Silent(ANSWER))?
+            .map_err(|_| Failure::Unreachable(format!("no answer within {} s", ANSWER.as_secs())))?
             .map_err(|error| Failure::Unreachable(plainly(&error)))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -437,8 +437,14 @@ impl<T: Object> Watch<T> {
     }
 }
 
+/// Reads a page of a list.
+pub(crate) fn page<T: Object>(body: &[u8]) -> Result<(Vec<T>, ListMetadata), Failure> {
+    let list: List<T> = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+    Ok((list.items.unwrap_or_default(), list.metadata))
+}
+
 /// What one line says.
-enum Word<T> {
+pub(crate) enum Word<T> {
     Event {
         event: Event<T>,
         /// Whether it was not there before.
@@ -450,7 +456,8 @@ enum Word<T> {
     },
 }
 
-fn read<T: Object>(line: &[u8]) -> Result<Word<T>, Failure> {
+/// Reads a line of a watch.
+pub(crate) fn read<T: Object>(line: &[u8]) -> Result<Word<T>, Failure> {
     let line: Line<'_> = serde_json::from_slice(line).map_err(|error| unreadable(&error))?;
     let object = line.object.get();
     let event = |deleted| {
@@ -635,6 +642,28 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["changes 2", "comes 1", "stays 1"]);
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_a_refusal_counts() {
+        let cluster = ClusterName::new("c").unwrap();
+        let connector = Arc::new(Connector::new(super::super::Access::InCluster));
+        let board = Board::new(cluster.clone(), None, Duration::ZERO, Instant::now());
+        let (view, mut heard) = mpsc::channel(1);
+        let times = Times { watch: Duration::from_secs(60) };
+        let mut watch: Watch<Pod> = Watch::new(cluster, connector, Arc::new(board), view, times);
+        watch.course.listed("1", Instant::now());
+        let text = br#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}
+            {"type":"ERROR","object":{"code":500,"message":"as told"}}
+            {"type":"ADDED","object":{"metadata":{"name":"b","resourceVersion":"8"}}}"#;
+        let mut stream = Stream { list: None, began: Instant::now(), heard: false };
+        let stopped = watch.lines(text, &mut stream, Instant::now()).await;
+        assert!(matches!(stopped, Err(Stop::Failure(Failure::Refused { code: 500, .. }))));
+        let News::Pod(Update::Changed(events)) = heard.recv().await.unwrap().news else {
+            panic!("a pod is told of");
+        };
+        assert_eq!(events.len(), 1, "what comes after it does not count");
+        assert_eq!(*watch.course.step(), Step::Watch { from: "7".to_owned() });
     }
 
     #[test]
