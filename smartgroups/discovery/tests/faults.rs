@@ -256,6 +256,60 @@ async fn a_server_that_ends_watches_at_once_is_not_stormed() {
     assert_eq!(lists(&asked), 0, "{asked:?}");
 }
 
+/// Changes and faults in an order that a seed gives, then a server that serves well again.
+async fn muddle_through(seed: u64) {
+    let mut drawn = seed;
+    // SplitMix64, below a bound.
+    let mut below = move |bound: u64| {
+        drawn = drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (drawn ^ drawn >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % bound
+    };
+    let (fake, mut follower) = followed(SECOND).await;
+    for step in 0..60 {
+        let pod = format!("p{}", below(6));
+        match below(4) {
+            0 if fake.pods().contains_key(&pod) => fake.delete_pod(&pod),
+            _ => fake.pod(&pod, &step.to_string()),
+        }
+        match below(12) {
+            0 => fake.cut(),
+            1 => fake.compact(),
+            2 => drop(fake.bookmark()),
+            3 => fake.remember(),
+            4 => fake.lag(if below(2) == 0 { Lag::Refuses } else { Lag::Replays }),
+            5 => fake.catch_up(),
+            6 => fake.fault(Fault::Refuse([401, 403, 410, 500, 503][below(5) as usize])),
+            7 => fake.fault([Fault::GoneAtStart, Fault::Silent, Fault::Hasty][below(3) as usize]),
+            8 => fake.streaming([Streaming::Refused, Streaming::Ignored][below(2) as usize]),
+            9 => fake.expire_pages(1),
+            _ => fake.fault(Fault::None),
+        }
+        follower.during(Duration::from_millis(below(200))).await;
+    }
+    fake.fault(Fault::None);
+    fake.catch_up();
+    let expected = fake.pods();
+    follower
+        .until(&format!("after seed {seed} what is known is {expected:?}"), |it| {
+            let known = it.endpoints.values().map(|pod| {
+                let app = pod.labels.get("app").unwrap().to_owned();
+                (pod.pod_name().unwrap().to_owned(), app)
+            });
+            known.eq(expected.clone())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn whatever_failed_what_is_known_in_the_end_is_what_there_is() {
+    let all: Vec<_> = (0..8).map(|seed| tokio::spawn(muddle_through(seed))).collect();
+    for one in all {
+        one.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_cluster_that_never_answers_holds_up_no_other() {
     // It takes connections and is silent, which is worse than one that is gone.

@@ -209,6 +209,16 @@ impl Fake {
         self.signal.send_modify(|signal| signal.changes += 1);
     }
 
+    /// The pods there are, and their label.
+    pub(crate) fn pods(&self) -> BTreeMap<String, String> {
+        let state = self.state();
+        let pods = state.now.objects.iter().filter(|((kind, ..), _)| *kind == Kind::Pod);
+        pods.map(|((.., name), pod)| {
+            (name.clone(), pod["metadata"]["labels"]["app"].as_str().unwrap().to_owned())
+        })
+        .collect()
+    }
+
     /// Cuts every stream.
     pub(crate) fn cut(&self) {
         self.signal.send_modify(|signal| signal.cuts += 1);
@@ -385,7 +395,13 @@ struct Gone;
 impl Watching {
     async fn say(&mut self, what: &str, object: &Value) -> Result<(), Gone> {
         let line = format!("{}\n", json!({"type": what, "object": object}));
-        self.sender.send_data(Bytes::from(line)).await.map_err(|_| Gone)
+        // In two pieces: what a reader gets at a time need not be a line.
+        let mut rest = Bytes::from(line);
+        let half = rest.split_to(rest.len() / 2);
+        for piece in [half, rest] {
+            self.sender.send_data(piece).await.map_err(|_| Gone)?;
+        }
+        Ok(())
     }
 
     async fn follow(mut self, from: Option<u64>, ends_list: bool) -> Result<(), Gone> {
