@@ -181,6 +181,18 @@ impl Inventory {
         labels
     }
 
+    /// The namespaces of which something is known, in any order.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&NamespaceId, &Labels)> {
+        self.namespaces
+            .iter()
+            .filter_map(move |(id, namespace)| Some((id, namespace.labels.as_ref()?)))
+    }
+
+    /// The labels of a namespace.
+    pub fn namespace(&self, id: &NamespaceId) -> Option<&Labels> {
+        self.namespaces.get(id)?.labels.as_ref()
+    }
+
     /// The names of all endpoints in a namespace.
     pub fn in_namespace(&self, id: &NamespaceId) -> impl Iterator<Item = &Text> {
         self.namespaces.get(id).into_iter().flat_map(|namespace| namespace.endpoints.iter())

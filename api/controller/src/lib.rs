@@ -1,0 +1,10 @@
+//! The control plane: what was discovered and what is stated become a policy that is kept up.
+//!
+//! [`Clusters`] watches, [`Plane`] knows who there is and says what each change changes in the
+//! policy. Both run inside of a gateway; who drives them brings what they say into force.
+
+mod clusters;
+mod plane;
+
+pub use clusters::Clusters;
+pub use plane::{Plane, Policy, Step};
