@@ -6,6 +6,7 @@
 mod descriptors;
 mod forwarding;
 mod hooks;
+mod live;
 
 use crate::{
     capture::Capture,
@@ -24,10 +25,15 @@ use crate::{
     watched::Watched,
     whole,
 };
+use controller::Clusters;
+use live::Live;
 use nix::sys::{
     signal::{SigSet, Signal as Number},
     utsname::uname,
 };
+use policy_compiler::Image;
+use smartgroups::Inventory;
+use smartgroups_discovery::kubernetes::Batch;
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -57,6 +63,8 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 const MOST_BYTES: u64 = 256 << 20;
 /// Changes of the network that may wait, and are followed together.
 const CHANGES: usize = 1024;
+/// Batches of clusters that are brought into force together.
+const BATCHES: usize = 256;
 /// How often the file is looked at; it must look the same twice.
 const FILE_EVERY: Duration = Duration::from_millis(500);
 
@@ -193,7 +201,11 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
     let network = follower.state().clone();
-    let looked = Engine::look(Arc::clone(&config), &network, kept)?;
+    let (clusters, batches) = Clusters::new();
+    let mut live = Live::new(clusters);
+    let next = live.compile(&config).map_err(EngineError::from)?;
+    let image = Arc::clone(&next.image);
+    let looked = Engine::look(Arc::clone(&config), Arc::clone(&image), &network, kept)?;
     let log = config.gateway.flow_log.as_ref().map(Log::open).transpose()?;
     // Soon sessions hold these numbers, and this process may be killed.
     looked.kept().write(&config.gateway.state_dir)?;
@@ -216,7 +228,10 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         "datapath up"
     );
     let tables = Arc::new(Tables4::new(Arc::clone(&engine.datapath), serve::ask_route()));
-    let state = Arc::new(State::new(Arc::clone(&tables), named(engine.config(), engine.numbers())));
+    let inventory = next.inventory(&config).clone();
+    let in_force = named(engine.config(), engine.numbers(), &image, &inventory);
+    let state = Arc::new(State::new(Arc::clone(&tables), in_force));
+    live.accept(&config, next);
     let capture = Capture::new(Arc::clone(&tables), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
@@ -240,6 +255,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let problems = Vec::new();
     let looped = Loop {
         engine,
+        live,
         follower,
         state,
         capture,
@@ -251,7 +267,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         not_forwarded: Vec::new(),
         not_kept: None,
     };
-    let outcome = looped.run(changes, signals).await;
+    let outcome = looped.run(changes, batches, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
     let both = async { (local.await, metrics.await) };
@@ -261,8 +277,18 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     outcome
 }
 
-fn named(config: &Arc<Config>, numbers: &Numbers) -> InForce {
-    InForce { config: Arc::clone(config), numbers: Arc::new(numbers.clone()) }
+fn named(
+    config: &Arc<Config>,
+    numbers: &Numbers,
+    image: &Arc<Image>,
+    inventory: &Inventory,
+) -> InForce {
+    InForce {
+        config: Arc::clone(config),
+        numbers: Arc::new(numbers.clone()),
+        image: Arc::clone(image),
+        inventory: inventory.clone(),
+    }
 }
 
 fn generation(datapath: &Datapath) -> u32 {
@@ -271,6 +297,7 @@ fn generation(datapath: &Datapath) -> u32 {
 
 struct Loop {
     engine: Engine,
+    live: Live,
     follower: Follower,
     state: Arc<State<Tables4>>,
     capture: Arc<Capture<Tables4>>,
@@ -328,6 +355,7 @@ impl Loop {
     async fn run(
         mut self,
         mut changes: mpsc::Receiver<NetworkEvent>,
+        mut batches: mpsc::Receiver<Batch>,
         signals: Signals,
     ) -> Result<(), StartError> {
         let Signals { mut hang_up, mut terminate, mut interrupt } = signals;
@@ -340,6 +368,7 @@ impl Loop {
         // Not before: until then neighbours may be kept on interfaces that have left the file.
         self.keep();
         let mut waiting = Vec::new();
+        let mut discovered = Vec::new();
         let outcome = loop {
             tokio::select! {
                 count = changes.recv_many(&mut waiting, CHANGES) => {
@@ -349,6 +378,9 @@ impl Loop {
                     }
                     self.network_changed(&waiting);
                     waiting.clear();
+                }
+                _ = batches.recv_many(&mut discovered, BATCHES) => {
+                    self.discovered(std::mem::take(&mut discovered));
                 }
                 _ = hang_up.recv() => {
                     self.file.is_about_to_be_read();
@@ -382,14 +414,26 @@ impl Loop {
             warn!("{warning}");
         }
         let begun = Instant::now();
+        let next = match self.live.compile(&config) {
+            Ok(next) => next,
+            Err(refused) => {
+                let refused = EngineError::from(refused);
+                self.refuse(&refused, "the configuration in force stays");
+                return;
+            }
+        };
         let network = self.follower.state().clone();
+        let (image, inventory) = (Arc::clone(&next.image), next.inventory(&config).clone());
+        let named = |config: &_, numbers: &_| named(config, numbers, &image, &inventory);
         let announce = |config: &_, numbers: &_| self.state.announce(&named(config, numbers));
         let state_dir = config.gateway.state_dir.clone();
         let keep = |numbers: &_| kept::write_numbers(&state_dir, numbers);
-        match self.engine.reload(config, &network, announce, keep) {
+        match self.engine.reload(config, Arc::clone(&image), &network, announce, keep) {
             Ok(generation) => {
                 let engine = &self.engine;
                 self.state.accept(named(engine.config(), engine.numbers()));
+                let gone = self.live.accept(engine.config(), next);
+                self.forget_clusters(&gone);
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }
@@ -466,6 +510,7 @@ impl Loop {
         if self.not_kept.is_some() {
             self.keep();
         }
+        self.look_at_clusters();
         self.look_at_forwarding();
     }
 

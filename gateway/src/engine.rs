@@ -29,7 +29,7 @@ use crate::{
 };
 use aya::maps::MapError;
 use nix::net::if_::if_nametoindex;
-use policy_compiler::Amendment;
+use policy_compiler::{Amendment, Image};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
@@ -56,6 +56,9 @@ pub enum EngineError {
     /// A table refused an entry.
     #[error("a table of places refuses an entry: {0}")]
     Places(#[from] MapError),
+    /// The policy, with those who were discovered.
+    #[error("{0}, with those who were discovered")]
+    Compile(policy_compiler::CompileError),
     /// More places than there is room for.
     #[error("{0}: state fewer, or wider prefixes")]
     TooManyPlaces(String),
@@ -120,6 +123,8 @@ pub struct Engine {
     /// The tables.
     pub datapath: Arc<Datapath>,
     config: Arc<Config>,
+    /// The policy in force, with what members did since it was published.
+    image: Arc<Image>,
     numbers: Numbers,
     places: Places,
     publisher: Publisher,
@@ -180,6 +185,7 @@ fn is_on_bpffs(pins: &Path) -> bool {
 /// A start of which everything was looked at that can be refused by looking; nothing is touched yet.
 pub struct Looked {
     config: Arc<Config>,
+    image: Arc<Image>,
     places: Places,
     kept: Kept,
     sizes: Sizes,
@@ -201,13 +207,15 @@ impl Engine {
         network: &NetworkState,
         kept: Kept,
     ) -> Result<Self, EngineError> {
-        Self::begin(Self::look(config, network, kept)?, network)
+        let image = Arc::clone(&config.image);
+        Self::begin(Self::look(config, image, network, kept)?, network)
     }
 
     /// Refuses what cannot be brought up. An interface that was known before may be missing, but not
     /// all of them; sessions are taken over only by who knows which attachments they mean.
     pub fn look(
         config: Arc<Config>,
+        image: Arc<Image>,
         network: &NetworkState,
         kept: Kept,
     ) -> Result<Looked, EngineError> {
@@ -236,13 +244,13 @@ impl Engine {
         let mut interfaces = interfaces::devices(&config);
         interfaces.extend(kept.interfaces);
         let kept = Kept { numbers, interfaces, counters: kept.counters };
-        Ok(Looked { config, places, kept, sizes, guard, pins: claim })
+        Ok(Looked { config, image, places, kept, sizes, guard, pins: claim })
     }
 
     /// Brings up what was looked at. Guards first, programs last: packets are served from the first
     /// moment under a whole policy.
     pub fn begin(looked: Looked, network: &NetworkState) -> Result<Self, EngineError> {
-        let Looked { config, places, kept, sizes, guard, pins: claim } = looked;
+        let Looked { config, image, places, kept, sizes, guard, pins: claim } = looked;
         let pins = config.gateway.pin_path.clone();
         let claims = [guard, claim.map_or_else(|| Claim::of_new(&pins), Ok)?];
         let translating = places.translating(|ifindex| attach::translates(&pins, ifindex));
@@ -258,10 +266,9 @@ impl Engine {
         let Kept { counters, numbers, interfaces } = kept;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
-        let pools = publisher.plan(&datapath, &config.image)?;
-        publisher.publish(&datapath, &config.image, pools, &places.ways_out, &|address| {
-            reserved.of(address)
-        })?;
+        let pools = publisher.plan(&datapath, &image)?;
+        publisher
+            .publish(&datapath, &image, pools, &places.ways_out, &|address| reserved.of(address))?;
         hops::relink(&datapath, &places);
         if let Some(older) = &mut older {
             older.replace(&datapath).map_err(TablesError::from)?;
@@ -277,6 +284,7 @@ impl Engine {
         Ok(Self {
             datapath: Arc::new(datapath),
             config,
+            image,
             numbers,
             places,
             publisher,
@@ -351,6 +359,7 @@ impl Engine {
     pub fn reload(
         &mut self,
         config: Arc<Config>,
+        image: Arc<Image>,
         network: &NetworkState,
         announce: impl FnOnce(&Arc<Config>, &Numbers),
         keep: impl FnOnce(&Numbers) -> Result<(), KeptError>,
@@ -364,17 +373,18 @@ impl Engine {
         interfaces::refuse_new(&config, &places.missing, &interfaces::devices(&self.config))
             .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
             .map_err(EngineError::Config)?;
-        let pools = self.publisher.plan(&self.datapath, &config.image)?;
+        let pools = self.publisher.plan(&self.datapath, &image)?;
         if numbers != self.numbers {
             keep(&numbers)?;
         }
-        let before = (Arc::clone(&self.config), self.numbers.clone(), self.places.clone());
-        let outcome = self.put_into_force(config, pools, numbers, places);
+        let before = (Arc::clone(&self.config), Arc::clone(&self.image));
+        let stood = (self.numbers.clone(), self.places.clone());
+        let outcome = self.put_into_force((config, image), pools, numbers, places);
         if outcome.is_err() {
             // What was done of it is undone: the configuration that stays is all of it.
-            let (config, numbers, places) = before;
-            let pools = self.publisher.plan(&self.datapath, &config.image)?;
-            self.put_into_force(config, pools, numbers, places)?;
+            let (numbers, places) = stood;
+            let pools = self.publisher.plan(&self.datapath, &before.1)?;
+            self.put_into_force(before, pools, numbers, places)?;
         }
         outcome
     }
@@ -382,7 +392,7 @@ impl Engine {
     /// Guard first, policy last.
     fn put_into_force(
         &mut self,
-        config: Arc<Config>,
+        (config, image): (Arc<Config>, Arc<Image>),
         pools: Pools,
         numbers: Numbers,
         places: Places,
@@ -406,23 +416,32 @@ impl Engine {
         let amended = if moved {
             None
         } else {
-            self.publisher.amend(&self.datapath, &config.image, &self.places.ways_out)?
+            self.publisher.amend(&self.datapath, &image, &self.places.ways_out)?
         };
         let generation = match amended {
             Some(amended) => self.judge_members_again(&amended),
-            None => {
-                let reserved = &self.reserved;
-                self.publisher.publish(
-                    &self.datapath,
-                    &config.image,
-                    pools,
-                    &self.places.ways_out,
-                    &|address| reserved.of(address),
-                )?
-            }
+            None => self.publish(&image, pools)?,
         };
         self.keep_neighbours();
         self.config = config;
+        self.image = image;
+        Ok(generation)
+    }
+
+    fn publish(&mut self, image: &Image, pools: Pools) -> Result<u32, PublishError> {
+        let reserved = &self.reserved;
+        let of = |address| reserved.of(address);
+        self.publisher.publish(&self.datapath, image, pools, &self.places.ways_out, &of)
+    }
+
+    /// Exchanges the policy for another one of the same configuration.
+    ///
+    /// # Errors
+    /// It does not fit, or a table refuses an entry; the policy in force stays.
+    pub fn exchange(&mut self, image: Arc<Image>) -> Result<u32, EngineError> {
+        let pools = self.publisher.plan(&self.datapath, &image)?;
+        let generation = self.publish(&image, pools)?;
+        self.image = image;
         Ok(generation)
     }
 
@@ -591,8 +610,11 @@ impl Engine {
     /// A table refuses an entry: some of it may be in force, and only a whole policy puts that
     /// right.
     pub fn amend(&mut self, amendment: &Amendment) -> Result<Option<u32>, EngineError> {
-        let amended = self.publisher.follow(&self.datapath, amendment)?;
-        Ok(amended.map(|amended| self.judge_members_again(&amended)))
+        let Some(amended) = self.publisher.follow(&self.datapath, amendment)? else {
+            return Ok(None);
+        };
+        Arc::make_mut(&mut self.image).amend(amendment);
+        Ok(Some(self.judge_members_again(&amended)))
     }
 
     /// Has the flows of whoever has another identity judged again.

@@ -11,6 +11,7 @@ mod stand;
 
 mod full;
 mod hooks;
+mod identity;
 mod look;
 mod missing;
 mod moves;

@@ -25,6 +25,7 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     checks.non_routable(&gateway.non_routable);
     checks.domains(gateway);
     checks.attachments(gateway);
+    checks.clusters(gateway);
     checks.timers(&gateway.timers);
     checks.metrics(&gateway.metrics);
     for (field, value) in [
@@ -119,7 +120,7 @@ impl Checks<'_> {
         }
     }
 
-    fn absolute(&mut self, path: &Path, file: &std::path::Path) {
+    pub(super) fn absolute(&mut self, path: &Path, file: &std::path::Path) {
         if !file.is_absolute() {
             let (field, found) = (path.field(), file.display().to_string());
             let message = format!("`{field}` is \"{}\"; expected an absolute path", short(&found));

@@ -31,7 +31,12 @@ pub(super) fn compile(
             Ok(_) if !findings.errors.is_empty() => return None,
             Ok(compiled) => {
                 let places = Places::of(tree, gateway, documents);
-                let said = compiled.diagnostics.iter().map(|diagnostic| places.place(diagnostic));
+                // Who is discovered may be in a group that nobody of the file is in.
+                let is_known = |diagnostic: &&Diagnostic| {
+                    gateway.clusters.is_empty() || !is_about_nobody(diagnostic)
+                };
+                let said = compiled.diagnostics.iter().filter(is_known);
+                let said = said.map(|diagnostic| places.place(diagnostic));
                 findings.warnings.extend(said.map(|(path, message)| tree.fault(&path, message)));
                 return Some(compiled);
             }
@@ -51,6 +56,17 @@ pub(super) fn compile(
                 return None;
             }
         }
+    }
+}
+
+fn is_about_nobody(diagnostic: &Diagnostic) -> bool {
+    match diagnostic {
+        Diagnostic::EmptyGroup { .. }
+        | Diagnostic::RuleNeverMatches { .. }
+        | Diagnostic::SnatNeverMatches { .. }
+        | Diagnostic::Shadowed { .. }
+        | Diagnostic::Redundant { .. } => true,
+        Diagnostic::Contested(_) => false,
     }
 }
 

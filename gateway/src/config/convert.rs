@@ -136,6 +136,15 @@ pub fn policy(documents: &[Document]) -> Policy {
     Policy { rules, snat, default_action }
 }
 
+/// Rules, groups and room for the control plane, and who is stated.
+#[must_use]
+pub fn plane(gateway: &Gateway, documents: &[Document]) -> (controller::Policy, Inventory) {
+    let Inputs { inventory, groups, domains } = inputs(gateway, documents);
+    let Policy { rules, snat, default_action } = policy(documents);
+    let capacity = capacity(&gateway.tables);
+    (controller::Policy { groups, rules, snat, default_action, domains, capacity }, inventory)
+}
+
 /// What the compiler makes of the documents.
 #[derive(Clone, Debug)]
 pub struct Compiled {

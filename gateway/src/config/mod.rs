@@ -8,6 +8,7 @@
 //! a [`Config`] has its image already, and whoever enforces it compiles nothing.
 
 mod check;
+pub mod clusters;
 mod compile;
 pub mod convert;
 mod decode;

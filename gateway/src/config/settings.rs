@@ -15,6 +15,8 @@ use api::value::{PortRange, Prefix4};
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::clusters::Cluster;
+
 /// This machine's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +31,9 @@ pub struct Gateway {
     pub domains: Vec<Domain>,
     /// Where packets come from and go to.
     pub attachments: Vec<Attachment>,
+    /// Kubernetes clusters that are watched.
+    #[serde(default)]
+    pub clusters: Vec<Cluster>,
     /// How long idle sessions are remembered.
     #[serde(default)]
     pub timers: Timers,

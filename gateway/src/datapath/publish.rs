@@ -12,7 +12,8 @@ use super::{
 use aya::maps::{MapError, lpm_trie::Key};
 use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
-    Action, Amendment, BitSet, Egress, Identity, Image, ImageSnat, Log, PortRange, Protocol,
+    Action, Amendment, BitSet, DefaultAction, Egress, Identity, Image, ImageRule, ImageSnat, Log,
+    PortClasses, PortRange, Protocol,
 };
 use smartgroups::DomainId;
 use std::{
@@ -20,7 +21,6 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -94,8 +94,7 @@ pub struct Publisher {
 
 /// The policy in force, and where its identities stand.
 struct InForce {
-    /// As it was published; what members did since is beside it.
-    image: Arc<Image>,
+    judged_by: JudgedBy,
     ways_out: WaysOut,
     bank: u32,
     /// What was stored to put it in force. Another word in the table is another policy, whoever
@@ -108,6 +107,32 @@ struct InForce {
     places: Vec<u32>,
     hosts: HashMap<(DomainId, Ipv4Addr), u32>,
     prefixes: HashMap<(DomainId, Ipv4Net), u32>,
+}
+
+/// What of an image says how flows are judged, whoever there is.
+struct JudgedBy {
+    rules: Vec<ImageRule>,
+    default_action: DefaultAction,
+    snat: Vec<ImageSnat>,
+    port_classes: PortClasses,
+}
+
+impl JudgedBy {
+    fn of(image: &Image) -> Self {
+        Self {
+            rules: image.rules.clone(),
+            default_action: image.default_action,
+            snat: image.snat.clone(),
+            port_classes: image.port_classes.clone(),
+        }
+    }
+
+    fn is_of(&self, image: &Image) -> bool {
+        self.rules == image.rules
+            && self.default_action == image.default_action
+            && self.snat == image.snat
+            && self.port_classes == image.port_classes
+    }
 }
 
 impl InForce {
@@ -214,7 +239,7 @@ impl Publisher {
     pub fn publish(
         &mut self,
         datapath: &Datapath,
-        image: &Arc<Image>,
+        image: &Image,
         pools: Pools,
         ways_out: &WaysOut,
         reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
@@ -255,7 +280,7 @@ impl Publisher {
         self.lendings = pools.lendings;
         self.swapped = Some(Instant::now());
         self.in_force = Some(InForce {
-            image: Arc::clone(image),
+            judged_by: JudgedBy::of(image),
             ways_out: ways_out.clone(),
             bank,
             word,
@@ -274,20 +299,14 @@ impl Publisher {
     pub fn amend(
         &mut self,
         datapath: &Datapath,
-        image: &Arc<Image>,
+        image: &Image,
         ways_out: &WaysOut,
     ) -> Result<Option<Amended>, PublishError> {
         let Some(in_force) = &mut self.in_force else { return Ok(None) };
         if datapath.settings().policy.load() != in_force.word.0 {
             return Ok(None);
         }
-        let old = &in_force.image;
-        let same = old.rules == image.rules
-            && old.default_action == image.default_action
-            && old.snat == image.snat
-            && old.port_classes == image.port_classes
-            && in_force.ways_out == *ways_out;
-        if !same {
+        if !in_force.judged_by.is_of(image) || in_force.ways_out != *ways_out {
             return Ok(None);
         }
         let Some(places) = in_force.place(&image.identities, datapath.sizes.identities) else {
@@ -309,7 +328,6 @@ impl Publisher {
         let new: Vec<Identity> = new.cloned().collect();
         self.write_members(datapath, new, &hosts, &[])?;
         if let Some(in_force) = &mut self.in_force {
-            in_force.image = Arc::clone(image);
             in_force.places = places;
         }
         Ok(Some(Amended::of(&hosts, &[])))

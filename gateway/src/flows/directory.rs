@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
-use policy_compiler::{Amendment, Identity};
+use policy_compiler::{Amendment, Identity, Image};
 use rpds::{HashTrieMapSync, VectorSync};
 use smartgroups::{AddressTable, Conflict, DomainId, Endpoint, GroupId, Inventory};
 
-use crate::config::Config;
+use crate::config::Gateway;
 use crate::datapath::numbers::Numbers;
 
 /// The names of one generation; never changed once made.
@@ -93,7 +93,9 @@ impl Directory {
     #[must_use]
     pub fn new(
         generation: u32,
-        Config { gateway, image, inventory, .. }: &Config,
+        gateway: &Gateway,
+        image: &Image,
+        inventory: &Inventory,
         numbers: &Numbers,
     ) -> Self {
         let groups: HashMap<_, Arc<str>> =
@@ -110,7 +112,7 @@ impl Directory {
             snat: image.snat.iter().map(|s| (s.id.0, Arc::from(s.name.as_str()))).collect(),
             identities: image.identities.iter().map(|i| (i.id, Known::of(i, &groups))).collect(),
             groups: Arc::new(groups),
-            inventory: Inventory::clone(inventory),
+            inventory: inventory.clone(),
             by_index: image.identities.iter().map(|identity| identity.id).collect(),
             table: AddressTable::new(
                 image.hosts.iter().map(|(domain, host, index)| (*domain, *host, id(*index))),
@@ -359,6 +361,14 @@ impl Directories {
     #[must_use]
     pub fn book(&self) -> Arc<Book> {
         Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The newest directory that is in force.
+    #[must_use]
+    pub fn in_force(&self) -> Arc<Directory> {
+        let book = self.book();
+        let skipped = usize::from(book.is_announced && book.kept.len() > 1);
+        Arc::clone(&book.kept[skipped])
     }
 
     /// The newest directory.

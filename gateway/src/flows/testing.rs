@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use policy_compiler::{Action, Egress, Log, Protocol, SnatAction};
+use smartgroups::Inventory;
 use xdp::address::V4;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, RouteEntry, Sizes, rule_set};
 use xdp::pipeline::{Fate, Hook};
@@ -297,7 +298,8 @@ fn lower(memory: &mut Memory, config: &Config) -> Policy {
 impl Scene {
     /// The names of the configuration, as of a generation.
     pub(crate) fn directory(&self, generation: u32) -> Directory {
-        Directory::new(generation, &self.config, &self.numbers())
+        let Config { gateway, image, inventory, .. } = &self.config;
+        Directory::new(generation, gateway, image, inventory, &self.numbers())
     }
 
     /// The names of the configuration alone.
@@ -307,7 +309,12 @@ impl Scene {
 
     /// What a daemon would say is in force.
     pub(crate) fn in_force(&self) -> InForce {
-        InForce { config: Arc::new(self.config.clone()), numbers: Arc::new(self.numbers()) }
+        InForce {
+            config: Arc::new(self.config.clone()),
+            numbers: Arc::new(self.numbers()),
+            image: Arc::clone(&self.config.image),
+            inventory: Inventory::clone(&self.config.inventory),
+        }
     }
 
     /// The numbers of its attachments: nothing was numbered before.

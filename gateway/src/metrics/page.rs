@@ -1,15 +1,16 @@
 //! The page that Prometheus reads.
 
 use std::collections::HashMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use api::policy::PairFill;
 use api::status::TableFill;
 use flow_export::Counted;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
+use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::count::{Amount, Counters, RuleCount};
 use xdp_abi::reason::Reason;
 
@@ -59,6 +60,10 @@ pub struct Facts {
     pub attached_again: u64,
     /// Addresses that more endpoints claim than can have them.
     pub contested: usize,
+    /// How well clusters are known.
+    pub clusters: Vec<ClusterStatus>,
+    /// How long changes of members took to be in force.
+    pub enforced: Histogram,
     /// Records of the flow log, if there is one.
     pub records: Option<Counted>,
     /// Whether they cannot be written.
@@ -95,6 +100,8 @@ impl Facts {
             guard_unjudged: state.guard_unjudged(),
             attached_again: state.attached_again(),
             contested: state.directories.current().inventory().contested(),
+            clusters: state.clusters(),
+            enforced: state.enforced().clone(),
             records: state.records().map(flow_export::Counts::read),
             records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
             connections: [
@@ -123,6 +130,7 @@ pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
     ports(&page, facts)?;
     records(&page, facts)?;
     connections(&page, facts)?;
+    clusters(&page, facts)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&page.0.gather(), &mut text)?;
     Ok(text)
@@ -178,6 +186,55 @@ impl Page {
         }
         self.0.register(Box::new(gauges))
     }
+}
+
+/// Nothing where no cluster is watched.
+fn clusters(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    if facts.clusters.is_empty() {
+        return Ok(());
+    }
+    page.0.register(Box::new(facts.enforced.clone()))?;
+    let now = Instant::now();
+    let of = |value: &dyn Fn(&ClusterStatus) -> Option<u64>| {
+        let rows = facts
+            .clusters
+            .iter()
+            .filter_map(|one| Some(([one.cluster.as_str().to_owned()], value(one)?)));
+        rows.collect::<Vec<_>>()
+    };
+    page.gauges(
+        "sluice_cluster_synced",
+        "1 if all kinds of objects of the cluster were heard of.",
+        ["cluster"],
+        of(&|one| Some(one.is_synced().into())),
+    )?;
+    page.gauges(
+        "sluice_cluster_endpoints",
+        "Endpoints that are known of the cluster.",
+        ["cluster"],
+        of(&|one| Some(one.endpoints as u64)),
+    )?;
+    page.gauges(
+        "sluice_cluster_degraded_kinds",
+        "Kinds of objects of the cluster that are not followed at present.",
+        ["cluster"],
+        of(&|one| Some(one.degraded(now).count() as u64)),
+    )?;
+    page.gauges(
+        "sluice_cluster_staleness_seconds",
+        "How old what is known of the cluster may be; groups are frozen, not emptied.",
+        ["cluster"],
+        of(&|one| one.staleness(now).map(|age| age.as_secs())),
+    )?;
+    page.gauges(
+        "sluice_cluster_credentials_expire_timestamp_seconds",
+        "Until when the credentials for the cluster are good, where that is known, since 1970.",
+        ["cluster"],
+        of(&|one| {
+            let expire = one.credentials_expire?;
+            Some(expire.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+        }),
+    )
 }
 
 /// A part of a whole; of nothing it is none.

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use flow_export::Counts;
+use policy_compiler::{Amendment, Image};
+use prometheus::{Histogram, HistogramOpts};
+use smartgroups::Inventory;
+use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::config::PolicyWord;
 
 use crate::config::Config;
@@ -23,11 +27,16 @@ pub struct InForce {
     pub config: Arc<Config>,
     /// Which of its attachments has which number.
     pub numbers: Arc<Numbers>,
+    /// The policy as it was published.
+    pub image: Arc<Image>,
+    /// Who there was when it was.
+    pub inventory: Inventory,
 }
 
 impl InForce {
     fn directory(&self, generation: u32) -> Directory {
-        Directory::new(generation, &self.config, &self.numbers)
+        let Self { config, numbers, image, inventory } = self;
+        Directory::new(generation, &config.gateway, image, inventory, numbers)
     }
 }
 
@@ -51,6 +60,8 @@ pub struct State<L> {
     guard_dropped: AtomicU64,
     guard_unjudged: AtomicU64,
     reload: RwLock<Reload>,
+    clusters: RwLock<Vec<ClusterStatus>>,
+    enforced: Histogram,
     started: Instant,
 }
 
@@ -96,6 +107,8 @@ impl<L: Live> State<L> {
             guard_dropped: AtomicU64::new(0),
             guard_unjudged: AtomicU64::new(0),
             reload: RwLock::new(Reload::success()),
+            clusters: RwLock::default(),
+            enforced: enforced(),
             started: Instant::now(),
         }
     }
@@ -117,6 +130,38 @@ impl<L: Live> State<L> {
         self.directories.publish(in_force.directory(self.generation()), self.live.clock());
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = in_force;
         *self.reload.write().unwrap_or_else(PoisonError::into_inner) = Reload::success();
+    }
+
+    /// Says what members are about to change; as [`Self::announce`].
+    pub fn announce_members(&self, amendment: &Amendment, inventory: &Inventory) {
+        let next = self.directories.current().amended(self.generation(), amendment, inventory);
+        self.directories.announce(next, self.live.clock());
+    }
+
+    /// What members have changed is in force.
+    pub fn accept_members(&self, amendment: &Amendment, inventory: &Inventory) {
+        let next = self.directories.in_force().amended(self.generation(), amendment, inventory);
+        self.directories.publish(next, self.live.clock());
+    }
+
+    /// How well clusters are known.
+    pub fn set_clusters(&self, status: Vec<ClusterStatus>) {
+        *self.clusters.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// How well clusters are known.
+    pub fn clusters(&self) -> Vec<ClusterStatus> {
+        self.clusters.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// So long after it was heard of, a change of members was in force.
+    pub fn observe_enforced(&self, after: Duration) {
+        self.enforced.observe(after.as_secs_f64());
+    }
+
+    /// How long changes of members took from being heard of to being in force.
+    pub fn enforced(&self) -> &Histogram {
+        &self.enforced
     }
 
     /// The file is not what is in force, and why.
@@ -212,6 +257,18 @@ fn generation<L: Live>(live: &L) -> u32 {
     PolicyWord(live.config().policy.load()).generation()
 }
 
+/// A histogram from a tenth of a millisecond to some seconds.
+fn enforced() -> Histogram {
+    let options = HistogramOpts::new(
+        "sluice_members_enforced_seconds",
+        "From when a change of members was received from a cluster to when the kernel's tables had it.",
+    );
+    let buckets = vec![
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    ];
+    Histogram::with_opts(options.buckets(buckets)).expect("the name and the buckets are right")
+}
+
 /// Something that must hold before packets are served as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
@@ -227,12 +284,21 @@ pub enum Condition {
     Pins,
     /// What the next daemon has to know is in `state_dir`.
     Kept,
+    /// The clusters that are watched are known, and what they say is in force.
+    Clusters,
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Attached, Self::Policy, Self::Guards, Self::Forwarding, Self::Pins, Self::Kept];
+    pub const ALL: [Self; 7] = [
+        Self::Attached,
+        Self::Policy,
+        Self::Guards,
+        Self::Forwarding,
+        Self::Pins,
+        Self::Kept,
+        Self::Clusters,
+    ];
 
     /// Before anybody has said how it is.
     const fn unknown(self) -> &'static str {
@@ -243,6 +309,7 @@ impl Condition {
             Self::Forwarding => "nobody has looked yet whether the kernel forwards",
             Self::Pins => "nobody has looked yet whether everything is pinned",
             Self::Kept => "nothing has been kept for the next start yet",
+            Self::Clusters => "nobody has looked yet whether clusters are known",
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use gateway::config::Config;
 use gateway::datapath::numbers::Numbers;
 use gateway::flows::session::{all_slots, sessions};
 use gateway::flows::{Book, Clock, Directories, Directory, record};
@@ -16,7 +17,11 @@ fn names() -> &'static Book {
     static NAMES: OnceLock<Arc<Book>> = OnceLock::new();
     NAMES.get_or_init(|| {
         let config = crate::example();
-        let names = Directory::new(1, config, &Numbers::default().with(&config.gateway));
+        let names = {
+            let Config { gateway, image, inventory, .. } = config;
+            let numbers = Numbers::default().with(gateway);
+            Directory::new(1, gateway, image, inventory, &numbers)
+        };
         Directories::new(names).book()
     })
 }

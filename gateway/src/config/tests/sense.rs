@@ -1,6 +1,7 @@
 //! Mistakes that a field has beside others.
 
-use super::{Config, edited, refused};
+use super::{Config, GOOD, edited, refused};
+use crate::config::clusters;
 
 #[test]
 fn settings_have_to_fit_together() {
@@ -720,4 +721,63 @@ fn prefixes_of_one_list_that_overlap_are_warned_of() {
         let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
         assert_eq!(warnings, [said]);
     }
+}
+
+#[test]
+fn a_cluster_is_reached_in_one_way() {
+    const AFTER: &str = "  timers:\n";
+    let with = |clusters: &str| GOOD.replace(AFTER, &format!("  clusters:\n{clusters}{AFTER}"));
+    let said = |clusters: &str| {
+        let errors = Config::parse(&with(clusters), "f.yaml").map(|_| ()).unwrap_err();
+        errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect::<Vec<_>>()
+    };
+    let one = |fields: &str| format!("    - {{ name: eu, domain: prod-eu{fields} }}\n");
+    let at = "gateway.clusters[0]";
+    let one_way = "a cluster is reached in one way; expected `kubeconfig`, or `server` and \
+                   `token_file`, or `in_cluster: true`";
+    for (fields, expected) in [
+        ("", vec![format!("{at}: {one_way}")]),
+        (", kubeconfig: /k, in_cluster: true", vec![format!("{at}: {one_way}")]),
+        (", server: \"https://h\"", vec![format!("{at}: {one_way}")]),
+        (
+            ", in_cluster: true, context: c, ca_file: /ca",
+            vec![
+                format!("{at}.context: `context` belongs to `kubeconfig`, which is not stated"),
+                format!("{at}.ca_file: `ca_file` belongs to `server`, which is not stated"),
+            ],
+        ),
+        (
+            ", server: \"http://h\", token_file: token",
+            vec![
+                format!(
+                    "{at}.server: `server` is \"http://h\"; expected a URL with https, such as \
+                     https://10.0.0.1:6443"
+                ),
+                format!("{at}.token_file: `token_file` is \"token\"; expected an absolute path"),
+            ],
+        ),
+    ] {
+        assert_eq!(said(&one(fields)), expected, "{fields}");
+    }
+    let elsewhere = one(", in_cluster: true").replace("prod-eu", "prod-ue");
+    let hint = "`domain` names domain `prod-ue`, which does not exist; did you mean `prod-eu`?";
+    assert_eq!(said(&elsewhere), [format!("{at}.domain: {hint}")]);
+    let twice = one(", in_cluster: true").repeat(2);
+    assert!(said(&twice)[0].starts_with("gateway.clusters[1].name: `name` is eu, as in line "));
+    let odd = one(", in_cluster: true").replace("name: eu", "name: \"e u\"");
+    assert!(said(&odd)[0].starts_with(&format!("{at}.name: `name`: ")), "{:?}", said(&odd));
+
+    let good = one(", kubeconfig: /etc/k, context: admin, max_staleness: 10m");
+    let config = Config::parse(&with(&good), "f.yaml").unwrap();
+    let watched = clusters::watched(&config.gateway);
+    let [settings] = &watched[..] else { panic!("{watched:?}") };
+    assert_eq!(settings.scope.cluster.as_str(), "eu");
+    assert_eq!((settings.scope.pods.0, settings.scope.nodes.0), (1, 0));
+    assert_eq!(settings.max_staleness, Some(std::time::Duration::from_secs(600)));
+    // Who is discovered may be in groups that nobody of the file is in.
+    let nobody = with(&good)
+        .replace("labels: { team: payments } }\n        - {", "labels: { team: a } }\n        - {");
+    let nobody = nobody.replace("        - { cidr: 10.20.0.0/16, domain: fabric }\n", "");
+    assert!(nobody.contains("team: a"), "the sample has another form");
+    assert_eq!(Config::parse(&nobody, "f.yaml").unwrap().warnings, []);
 }
