@@ -398,6 +398,7 @@ impl Loop {
             }
         };
         self.keep();
+        self.remember_at_last().await;
         outcome
     }
 

@@ -1,6 +1,7 @@
 //! What a daemon keeps in `state_dir` for its successor, and for no other.
 
 use crate::datapath::numbers::Numbers;
+use controller::Recollection;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,9 @@ const COUNTERS: &str = "rule-counters.json";
 const NUMBERS: &str = "attachments.json";
 /// The devices of the attachments. Without the file none of them may be missing.
 const INTERFACES: &str = "interfaces.json";
+
+/// Who was discovered. Without the file nobody is known until clusters have answered.
+const DISCOVERED: &str = "discovered.json";
 
 /// What is lost with [`NUMBERS`].
 const NUMBER_OF_EACH: &str = "which number an attachment has";
@@ -111,6 +115,19 @@ impl Kept {
 /// Reads the devices that were in force alone.
 pub fn interfaces(state_dir: &Path) -> BTreeSet<String> {
     read_or_begin_anew(state_dir, INTERFACES)
+}
+
+/// Reads who was discovered.
+pub fn discovered(state_dir: &Path) -> Recollection {
+    read_or_begin_anew(state_dir, DISCOVERED)
+}
+
+/// Writes who was discovered.
+///
+/// # Errors
+/// It cannot be written; what was there before is.
+pub fn write_discovered(state_dir: &Path, discovered: &Recollection) -> Result<(), KeptError> {
+    write(state_dir, DISCOVERED, discovered, "who was discovered")
 }
 
 /// Writes the numbers of attachments alone, before a session holds one of them.

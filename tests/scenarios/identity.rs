@@ -133,9 +133,31 @@ fn claims(stand: &mut Stand, api: &mut Api) -> Result<()> {
     stand.config.gateway["clusters"] = clusters;
     stand.reload()?;
     within(SOON, "it is discovered again", || reaches(&web))?;
+
+    // Who was known last is known to the next daemon at once, also where the cluster does not answer.
+    let stream = client::connect_to(&web, INTERNET, Duration::from_secs(2))?.open()?;
+    let live = client::talk(&web, stream, gap, Duration::from_secs(1));
+    api.cluster.stop_api();
     stand.daemon.stop()?;
-    stand.daemon.restart()?;
-    within(SOON, "it is discovered by the next daemon", || reaches(&web))
+    stand.daemon.relaunch()?;
+    within(SOON, "the cluster is not known yet", || {
+        let said = stand.daemon.get("/readyz").map(|(_, said)| said).unwrap_or_default();
+        Ok(said.contains("cluster `prod-eu` is not known yet"))
+    })?;
+    ensure!(reaches(&web)?, "the pod is forgotten");
+    ensure!(!live.ended(), "a live flow was cut by the restart");
+    live.stop().map(drop)?;
+    // What is not there any more when the cluster has said all is gone.
+    let Api { runtime, cluster, gateway } = api;
+    gateway.enter(|| {
+        runtime.block_on(async {
+            let (_beside, admin) = cluster.second_api().await?;
+            admin.delete(&of_web).await?;
+            cluster.start_api().await
+        })
+    })?;
+    within(SOON, "the deleted pod is nobody", || Ok(!reaches(&web)?))?;
+    within(SOON, "the cluster is known", || Ok(stand.daemon.get("/readyz")?.0 == 200))
 }
 
 /// Whether somebody reaches the Internet's servers.

@@ -8,6 +8,15 @@ use tokio::sync::mpsc;
 /// Batches that may wait until they are in force; more of them hold the watches back.
 const WAITING: usize = 256;
 
+/// What becomes of what is known of clusters that were watched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// They are not watched any more, or their addresses are elsewhere: it is void.
+    pub gone: Vec<String>,
+    /// They are watched in another way: it stays until they have said all again.
+    pub anew: Vec<String>,
+}
+
 /// Watched clusters by name.
 pub struct Clusters {
     watched: BTreeMap<String, (Settings, Cluster)>,
@@ -21,28 +30,28 @@ impl Clusters {
         (Self { watched: BTreeMap::new(), sender }, receiver)
     }
 
-    /// Watches exactly these clusters from now on: one whose settings changed anew. Returns those that
-    /// are not watched any more, or not as they were: what is known of them is void.
+    /// Watches exactly these clusters from now on: one whose settings changed anew.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn follow(&mut self, wanted: &[Settings]) -> Vec<String> {
-        let name = |settings: &Settings| settings.scope.cluster.as_str().to_owned();
-        let is_wanted = |settings: &Settings| wanted.contains(settings);
-        let gone: Vec<String> = self
-            .watched
-            .iter()
-            .filter(|(_, (settings, _))| !is_wanted(settings))
-            .map(|(name, _)| name.clone())
-            .collect();
-        self.watched.retain(|_, (settings, _)| is_wanted(settings));
+    pub fn follow(&mut self, wanted: &[Settings]) -> Followed {
+        let mut followed = Followed::default();
+        for (name, (settings, _)) in &self.watched {
+            match wanted.iter().find(|one| one.scope == settings.scope) {
+                Some(one) if one == settings => {}
+                Some(_) => followed.anew.push(name.clone()),
+                None => followed.gone.push(name.clone()),
+            }
+        }
+        self.watched.retain(|_, (settings, _)| wanted.contains(settings));
         for settings in wanted {
-            self.watched.entry(name(settings)).or_insert_with(|| {
+            let name = settings.scope.cluster.as_str().to_owned();
+            self.watched.entry(name).or_insert_with(|| {
                 (settings.clone(), Cluster::spawn(settings.clone(), self.sender.clone()))
             });
         }
-        gone
+        followed
     }
 
     /// Whether a cluster is watched.
@@ -70,15 +79,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_void_is_said_of_each_cluster_that_goes_or_changes() {
+    async fn what_is_known_of_a_cluster_that_goes_is_void_and_of_one_that_changes_waits() {
         let (mut clusters, _batches) = Clusters::new();
-        for (wanted, gone, watched) in [
-            (vec![settings("a", 1), settings("b", 2)], &[][..], &["a", "b"][..]),
-            (vec![settings("a", 1), settings("b", 2)], &[], &["a", "b"]),
-            (vec![settings("a", 3)], &["a", "b"], &["a"]),
-            (vec![settings("a", 3), settings("c", 2)], &[], &["a", "c"]),
+        let later = |name, domain| Settings {
+            max_staleness: Some(std::time::Duration::from_secs(9)),
+            ..settings(name, domain)
+        };
+        for (wanted, gone, anew, watched) in [
+            (vec![settings("a", 1), settings("b", 2)], &[][..], &[][..], &["a", "b"][..]),
+            (vec![settings("a", 1), settings("b", 2)], &[], &[], &["a", "b"]),
+            (vec![later("a", 1), settings("b", 2)], &[], &["a"], &["a", "b"]),
+            (vec![settings("a", 3)], &["a", "b"], &[], &["a"]),
+            (vec![settings("a", 3), settings("c", 2)], &[], &[], &["a", "c"]),
         ] {
-            assert_eq!(clusters.follow(&wanted), gone);
+            let followed = clusters.follow(&wanted);
+            assert_eq!(followed.gone, gone);
+            assert_eq!(followed.anew, anew);
             let status = clusters.status();
             let names: Vec<&str> = status.iter().map(|one| one.cluster.as_str()).collect();
             assert_eq!(names, watched);

@@ -5,6 +5,8 @@
 
 mod clusters;
 mod plane;
+mod recollection;
 
-pub use clusters::Clusters;
+pub use clusters::{Clusters, Followed};
 pub use plane::{Plane, Policy, Step};
+pub use recollection::{Recollection, Unconfirmed};

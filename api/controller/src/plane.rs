@@ -50,12 +50,26 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Compiles a policy for those that are stated.
+    /// Compiles a policy for those that are stated, and for what was discovered before.
     ///
     /// # Errors
     /// A policy that is wrong in itself, or has no room.
-    pub fn new(policy: Policy, stated: Inventory) -> Result<(Self, Image), CompileError> {
-        Self::compile(Arc::new(policy), stated.clone(), stated)
+    pub fn new(
+        policy: Policy,
+        stated: Inventory,
+        discovered: impl IntoIterator<Item = Change>,
+    ) -> Result<(Self, Image), CompileError> {
+        let mut all = stated.clone();
+        for change in discovered {
+            match change {
+                _ if is_about(&stated, &change) => {}
+                Change::Endpoint(endpoint) => drop(all.insert(*endpoint)),
+                Change::Gone(name) => drop(all.remove(&name)),
+                Change::Namespace(id, labels) => drop(all.insert_namespace(id, labels)),
+                Change::NamespaceGone(id) => drop(all.remove_namespace(&id)),
+            }
+        }
+        Self::compile(Arc::new(policy), stated, all)
     }
 
     /// Compiles another policy for others that are stated, and for all that was discovered. This
@@ -100,6 +114,11 @@ impl Plane {
         };
         let (compiler, image, _) = Compiler::new(all, &inputs, &policy.capacity)?;
         Ok((Self { policy, stated, compiler, is_full: false }, image))
+    }
+
+    /// Who is stated.
+    pub fn stated(&self) -> &Inventory {
+        &self.stated
     }
 
     /// Who there is.
@@ -153,6 +172,15 @@ impl Plane {
         let namespaces = namespaces.map(|(id, _)| Change::NamespaceGone(id.clone()));
         let gone: Vec<Change> = endpoints.chain(namespaces).collect();
         self.discover(gone)
+    }
+}
+
+/// Whether a change is about something that is stated.
+fn is_about(stated: &Inventory, change: &Change) -> bool {
+    match change {
+        Change::Endpoint(endpoint) => stated.get(&endpoint.name).is_some(),
+        Change::Gone(name) => stated.get(name).is_some(),
+        Change::Namespace(id, _) | Change::NamespaceGone(id) => stated.namespace(id).is_some(),
     }
 }
 
@@ -214,7 +242,7 @@ mod tests {
         let mut stated = Inventory::new();
         stated.insert(pod("file/a", 1, "web"));
         let shop = NamespaceId { cluster: Some("eu".into()), name: "shop".into() };
-        let (mut plane, mut image) = Plane::new(policy(100), stated.clone()).unwrap();
+        let (mut plane, mut image) = Plane::new(policy(100), stated.clone(), []).unwrap();
         assert_eq!(groups_of(&image, 1), ["web"]);
         let prod = Labels::from([("env", "prod")]);
         let step = plane.discover([
@@ -229,6 +257,12 @@ mod tests {
             assert_eq!(groups_of(&image, host), expected, "{host}");
         }
         assert_eq!(plane.discover([found("eu/shop/b", 2, "web")]), Step::Nothing);
+        // What was discovered before a start is known at once, and is not the file's.
+        let before = [found("file/a", 9, "web"), found("eu/shop/b", 2, "web")];
+        let (_, begun) = Plane::new(policy(100), stated, before).unwrap();
+        for (host, expected) in [(1, &["web"][..]), (2, &["web"]), (9, &[])] {
+            assert_eq!(groups_of(&begun, host), expected, "{host}");
+        }
         // Another file: what it no longer states is gone, what was discovered stays.
         let mut other = Inventory::new();
         other.insert(pod("file/c", 3, "web"));
@@ -246,7 +280,7 @@ mod tests {
 
     #[test]
     fn without_room_what_is_in_force_stays_and_room_is_found_again() {
-        let (mut plane, _) = Plane::new(policy(2), Inventory::new()).unwrap();
+        let (mut plane, _) = Plane::new(policy(2), Inventory::new(), []).unwrap();
         let one = |name: &str, host| found(name, host, "web");
         assert!(matches!(plane.discover([one("a", 1), one("b", 2)]), Step::Amended(_)));
         let full = Step::NoRoom(CompileError::NoRoom { table: Table::Hosts, need: 3, room: 2 });

@@ -1,9 +1,10 @@
 //! Members of groups that are discovered: what clusters say comes into force as it arrives.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use controller::{Clusters, Plane, Step};
+use controller::{Clusters, Plane, Recollection, Step, Unconfirmed};
 use policy_compiler::{CompileError, Image};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
@@ -11,7 +12,11 @@ use tracing::{error, info, warn};
 use super::{Loop, named, with_causes};
 use crate::config::{Config, clusters, convert};
 use crate::engine::EngineError;
+use crate::kept;
 use crate::serve::Condition;
+
+/// How often it is written down who was discovered, if that changed: it is read at the next start.
+const REMEMBER_EVERY: Duration = Duration::from_secs(30);
 
 /// Who is discovered, and the policy that is kept up with that.
 pub(super) struct Live {
@@ -20,6 +25,11 @@ pub(super) struct Live {
     plane: Option<Plane>,
     /// What was discovered is not in force: why, as it was logged last.
     behind: Option<String>,
+    unconfirmed: Unconfirmed,
+    /// Something was discovered since it was written down.
+    is_unwritten: bool,
+    written: Instant,
+    writing: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// A policy that is compiled and not in force yet.
@@ -30,7 +40,15 @@ pub(super) struct Next {
 
 impl Live {
     pub(super) fn new(clusters: Clusters) -> Self {
-        Self { clusters, plane: None, behind: None }
+        Self {
+            clusters,
+            plane: None,
+            behind: None,
+            unconfirmed: Unconfirmed::default(),
+            is_unwritten: false,
+            written: Instant::now(),
+            writing: None,
+        }
     }
 
     /// Compiles a configuration for all that is discovered.
@@ -41,7 +59,20 @@ impl Live {
         let (policy, stated) = convert::plane(&config.gateway, &config.documents);
         let (plane, image) = match &self.plane {
             Some(plane) => plane.restated(policy, stated)?,
-            None => Plane::new(policy, stated)?,
+            None => {
+                // Until the clusters have answered, whoever was known last is there.
+                let recollection = kept::discovered(&config.gateway.state_dir);
+                let known = recollection.changes(&clusters::watched(&config.gateway));
+                let count = known.len();
+                match Plane::new(policy.clone(), stated.clone(), known) {
+                    Ok(whole) => whole,
+                    Err(refused) if count > 0 => {
+                        warn!("what was known of clusters is left out: {refused}");
+                        Plane::new(policy, stated, [])?
+                    }
+                    Err(refused) => return Err(refused),
+                }
+            }
         };
         Ok(Next { image: Arc::new(image), plane: Some(plane) })
     }
@@ -49,9 +80,22 @@ impl Live {
     /// A configuration has come into force: from now on its clusters are watched. Those of which
     /// nothing is known any more are returned.
     pub(super) fn accept(&mut self, config: &Config, next: Next) -> Vec<String> {
+        let is_first = self.plane.is_none();
         self.plane = next.plane;
         self.behind = None;
-        self.clusters.follow(&clusters::watched(&config.gateway))
+        let watched = clusters::watched(&config.gateway);
+        let mut followed = self.clusters.follow(&watched);
+        if is_first {
+            // What is known of them is a recollection.
+            let names = watched.iter().map(|one| one.scope.cluster.as_str().to_owned());
+            followed.anew.extend(names);
+        }
+        if let Some(plane) = &self.plane {
+            for cluster in &followed.anew {
+                self.unconfirmed.doubt(cluster, plane.inventory());
+            }
+        }
+        followed.gone
     }
 
     /// Who there is, if anything is discovered.
@@ -84,14 +128,21 @@ fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
 impl Loop {
     /// Brings into force what clusters have said.
     pub(super) fn discovered(&mut self, batches: Vec<Batch>) {
-        let Some(plane) = &mut self.live.plane else { return };
+        let Live { plane: Some(plane), clusters, unconfirmed, .. } = &mut self.live else { return };
         let received = batches.iter().map(|batch| batch.received).min();
         for batch in batches.iter().filter(|batch| batch.synced && batch.changes.is_empty()) {
             info!(cluster = %batch.cluster, "cluster known");
         }
-        let clusters = &self.live.clusters;
-        let known = batches.into_iter().filter(|batch| clusters.has(batch.cluster.as_str()));
-        let step = plane.discover(known.flat_map(|batch| batch.changes));
+        let mut changes = Vec::new();
+        for mut batch in batches {
+            let cluster = batch.cluster.as_str();
+            if clusters.has(cluster) {
+                unconfirmed.hear(cluster, batch.synced, &mut batch.changes);
+                changes.append(&mut batch.changes);
+            }
+        }
+        let step = plane.discover(changes);
+        self.live.is_unwritten = true;
         if self.step(step)
             && let Some(received) = received
         {
@@ -117,12 +168,41 @@ impl Loop {
             let step = plane.retry();
             self.step(step);
         }
+        if self.live.is_unwritten && self.live.written.elapsed() >= REMEMBER_EVERY {
+            self.remember();
+        }
         let (now, status) = (Instant::now(), self.live.clusters.status());
         let mut problems: Vec<String> =
             status.iter().filter_map(|status| fault(status, now)).collect();
         problems.extend(self.live.behind.clone());
         self.state.readiness.set(Condition::Clusters, problems);
         self.state.set_clusters(status);
+    }
+
+    /// Writes down who was discovered, beside everything else; not while it is still written.
+    fn remember(&mut self) {
+        let Some(plane) = &self.live.plane else { return };
+        if self.live.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            return;
+        }
+        // Copies that cost nothing: what they are made of is written by somebody else.
+        let (all, stated) = (plane.inventory().clone(), plane.stated().clone());
+        let state_dir = self.engine.config().gateway.state_dir.clone();
+        self.live.is_unwritten = false;
+        self.live.written = Instant::now();
+        self.live.writing =
+            Some(tokio::task::spawn_blocking(move || written_down(&state_dir, &all, &stated)));
+    }
+
+    /// The same at the end, when there is nobody else.
+    pub(super) async fn remember_at_last(&mut self) {
+        if let Some(writing) = self.live.writing.take() {
+            let _ = writing.await;
+        }
+        if let (true, Some(plane)) = (self.live.is_unwritten, &self.live.plane) {
+            let state_dir = &self.engine.config().gateway.state_dir;
+            written_down(state_dir, plane.inventory(), plane.stated());
+        }
     }
 
     /// Brings a step into force; says whether it is.
@@ -206,6 +286,12 @@ impl Loop {
             warn!("{refused}");
         }
         self.live.behind = Some(refused);
+    }
+}
+
+fn written_down(state_dir: &Path, all: &smartgroups::Inventory, stated: &smartgroups::Inventory) {
+    if let Err(failed) = kept::write_discovered(state_dir, &Recollection::of(all, stated)) {
+        warn!("{failed}");
     }
 }
 

@@ -1,0 +1,279 @@
+//! What was discovered, remembered over a restart.
+//!
+//! A gateway that starts knows nobody until its clusters have answered, and judges live flows
+//! meanwhile. So what was discovered is written down and taken for true at the start, until the
+//! cluster has said all that it knows: what it has not named by then is gone ([`Unconfirmed`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use smartgroups::{
+    Change, DomainId, Endpoint, EndpointKind, Inventory, Labels, NamespaceId, Pool, Workload,
+};
+use smartgroups_discovery::kubernetes::Settings;
+
+/// The kinds that a cluster has endpoints of.
+const KINDS: [EndpointKind; 3] = [EndpointKind::Pod, EndpointKind::Service, EndpointKind::Node];
+
+/// What was discovered, in a form that is written to a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Recollection {
+    endpoints: Vec<Remembered>,
+    namespaces: Vec<Space>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Remembered {
+    name: String,
+    kind: String,
+    domain: u16,
+    addresses: Vec<IpNet>,
+    cluster: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    services: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    service_account: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workload: Option<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Space {
+    cluster: String,
+    name: String,
+    labels: BTreeMap<String, String>,
+}
+
+fn written(labels: &Labels) -> BTreeMap<String, String> {
+    labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+fn read(labels: &BTreeMap<String, String>, pool: &mut Pool) -> Labels {
+    pool.labels(labels.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+impl Recollection {
+    /// What of all that is known was discovered in clusters.
+    pub fn of(all: &Inventory, stated: &Inventory) -> Self {
+        let endpoints = all.endpoints().filter(|one| stated.get(&one.name).is_none());
+        let text = |text: &Option<smartgroups::Text>| text.as_ref().map(ToString::to_string);
+        let endpoints = endpoints.filter_map(|one| {
+            Some(Remembered {
+                name: one.name.to_string(),
+                kind: one.kind.to_string(),
+                domain: one.domain.0,
+                addresses: one.addresses.to_vec(),
+                cluster: text(&one.cluster)?,
+                id: text(&one.id),
+                namespace: text(&one.namespace),
+                services: one.services.iter().map(ToString::to_string).collect(),
+                service_account: text(&one.service_account),
+                workload: (one.workload.as_ref())
+                    .map(|workload| (workload.kind.to_string(), workload.name.to_string())),
+                region: text(&one.region),
+                zone: text(&one.zone),
+                labels: written(&one.labels),
+            })
+        });
+        let namespaces = all.namespaces().filter(|(id, _)| stated.namespace(id).is_none());
+        let namespaces = namespaces.filter_map(|(id, labels)| {
+            let (cluster, name) = (text(&id.cluster)?, id.name.to_string());
+            Some(Space { cluster, name, labels: written(labels) })
+        });
+        Self { endpoints: endpoints.collect(), namespaces: namespaces.collect() }
+    }
+
+    /// What of it is still meant: that of clusters which are watched, where their addresses are now.
+    pub fn changes(&self, watched: &[Settings]) -> Vec<Change> {
+        let mut pool = Pool::new();
+        let scope = |cluster: &str| {
+            watched.iter().map(|one| &one.scope).find(|scope| scope.cluster.as_str() == cluster)
+        };
+        let mut changes = Vec::with_capacity(self.endpoints.len() + self.namespaces.len());
+        for space in self.namespaces.iter().filter(|space| scope(&space.cluster).is_some()) {
+            let (cluster, name) = (Some(pool.text(&space.cluster)), pool.text(&space.name));
+            let labels = read(&space.labels, &mut pool);
+            changes.push(Change::Namespace(NamespaceId { cluster, name }, labels));
+        }
+        for one in &self.endpoints {
+            let Some(scope) = scope(&one.cluster) else { continue };
+            let Some(kind) = KINDS.into_iter().find(|kind| kind.as_str() == one.kind) else {
+                continue;
+            };
+            let domain = if kind == EndpointKind::Pod { scope.pods } else { scope.nodes };
+            if DomainId(one.domain) != domain {
+                continue;
+            }
+            let mut text = |text: &Option<String>| text.as_deref().map(|text| pool.text(text));
+            let endpoint = Endpoint {
+                addresses: one.addresses.clone().into(),
+                id: text(&one.id),
+                cluster: text(&Some(one.cluster.clone())),
+                namespace: text(&one.namespace),
+                service_account: text(&one.service_account),
+                region: text(&one.region),
+                zone: text(&one.zone),
+                services: one.services.iter().map(|service| pool.text(service)).collect(),
+                workload: (one.workload.as_ref())
+                    .map(|(kind, name)| Workload { kind: pool.text(kind), name: pool.text(name) }),
+                labels: read(&one.labels, &mut pool),
+                ..Endpoint::new(one.name.as_str(), kind, domain)
+            };
+            changes.push(Change::Endpoint(Box::new(endpoint)));
+        }
+        changes
+    }
+}
+
+/// What is taken for true although its cluster has not said so yet, by the cluster.
+#[derive(Debug, Default)]
+pub struct Unconfirmed(BTreeMap<String, BTreeSet<Subject>>);
+
+/// What a change is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Endpoint(smartgroups::Text),
+    Namespace(NamespaceId),
+}
+
+impl Subject {
+    fn of(change: &Change) -> Self {
+        match change {
+            Change::Endpoint(endpoint) => Self::Endpoint(endpoint.name.clone()),
+            Change::Gone(name) => Self::Endpoint(name.clone()),
+            Change::Namespace(id, _) | Change::NamespaceGone(id) => Self::Namespace(id.clone()),
+        }
+    }
+
+    fn gone(self) -> Change {
+        match self {
+            Self::Endpoint(name) => Change::Gone(name),
+            Self::Namespace(id) => Change::NamespaceGone(id),
+        }
+    }
+}
+
+impl Unconfirmed {
+    /// All that is known of a cluster waits until the cluster says it again.
+    pub fn doubt(&mut self, cluster: &str, inventory: &Inventory) {
+        let is_of = |name: &Option<smartgroups::Text>| name.as_deref() == Some(cluster);
+        let endpoints = inventory.endpoints().filter(|endpoint| is_of(&endpoint.cluster));
+        let endpoints = endpoints.map(|endpoint| Subject::Endpoint(endpoint.name.clone()));
+        let namespaces = inventory.namespaces().filter(|(id, _)| is_of(&id.cluster));
+        let namespaces = namespaces.map(|(id, _)| Subject::Namespace(id.clone()));
+        self.0.insert(cluster.to_owned(), endpoints.chain(namespaces).collect());
+    }
+
+    /// A cluster has said something, and maybe all that it knows: what it did not name by then is
+    /// gone, which is added to the changes.
+    pub fn hear(&mut self, cluster: &str, is_all: bool, changes: &mut Vec<Change>) {
+        let Some(waiting) = self.0.get_mut(cluster) else { return };
+        for change in changes.iter() {
+            waiting.remove(&Subject::of(change));
+        }
+        if is_all && let Some(waiting) = self.0.remove(cluster) {
+            changes.extend(waiting.into_iter().map(Subject::gone));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smartgroups_discovery::kubernetes::{Access, ClusterName, Scope};
+
+    fn watched(name: &str, pods: u16) -> Settings {
+        let cluster = ClusterName::new(name).unwrap();
+        let scope = Scope { cluster, pods: DomainId(pods), nodes: DomainId::FABRIC };
+        Settings::new(scope, Access::InCluster)
+    }
+
+    fn shop() -> NamespaceId {
+        NamespaceId { cluster: Some("eu".into()), name: "shop".into() }
+    }
+
+    fn pod() -> Endpoint {
+        Endpoint {
+            addresses: ["100.64.0.1/32".parse().unwrap(), "fd00::1/128".parse().unwrap()].into(),
+            id: Some("uid".into()),
+            cluster: Some("eu".into()),
+            namespace: Some("shop".into()),
+            services: ["api".into(), "web".into()].into(),
+            service_account: Some("sa".into()),
+            workload: Some(Workload { kind: "Deployment".into(), name: "api".into() }),
+            region: Some("r".into()),
+            zone: Some("z".into()),
+            labels: [("team", "web")].into(),
+            ..Endpoint::new("eu/shop/api", EndpointKind::Pod, DomainId(1))
+        }
+    }
+
+    fn known() -> Inventory {
+        let mut known = Inventory::new();
+        known.insert(pod());
+        let node = Endpoint { cluster: Some("eu".into()), ..pod() };
+        known.insert(Endpoint {
+            name: "node:eu/a".into(),
+            kind: EndpointKind::Node,
+            domain: DomainId::FABRIC,
+            addresses: ["10.0.0.1/32".parse().unwrap()].into(),
+            ..node
+        });
+        known.insert(Endpoint { name: "file/b".into(), ..pod() });
+        known.insert_namespace(shop(), [("env", "prod")].into());
+        known
+    }
+
+    #[test]
+    fn what_was_discovered_is_remembered_fact_by_fact() {
+        let mut stated = Inventory::new();
+        stated.insert(Endpoint { name: "file/b".into(), ..pod() });
+        let text = serde_json::to_string(&Recollection::of(&known(), &stated)).unwrap();
+        let read: Recollection = serde_json::from_str(&text).unwrap();
+        let mut again = Inventory::new();
+        for change in read.changes(&[watched("eu", 1)]) {
+            match change {
+                Change::Endpoint(endpoint) => drop(again.insert(*endpoint)),
+                Change::Namespace(id, labels) => drop(again.insert_namespace(id, labels)),
+                Change::Gone(_) | Change::NamespaceGone(_) => panic!("{change:?}"),
+            }
+        }
+        for name in ["eu/shop/api", "node:eu/a"] {
+            assert_eq!(again.get(name), known().get(name), "{name}");
+        }
+        assert_eq!(again.namespace(&shop()), known().namespace(&shop()));
+        assert_eq!(again.len(), 2, "what is stated is the file's");
+        // Another cluster, and pods that are in another domain now.
+        assert_eq!(read.changes(&[watched("us", 1)]), []);
+        assert_eq!(read.changes(&[watched("eu", 2)]).len(), 2, "the namespace and the node");
+    }
+
+    #[test]
+    fn what_a_cluster_has_not_named_when_it_has_said_all_is_gone() {
+        let mut unconfirmed = Unconfirmed::default();
+        unconfirmed.doubt("eu", &known());
+        let found = || Change::Endpoint(Box::new(pod()));
+        let mut first = vec![found()];
+        unconfirmed.hear("us", true, &mut vec![]);
+        unconfirmed.hear("eu", false, &mut first);
+        assert_eq!(first, [found()]);
+        let mut last = vec![];
+        unconfirmed.hear("eu", true, &mut last);
+        let gone = |name: &str| Change::Gone(name.into());
+        assert_eq!(last, [gone("file/b"), gone("node:eu/a"), Change::NamespaceGone(shop())]);
+        let mut later = vec![];
+        unconfirmed.hear("eu", true, &mut later);
+        assert_eq!(later, [], "once");
+    }
+}
