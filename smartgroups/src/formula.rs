@@ -6,7 +6,7 @@ use crate::resolve::PUBLIC;
 use crate::{ANYWHERE, PUBLIC_INTERNET, ResolveError, Selector, SmartGroup, Truth};
 
 /// One half of a group: what its selectors take, or what they exclude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Half {
     Takes,
     Excludes,

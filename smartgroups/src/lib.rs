@@ -38,7 +38,7 @@ pub use group::{
 };
 pub use id::{stable_id, stable_id_of_bytes, stable_ids};
 pub use inventory::{Conflict, Inventory, NamespaceId};
-pub use members::{Member, Reason, members};
+pub use members::{Member, Reason, Way, members};
 pub use membership::{GroupSet, Membership, longest_match};
 pub use public::is_public;
 pub use resolve::{Change, Delta, ExtraPrefix, Resolver, resolve};

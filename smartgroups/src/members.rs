@@ -2,11 +2,18 @@
 //!
 //! For people: the listing names the selector and the endpoint of every prefix. The tables are
 //! made by [`crate::resolve()`], which keeps no reasons.
+//!
+//! Nobody bounds how deep groups name one another, nor by how many ways one leads to another. So
+//! each group is gone through once for what it takes and once for what is excluded by it, without
+//! recursion, and all members of a listing share the ways that lead to them.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::formula::Half;
 use crate::resolve::common;
 use crate::{
     ANYWHERE, DomainId, Endpoint, EndpointKind, Inventory, PUBLIC_INTERNET, Selector, SmartGroup,
@@ -20,10 +27,61 @@ pub struct Member {
     pub domain: Option<DomainId>,
     /// The prefix; a host is /32 or /128.
     pub prefix: IpNet,
-    /// Why it is in the group.
+    /// By which groups that the group is made of it comes in.
+    pub way: Way,
+    /// Why it is in the last of these, or in the group itself.
     pub reason: Reason,
     /// It is not, whatever else is said of it, and that is why.
     pub is_excluded: bool,
+}
+
+/// Groups that name one another, from the one that is listed inwards. Selectors count from 1, as
+/// people do.
+#[derive(Clone)]
+pub struct Way {
+    /// Of the whole listing.
+    steps: Arc<[Step]>,
+    last: Option<usize>,
+}
+
+/// From a group to one that it names.
+#[derive(Clone, Debug)]
+struct Step {
+    selector: usize,
+    group: String,
+    before: Option<usize>,
+}
+
+impl Way {
+    /// Each group, and the selector of the one before that names it.
+    pub fn steps(&self) -> impl Iterator<Item = (usize, &str)> {
+        let backwards = std::iter::successors(self.last.map(|at| &self.steps[at]), |step| {
+            step.before.map(|at| &self.steps[at])
+        });
+        let steps: Vec<_> = backwards.map(|step| (step.selector, step.group.as_str())).collect();
+        steps.into_iter().rev()
+    }
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.steps()).finish()
+    }
+}
+
+impl PartialEq for Way {
+    fn eq(&self, other: &Self) -> bool {
+        self.steps().eq(other.steps())
+    }
+}
+
+impl Eq for Way {}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.steps()
+            .try_for_each(|(selector, group)| write!(f, "selector {selector} (group `{group}`): "))
+    }
 }
 
 /// Why a prefix is in a group. Selectors count from 1, as people do.
@@ -47,15 +105,6 @@ pub enum Reason {
         /// The endpoint.
         endpoint: String,
     },
-    /// It is in a group that the selector names.
-    Group {
-        /// Which selector of the group.
-        selector: usize,
-        /// The group that it names.
-        group: String,
-        /// Why it is in that one.
-        why: Box<Reason>,
-    },
     /// `anywhere` holds every address.
     Everything,
     /// `public-internet` holds it, apart from the special-purpose ranges inside.
@@ -69,9 +118,6 @@ impl fmt::Display for Reason {
             Self::Endpoint { selector, asks, kind, endpoint } => {
                 write!(f, "{kind} `{endpoint}` meets selector {selector} ({asks})")
             }
-            Self::Group { selector, group, why } => {
-                write!(f, "selector {selector} (group `{group}`): {why}")
-            }
             Self::Everything => f.write_str("every address"),
             Self::Public => f.write_str("public, except special-purpose ranges inside"),
         }
@@ -82,89 +128,130 @@ impl fmt::Display for Reason {
 ///
 /// A prefix is listed once for every reason that it has, and also where the group is in doubt,
 /// because another endpoint claims the same address or nothing is known of a namespace yet. What the group excludes stands behind the
-/// others and says so. A group that is a part of itself, which [`crate::resolve()`] refuses, adds
-/// nothing to itself.
+/// others and says so. What a group holds to which several ways lead is listed by the first of them. A
+/// group that is a part of itself, which [`crate::resolve()`] refuses, adds nothing to itself.
 pub fn members(inventory: &Inventory, groups: &[SmartGroup], name: &str) -> Option<Vec<Member>> {
-    within(inventory, groups, name, &mut Vec::new())
-}
-
-/// The same, on the way down from the groups in `path`.
-fn within<'a>(
-    inventory: &Inventory,
-    groups: &'a [SmartGroup],
-    name: &str,
-    path: &mut Vec<&'a str>,
-) -> Option<Vec<Member>> {
-    match name {
-        ANYWHERE => Some(built_in(&["0.0.0.0/0", "::/0"], None, &Reason::Everything)),
-        PUBLIC_INTERNET => {
-            let fabric = Some(DomainId::FABRIC);
-            Some(built_in(&["0.0.0.0/0", "2000::/3"], fabric, &Reason::Public))
-        }
-        _ => {
-            let group = groups.iter().find(|group| group.name == name)?;
-            if path.contains(&name) {
-                return None;
-            }
-            path.push(&group.name);
-            let members = of(inventory, groups, group, path);
-            path.pop();
-            Some(members)
-        }
+    let steps = Arc::default();
+    if let Some(built_in) = built_in(name) {
+        let way = Way { steps, last: None };
+        return Some(built_in.into_iter().map(|found| found.member(&way, false)).collect());
     }
-}
-
-fn built_in(prefixes: &[&str], domain: Option<DomainId>, reason: &Reason) -> Vec<Member> {
-    prefixes
-        .iter()
-        .filter_map(|prefix| prefix.parse().ok())
-        .map(|prefix| Member { domain, prefix, reason: reason.clone(), is_excluded: false })
-        .collect()
-}
-
-fn of<'a>(
-    inventory: &Inventory,
-    groups: &'a [SmartGroup],
-    group: &SmartGroup,
-    path: &mut Vec<&'a str>,
-) -> Vec<Member> {
+    let mut by_name = HashMap::new();
+    for group in groups.iter().filter(|group| !is_built_in(&group.name)) {
+        by_name.entry(group.name.as_str()).or_insert(group);
+    }
+    let Walk { asked, steps, .. } = Walk::from(by_name.get(name)?, &by_name);
+    let steps: Arc<[Step]> = steps.into();
     let mut members = Vec::new();
-    let numbered = |selectors| (1..).zip(selectors);
-    for (selector, asked) in numbered(&group.selectors) {
-        members.extend(selected(inventory, groups, selector, asked, path));
+    for Asked { selector, number, last, half } in asked {
+        let way = Way { steps: Arc::clone(&steps), last };
+        let found = match &selector.group {
+            Some(part) => built_in(part).unwrap_or_default(),
+            None => selected(inventory, number, selector),
+        };
+        let is_excluded = half == Half::Excludes;
+        members.extend(found.into_iter().map(|found| found.member(&way, is_excluded)));
     }
-    for (selector, asked) in numbered(&group.exclude) {
-        // What a group excludes for itself it does not exclude here.
-        let excluded = selected(inventory, groups, selector, asked, path);
-        let excluded = excluded.into_iter().filter(|member| !member.is_excluded);
-        members.extend(excluded.map(|member| Member { is_excluded: true, ..member }));
-    }
-    members
+    Some(members)
 }
 
-/// What one selector of a group selects.
-fn selected<'a>(
-    inventory: &Inventory,
-    groups: &'a [SmartGroup],
-    selector: usize,
-    asked: &Selector,
-    path: &mut Vec<&'a str>,
-) -> Vec<Member> {
-    if let Some(part) = &asked.group {
-        let through = |member: Member| {
-            let why = Box::new(member.reason);
-            Member { reason: Reason::Group { selector, group: part.clone(), why }, ..member }
-        };
-        let members = within(inventory, groups, part, path).unwrap_or_default();
-        return members.into_iter().map(through).collect();
+/// A selector in its place in the listing.
+struct Asked<'a> {
+    selector: &'a Selector,
+    /// Which one of its group.
+    number: usize,
+    /// The last step on the way to its group, or to the built-in one that it names.
+    last: Option<usize>,
+    /// Whether the listed group takes what it selects.
+    half: Half,
+}
+
+/// The way down from a group through all that it names, depth first.
+#[derive(Default)]
+struct Walk<'a> {
+    seen: HashSet<(&'a str, Half)>,
+    steps: Vec<Step>,
+    /// What was found that names no group but a built-in one.
+    asked: Vec<Asked<'a>>,
+    /// What is to be gone through, the last first.
+    open: Vec<Asked<'a>>,
+}
+
+impl<'a> Walk<'a> {
+    fn from(group: &'a SmartGroup, by_name: &HashMap<&str, &'a SmartGroup>) -> Self {
+        let mut walk = Self::default();
+        walk.enter(group, None, Half::Takes);
+        while let Some(next) = walk.open.pop() {
+            let Some(part) = next.selector.group.as_deref() else {
+                walk.asked.push(next);
+                continue;
+            };
+            let named = by_name.get(part);
+            let is_new = named.is_some_and(|part| !walk.seen.contains(&(&part.name, next.half)));
+            if !is_new && !is_built_in(part) {
+                continue;
+            }
+            let (selector, group, before) = (next.number, part.to_owned(), next.last);
+            let last = Some(walk.steps.len());
+            walk.steps.push(Step { selector, group, before });
+            match named {
+                Some(part) => walk.enter(part, last, next.half),
+                None => walk.asked.push(Asked { last, ..next }),
+            }
+        }
+        walk
     }
+
+    /// What a group excludes for itself it does not exclude for one that excludes it.
+    fn enter(&mut self, group: &'a SmartGroup, last: Option<usize>, half: Half) {
+        self.seen.insert((&group.name, half));
+        let asked = |half| move |(number, selector)| Asked { selector, number, last, half };
+        let first = self.open.len();
+        self.open.extend((1..).zip(&group.selectors).map(asked(half)));
+        if half == Half::Takes {
+            self.open.extend((1..).zip(&group.exclude).map(asked(Half::Excludes)));
+        }
+        self.open[first..].reverse();
+    }
+}
+
+/// A member before it is known by which way it comes in.
+struct Found {
+    domain: Option<DomainId>,
+    prefix: IpNet,
+    reason: Reason,
+}
+
+impl Found {
+    fn member(self, way: &Way, is_excluded: bool) -> Member {
+        let Self { domain, prefix, reason } = self;
+        Member { domain, prefix, way: way.clone(), reason, is_excluded }
+    }
+}
+
+fn is_built_in(name: &str) -> bool {
+    name == ANYWHERE || name == PUBLIC_INTERNET
+}
+
+/// What a built-in group holds.
+fn built_in(name: &str) -> Option<Vec<Found>> {
+    let (prefixes, domain, reason) = match name {
+        ANYWHERE => (["0.0.0.0/0", "::/0"], None, Reason::Everything),
+        PUBLIC_INTERNET => (["0.0.0.0/0", "2000::/3"], Some(DomainId::FABRIC), Reason::Public),
+        _ => return None,
+    };
+    let found = |prefix| Found { domain, prefix, reason: reason.clone() };
+    Some(prefixes.iter().filter_map(|prefix| prefix.parse().ok()).map(found).collect())
+}
+
+/// What one selector of a group selects that names no other.
+fn selected(inventory: &Inventory, selector: usize, asked: &Selector) -> Vec<Found> {
     let asks = asked.to_string();
     if !asked.is_about_endpoints() {
-        let stated = |prefix| Member {
+        let stated = |prefix| Found {
             domain: asked.scope(),
             prefix,
             reason: Reason::Stated { selector, asks: asks.clone() },
-            is_excluded: false,
         };
         return crate::resolve::stated(asked).into_iter().map(stated).collect();
     }
@@ -172,7 +259,7 @@ fn selected<'a>(
         asked.scope().is_none_or(|scope| scope == endpoint.domain)
             && asked.describes(endpoint, inventory.namespace_of(endpoint)) != Truth::No
     });
-    let of_endpoint = |endpoint: &Endpoint, prefix| Member {
+    let of_endpoint = |endpoint: &Endpoint, prefix| Found {
         domain: Some(endpoint.domain),
         prefix,
         reason: Reason::Endpoint {
@@ -181,7 +268,6 @@ fn selected<'a>(
             kind: endpoint.kind,
             endpoint: endpoint.name.to_string(),
         },
-        is_excluded: false,
     };
     let mut members = Vec::new();
     for endpoint in found {
@@ -204,6 +290,10 @@ mod tests {
         Selector { group: Some(group.into()), ..Selector::default() }
     }
 
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
     fn listed(inventory: &Inventory, groups: &[SmartGroup], name: &str) -> Vec<String> {
         members(inventory, groups, name)
             .unwrap()
@@ -211,7 +301,7 @@ mod tests {
             .map(|member| {
                 let domain = member.domain.map_or("*".into(), |domain| domain.to_string());
                 let out = if member.is_excluded { "not " } else { "" };
-                format!("{out}{domain} {}: {}", member.prefix, member.reason)
+                format!("{out}{domain} {}: {}{}", member.prefix, member.way, member.reason)
             })
             .collect()
     }
@@ -290,6 +380,14 @@ mod tests {
             ["* 0.0.0.0/0: every address", "* ::/0: every address"]
         );
         assert_eq!(listed(&inventory, &groups, "public-internet").len(), 2);
+        let all = [SmartGroup::new("all", vec![part("vpcs"), part("anywhere")])];
+        assert_eq!(
+            listed(&inventory, &all, "all"),
+            [
+                "* 0.0.0.0/0: selector 2 (group `anywhere`): every address",
+                "* ::/0: selector 2 (group `anywhere`): every address"
+            ]
+        );
         assert!(members(&inventory, &groups, "nobody").is_none());
         let around = [
             SmartGroup::new("a", vec![part("b")]),
@@ -298,6 +396,62 @@ mod tests {
         assert_eq!(
             listed(&inventory, &around, "a"),
             ["0 10.9.0.0/16: selector 1 (group `b`): selector 2 (cidr 10.9.0.0/16)"]
+        );
+    }
+    #[test]
+    fn a_group_is_listed_once_however_many_ways_lead_to_it() {
+        // Each level names the one below twice and excludes it by way of another: two ways, so
+        // 2^40 of them all together.
+        let mut groups = vec![SmartGroup::new("0", vec![Selector::cidr(net("10.9.0.0/16"))])];
+        for level in 1..=40 {
+            let below = (level - 1).to_string();
+            groups.push(SmartGroup::new(format!("{level}'"), vec![part(&below)]));
+            let both = vec![part(&below), part(&format!("{level}'"))];
+            let exclude = vec![part(&format!("{level}'")), part(&below)];
+            groups.push(SmartGroup { exclude, ..SmartGroup::new(level.to_string(), both) });
+        }
+        let found = members(&Inventory::new(), &groups, "40").unwrap();
+        let said: Vec<_> =
+            found.iter().map(|one| (one.is_excluded, one.way.steps().count())).collect();
+        // Taken by the shortest way, which is the first; excluded by the first exclusion that the
+        // walk comes to, which is that of the lowest level.
+        assert_eq!(said, [(false, 40), (true, 41)]);
+    }
+
+    #[test]
+    fn nobody_bounds_how_deep_groups_name_one_another() {
+        let deep = 100_000;
+        let mut groups = vec![SmartGroup::new("0", vec![Selector::cidr(net("10.9.0.0/16"))])];
+        groups.extend(
+            (1..=deep).map(|n| SmartGroup::new(n.to_string(), vec![part(&(n - 1).to_string())])),
+        );
+        let found = members(&Inventory::new(), &groups, &deep.to_string()).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].way.steps().count(), deep);
+        assert_eq!(found[0].way.steps().last(), Some((1, "0")));
+        assert!(found[0].way.to_string().starts_with("selector 1 (group `99999`): selector 1 "));
+    }
+
+    #[test]
+    fn what_an_excluded_group_excludes_is_not_excluded_by_it() {
+        let groups = [
+            SmartGroup::new("all", vec![Selector::cidr(net("10.0.0.0/8"))]),
+            SmartGroup {
+                exclude: vec![Selector::cidr(net("10.1.0.0/16"))],
+                ..SmartGroup::new("most", vec![part("all")])
+            },
+            SmartGroup {
+                exclude: vec![part("most")],
+                ..SmartGroup::new("rest", vec![part("all")])
+            },
+        ];
+        assert_eq!(
+            listed(&Inventory::new(), &groups, "rest"),
+            [
+                "0 10.0.0.0/8: selector 1 (group `all`): selector 1 (cidr 10.0.0.0/8)",
+                "not 0 10.0.0.0/8: selector 1 (group `most`): selector 1 (group `all`): selector 1 \
+                 (cidr 10.0.0.0/8)",
+            ]
         );
     }
 }
