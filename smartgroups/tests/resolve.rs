@@ -1,6 +1,6 @@
 //! Resolved membership against the claims it makes, and against its slow twin.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -573,6 +573,11 @@ proptest! {
             .iter()
             .map(|group| (group.id, members(&inventory, &groups, &group.name).unwrap()))
             .collect();
+        let held: HashMap<(GroupId, DomainId), _> = groups
+            .iter()
+            .flat_map(|group| (0..3).map(|domain| (group.id, DomainId(domain))))
+            .map(|(id, domain)| ((id, domain), membership.held_by(id, domain)))
+            .collect();
         for (domain, address) in borders(&inventory, &groups) {
             let set = membership.lookup(domain, address);
             let found = &set.groups;
@@ -599,6 +604,10 @@ proptest! {
                     })
                 };
                 let known = found.contains(id) || set.doubted.contains(id);
+                if let (IpAddr::V4(address), Some(held)) = (address, held.get(&(*id, domain))) {
+                    let is_held = held.iter().any(|prefix| prefix.contains(&address));
+                    prop_assert_eq!(is_held, known, "held: {} of {}", address, domain);
+                }
                 prop_assert!(!known || listed(false), "listing: {} of {}", address, domain);
                 let is_out = listed(true) || is_special(address);
                 prop_assert!(known || !listed(false) || is_out, "listing: {} of {}", address, domain);

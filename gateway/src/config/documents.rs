@@ -8,10 +8,11 @@ use api::document::{
 use api::value::{AddressRange, Prefix, ProtocolMatch};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
-use smartgroups::DomainId;
+use smartgroups::{GroupId, Membership};
 use xdp_abi::policy::{POOL_ADDRESSES, SNAT_POLICIES};
 
-use super::check::{Checks, domain_names, intersection, is_covered, join};
+use super::check::{Checks, domain_names, intersection, join};
+use super::convert::Inputs;
 use super::decode::{choice, decode, meant, suggestion};
 use super::settings::{Attachment, AttachmentKind, Gateway};
 use super::tree::{Fault, Node, Path, Tree, Value, at};
@@ -119,7 +120,8 @@ pub(super) fn check(
     );
     let domains = domain_names(tree);
     let checks = Checks { tree, findings };
-    let mut checks = DocumentChecks { checks, groups, domains, gateway, documents };
+    let resolved = None;
+    let mut checks = DocumentChecks { checks, groups, domains, gateway, documents, resolved };
     checks.names();
     checks.namespaces();
     checks.order();
@@ -147,6 +149,8 @@ struct DocumentChecks<'a> {
     domains: Vec<&'a str>,
     gateway: Option<&'a Gateway>,
     documents: &'a [Document],
+    /// The groups and who is in them, once somebody asked; nothing where they cannot be resolved.
+    resolved: Option<Option<(Inputs, Membership)>>,
 }
 
 impl DocumentChecks<'_> {
@@ -488,17 +492,18 @@ impl DocumentChecks<'_> {
             by_name || policy.interface.as_ref() == Some(&attachment.interface)
         };
         let sources = self.sources(policy);
+        let non_routable = || gateway.non_routable.iter().map(|prefix| prefix.net());
         for attachment in gateway.attachments.iter().filter(leaves_by) {
             if !attachment.is_fabric() {
                 continue; // Non-routable addresses are at home there.
             }
+            let carries: Vec<_> = attachment.carries.iter().map(|prefix| prefix.net()).collect();
+            let carries = Ipv4Net::aggregate(&carries);
+            let is_carried = |part: &Ipv4Net| carries.iter().any(|net| net.contains(part));
             let leak = sources
                 .iter()
-                .flat_map(|source| {
-                    let parts = gateway.non_routable.iter();
-                    parts.filter_map(|prefix| intersection(*source, prefix.net()))
-                })
-                .find(|part| !is_covered(*part, &attachment.carries));
+                .flat_map(|source| non_routable().filter_map(|net| intersection(*source, net)))
+                .find(|part| !is_carried(part));
             let Some(leak) = leak else { continue };
             let carries = match attachment.carries.as_slice() {
                 [] => "nothing".to_owned(),
@@ -514,33 +519,35 @@ impl DocumentChecks<'_> {
         }
     }
 
-    /// Prefixes that hold every source of a policy.
-    fn sources(&self, policy: &SnatPolicy) -> Vec<Ipv4Net> {
-        let everything = vec![Ipv4Net::default()];
-        let Some(gateway) = self.gateway else { return everything };
+    /// Prefixes that hold every source of a policy, of whatever domain.
+    fn sources(&mut self, policy: &SnatPolicy) -> Vec<Ipv4Net> {
         match (&policy.src_cidr, &policy.src_group) {
             (Some(cidr), _) => vec![cidr.net()],
-            (None, None) => everything,
-            (None, Some(group)) if group == PUBLIC_INTERNET => {
-                let public = |address| smartgroups::is_public(DomainId::FABRIC, address);
-                let prefixes = gateway.non_routable.iter().map(|prefix| prefix.net());
-                prefixes
-                    .filter(|net| public(net.network().into()) || public(net.broadcast().into()))
-                    .collect()
-            }
-            (None, Some(group)) => {
-                let inputs = convert::inputs(gateway, self.documents);
-                let members = smartgroups::members(&inputs.inventory, &inputs.groups, group);
-                let prefixes = members.unwrap_or_default().into_iter();
-                prefixes
-                    .filter(|member| !member.is_excluded)
-                    .filter_map(|member| match member.prefix {
-                        IpNet::V4(net) => Some(net),
-                        IpNet::V6(_) => None,
-                    })
-                    .collect()
-            }
+            (None, None) => vec![Ipv4Net::default()],
+            (None, Some(group)) => self.held(group),
         }
+    }
+
+    /// What a group holds, or may hold as long as somebody is in doubt about it. Of groups that cannot be
+    /// resolved nothing is said here: the compiler refuses them.
+    fn held(&mut self, group: &str) -> Vec<Ipv4Net> {
+        let (Some(gateway), documents) = (self.gateway, self.documents) else { return Vec::new() };
+        let resolved = self.resolved.get_or_insert_with(|| {
+            let inputs = convert::inputs(gateway, documents);
+            let membership = smartgroups::resolve(&inputs.inventory, &inputs.groups, &[]).ok()?;
+            Some((inputs, membership))
+        });
+        let Some((Inputs { groups, domains, .. }, membership)) = resolved else {
+            return Vec::new();
+        };
+        let id = match group {
+            ANYWHERE => Some(GroupId::ANYWHERE),
+            PUBLIC_INTERNET => Some(GroupId::PUBLIC_INTERNET),
+            _ => groups.iter().find(|one| one.name == group).map(|one| one.id),
+        };
+        let Some(id) = id else { return Vec::new() };
+        let held = domains.iter().flat_map(|domain| membership.held_by(id, *domain));
+        Ipv4Net::aggregate(&held.collect::<Vec<_>>())
     }
 
     /// What a policy lends has to be routable, and all policies together have to fit.

@@ -232,11 +232,47 @@ fn an_exception_from_nat_never_lets_a_non_routable_source_out() {
         ("src_group: public-internet", "[]", None),
         ("src_group: payments", "[]", Some("100.64.1.10/32")), // a pod of the group
         ("src_group: payments", "[100.64.1.10]", None),
+        ("src_group: public-internet, non_routable: 100.0.0.0/8", "[]", Some("100.0.0.0/10")),
+        ("selectors: [{ group: public-internet }]", "[]", None),
+        ("selectors: [{ group: anywhere }]", "[100.64.0.0/16]", Some("100.64.0.0/10")),
+        ("selectors: [{ cidr: 100.0.0.0/8 }], exclude: [{ cidr: 100.64.0.0/10 }]", "[]", None),
+        // The longest prefix that is not excluded.
+        (
+            "selectors: [{ cidr: 100.0.0.0/8 }], exclude: [{ cidr: 100.64.0.0/11 }]",
+            "[]",
+            Some("100.96.0.0/11"),
+        ),
+        // What is excluded of one domain is not of another.
+        (
+            "selectors: [{ group: anywhere }], exclude: [{ cidr: 100.64.0.0/10 }]",
+            "[]",
+            Some("100.64.0.0/10"),
+        ),
+        // Nothing is known of the namespace, so the pod may be in the group or not.
+        ("selectors: [{ namespace_labels: { env: prod } }]", "[]", Some("100.64.1.10/32")),
+        (
+            "selectors: [{ k8s_pod: api }], exclude: [{ namespace_labels: { env: prod } }]",
+            "[]",
+            Some("100.64.1.10/32"),
+        ),
     ] {
+        let (source, wider) = source.split_once(", non_routable: ").unwrap_or((source, ""));
+        let (source, group) = match source.starts_with("selectors") {
+            true => (
+                "src_group: g",
+                format!("  - {{ kind: SmartGroup, name: g, spec: {{ {source} }} }}\n"),
+            ),
+            false => (source, String::new()),
+        };
         let text = edited("src_cidr: 10.10.0.0/24", source).replace(
             "kind: connection, routes: [10.0.0.0/8]",
             &format!("kind: connection, routes: [10.0.0.0/8], carries: {carries}"),
-        );
+        ) + &group;
+        let text = text.replace("account:", "namespace: shop\n      account:");
+        let text = match wider {
+            "" => text,
+            _ => text.replace("100.64.0.0/10]", &format!("{wider}]")),
+        };
         for text in [
             text.clone(),
             text.replace("interface: eth2\n      no", "connection: transit\n      no"),
@@ -254,6 +290,46 @@ fn an_exception_from_nat_never_lets_a_non_routable_source_out() {
                 (result, _) => panic!("{source} {carries}: {result:?}"),
             }
         }
+    }
+}
+
+#[test]
+fn groups_that_name_one_another_by_many_ways_cost_what_their_text_does() {
+    let group = |name: &str, parts: &[String]| {
+        let parts: Vec<String> = parts.iter().map(|part| format!("{{ group: {part} }}")).collect();
+        let selectors = parts.join(", ");
+        format!("  - {{ kind: SmartGroup, name: {name}, spec: {{ selectors: [{selectors}] }} }}\n")
+    };
+    let named = |n: usize| format!("g{n}");
+    let first =
+        "  - { kind: SmartGroup, name: g0, spec: { selectors: [{ cidr: 100.64.0.0/16 }] } }\n";
+    let chain: String = (1..=3_000).map(|n| group(&named(n), &[named(n - 1)])).collect();
+    let twice: String = (1..=60)
+        .map(|n| {
+            let other = format!("h{n}");
+            group(&other, &[named(n - 1)]) + &group(&named(n), &[named(n - 1), other])
+        })
+        .collect();
+    let all: Vec<String> = (0..60).map(named).collect();
+    let clique: String = all.iter().map(|name| group(name, &all)).collect();
+    for (groups, last, expected) in [
+        (
+            first.to_owned() + &chain,
+            3_000,
+            "`no_nat` would let non-routable sources of 100.64.0.0/16 ",
+        ),
+        (
+            first.to_owned() + &twice,
+            60,
+            "`no_nat` would let non-routable sources of 100.64.0.0/16 ",
+        ),
+        (clique, 59, "smart group `g0` is a part of itself (g0 -> g0)"),
+    ] {
+        let source = format!("src_group: g{last}");
+        let text = edited("src_cidr: 10.10.0.0/24", &source) + &groups;
+        let errors = Config::parse(&text, "f.yaml").map(|_| ()).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].message.starts_with(expected), "{}", errors[0]);
     }
 }
 
