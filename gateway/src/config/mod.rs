@@ -16,6 +16,7 @@ mod documents;
 mod files;
 mod positions;
 mod reach;
+mod room;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -223,6 +224,9 @@ fn read(
     }
     let mut gateway = gateway?;
     check::share_hooks(&tree, &mut gateway);
+    if findings.errors.is_empty() {
+        room::check(&tree, &gateway, &mut findings.errors);
+    }
     if !findings.errors.is_empty() {
         return None;
     }

@@ -217,6 +217,13 @@ impl Attachment {
             (stated, _) => stated,
         }
     }
+
+    /// What it says is behind it and nowhere else: its sources, or its routes if these leave it open.
+    #[must_use]
+    pub fn claims(&self) -> &[Prefix4] {
+        let is_said = self.sources.iter().all(|source| *source != Prefix4::ALL);
+        if is_said { &self.sources } else { &self.stated_routes }
+    }
 }
 
 /// A span of time in whole seconds, never zero and at most a year: `300s`, `124m`, `2h4m`.

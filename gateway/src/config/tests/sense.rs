@@ -781,3 +781,71 @@ fn a_cluster_is_reached_in_one_way() {
     assert!(nobody.contains("team: a"), "the sample has another form");
     assert_eq!(Config::parse(&nobody, "f.yaml").unwrap().warnings, []);
 }
+
+#[test]
+fn what_attachments_state_has_to_fit_the_tables_of_places() {
+    let list = |first: u32, count: u32| {
+        let nets: Vec<String> = (first..first + count)
+            .map(|n| format!("{}/32", std::net::Ipv4Addr::from(0x6440_0000 + 2 * n)))
+            .collect();
+        format!("[{}]", nets.join(", "))
+    };
+    let attachment = |n: u32, field: &str, prefixes: &str| {
+        format!(
+            "    - {{ name: a{n}, interface: eth{n}, kind: connection, {field}: {prefixes} }}\n"
+        )
+    };
+    let with = |attachments: &str| edited("  timers:\n", &format!("{attachments}  timers:\n"));
+    // Beside these the file has four routes, and nothing that is carried.
+    for (field, counts, expected) in [
+        ("carries", [4_000, 96], None),
+        (
+            "carries",
+            [4_000, 97],
+            Some((
+                "gateway.attachments[5].carries",
+                "`carries` brings all attachments together to 4097 prefixes; expected at most 4096",
+            )),
+        ),
+        ("routes", [4_000, 92], None),
+        (
+            "routes",
+            [4_000, 93],
+            Some((
+                "gateway.attachments[5].routes",
+                "`routes` brings all attachments together to 4097 prefixes; expected at most 4096",
+            )),
+        ),
+    ] {
+        let [first, second] = counts;
+        let text = with(
+            &(attachment(7, &format!("sources: [10.7.0.0/24], {field}"), &list(0, first))
+                + &attachment(
+                    8,
+                    &format!("sources: [10.8.0.0/24], {field}"),
+                    &list(first, second),
+                )),
+        );
+        let said = Config::parse(&text, "f.yaml").map(|_| ());
+        let said: Vec<(String, String)> =
+            said.err().unwrap_or_default().into_iter().map(|e| (e.path, e.message)).collect();
+        let expected = expected.map(|(path, message)| (path.to_owned(), message.to_owned()));
+        assert_eq!(said, Vec::from_iter(expected), "{field} {counts:?}");
+    }
+    const SOURCES: &str = "f.yaml:7:3: gateway.attachments: `attachments` need more than 3840 entries to tell sources apart: one for each \
+                           of their `sources`, and at each place one for everything inside of these \
+                           that another attachment of the domain states or that is non-routable; \
+                           expected fewer, so fewer or wider `sources` and `routes`";
+    // Every place says of each route ahead of another that its sources are not behind it.
+    for (counts, fits) in [([700, 574], true), ([700, 575], false)] {
+        let [first, second] = counts;
+        let text = with(
+            &(attachment(7, "routes", &list(0, first))
+                + &attachment(8, "routes", &list(700, second))),
+        );
+        let said = Config::parse(&text, "f.yaml").map(|_| ()).err().unwrap_or_default();
+        let said: Vec<String> = said.iter().map(ToString::to_string).collect();
+        let expected = if fits { vec![] } else { vec![SOURCES] };
+        assert_eq!(said, expected, "{counts:?}");
+    }
+}
