@@ -4,6 +4,8 @@ mod form;
 mod reach;
 mod sense;
 
+use smartgroups::{DomainId, GroupId};
+
 use super::*;
 
 /// A file without a mistake; each test changes a line or two of it.
@@ -594,6 +596,46 @@ fn what_was_stated_reaches_the_compiler() {
         panic!("{:?}", policy.snat[0]);
     };
     assert_eq!((addresses.len(), ports), (9, &(1024..=65535)));
+}
+
+#[test]
+fn an_operator_of_the_file_asks_for_what_its_name_says() {
+    let namespace = "  - { kind: Namespace, name: n, spec: { namespace: shop, labels: { team: \
+                     payments } } }\n";
+    for (key, demand, expected) in [
+        ("team", "In, values: [web, payments]", true),
+        ("team", "In, values: [web, shop]", false),
+        ("tier", "In, values: [web, payments]", false),
+        ("team", "NotIn, values: [web, shop]", true),
+        ("team", "NotIn, values: [web, payments]", false),
+        ("tier", "NotIn, values: [payments]", true), // whoever has no such label
+        ("team", "Exists", true),
+        ("tier", "Exists", false),
+        ("team", "DoesNotExist", false),
+        ("tier", "DoesNotExist", true),
+    ] {
+        // The pod and its namespace have the same labels, and each is asked with the other.
+        for (field, others) in [
+            ("match_expressions", "namespace_match_expressions"),
+            ("namespace_match_expressions", "match_expressions"),
+        ] {
+            let selector = format!(
+                "{{ {field}: [{{ key: {key}, operator: {demand} }}], {others}: [{{ key: team, \
+                 operator: Exists }}] }}"
+            );
+            let text = edited("{ type: k8s, labels: { team: payments } }", &selector)
+                .replace("account:", "namespace: shop\n      account:")
+                .replace("documents:\n", &format!("documents:\n{namespace}"));
+            let config = Config::parse(&text, "f.yaml").unwrap();
+            let inputs = convert::inputs(&config.gateway, &config.documents);
+            let (domain, address) = (DomainId(1), "100.64.1.10".parse().unwrap());
+            let membership = smartgroups::resolve(&inputs.inventory, &inputs.groups, &[]).unwrap();
+            let set = membership.lookup(domain, address);
+            assert_eq!(set.doubted, [], "{selector}");
+            let held = set.groups.contains(&GroupId::of("payments"));
+            assert_eq!(held, expected, "{selector}");
+        }
+    }
 }
 
 proptest::proptest! {
