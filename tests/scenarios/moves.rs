@@ -1,6 +1,6 @@
 //! The network around the gateway changes under live flows.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -96,49 +96,84 @@ fn an_address_that_a_live_router_gives_away_takes_no_answers_along(
     let device = device_towards(lab, address)?;
     let [a, b, c, _] = address.octets();
     let shared = Ipv4Addr::from([a, b, c, 250]);
-    let known = |at: Ipv4Addr, mac: &str| {
-        lab.gateway.ip(&format!("neighbour replace {at} lladdr {mac} dev {device} nud stale\n"))
+    let known = |at: Ipv4Addr, mac: &str, state: &str| {
+        let entry = format!("{at} lladdr {mac} dev {device} nud {state}");
+        lab.gateway.ip(&format!("neighbour replace {entry}\n"))
     };
-    // One that is kept resolved is known to be there; of the others nobody has heard lately.
+    let another = "02:52:00:00:03:00";
+    // The daemon hears of each change.
+    let heard = || thread::sleep(Duration::from_millis(300));
+
+    // Of a router that is known to be there no answer is taken away: not one to a client that
+    // sends nothing, by which it would be found again. One that is kept resolved is known to be.
     if lab.vpc.is_none() {
-        known(address, mac)?;
+        known(address, mac, "permanent")?;
     }
-    known(shared, mac)?;
-    // The daemon hears of both.
-    thread::sleep(Duration::from_millis(300));
-    flows_through(stand, || known(shared, "02:52:00:00:03:00"))?;
+    known(shared, mac, "stale")?;
+    heard();
+    let listener = Listener::new(lab)?;
+    known(shared, another, "stale")?;
+    heard();
+    for number in 1..=3 {
+        ensure!(listener.hears()?, "answer {number} comes by the router that is still there");
+    }
+
+    // Of others nobody has heard lately, and they show it with their next packet.
+    if lab.vpc.is_none() {
+        known(address, mac, "stale")?;
+    }
+    known(shared, mac, "stale")?;
+    heard();
+    flows_through(stand, || known(shared, another, "stale"))?;
     lab.gateway.ip(&format!("neighbour del {shared} dev {device}\n"))
+}
+
+/// A client in prod-eu that asked a sender on the internet once, and only listens from then on.
+struct Listener {
+    sender: UdpSocket,
+    client: UdpSocket,
+    outside: SocketAddr,
+}
+
+impl Listener {
+    fn new(lab: &Lab) -> Result<Self> {
+        const STREAM: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], IPERF);
+        let sender = lab.internet.enter(|| Ok(UdpSocket::bind(STREAM)?))?;
+        let pod = &lab.pod("prod-eu", "web").netns;
+        let client = pod.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        client.set_read_timeout(Some(Duration::from_millis(500)))?;
+        client.send_to(b"once", STREAM)?;
+        sender.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let (_, outside) = sender.recv_from(&mut [0; 8]).context("the client has asked")?;
+        let new = Self { sender, client, outside };
+        ensure!(new.hears()?, "it hears before anything happens");
+        Ok(new)
+    }
+
+    /// Whether an answer that is sent now gets to it.
+    fn hears(&self) -> Result<bool> {
+        self.sender.send_to(b"answer", self.outside)?;
+        Ok(self.client.recv(&mut [0; 8]).is_ok())
+    }
 }
 
 /// Nothing that the client sends would show where it is now.
 fn a_router_that_was_forgotten_meanwhile_is_found_for_who_only_listens(
     stand: &mut Stand,
 ) -> Result<()> {
-    const STREAM: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], IPERF);
     let lab = &stand.lab;
     let (router, interface, address) = inside_router(lab);
     let at = address.to_string();
     let device = &device_towards(lab, address)?;
     ensure!(client::ping(&lab.gateway, address, 1)? == 1, "the kernel knows the router");
 
-    let sender = lab.internet.enter(|| Ok(UdpSocket::bind(STREAM)?))?;
-    let client = lab.pod("prod-eu", "web").netns.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-    client.set_read_timeout(Some(Duration::from_millis(500)))?;
-    client.send_to(b"once", STREAM)?;
-    sender.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let (_, outside) = sender.recv_from(&mut [0; 8]).context("the client has asked")?;
-    let hears = || -> Result<bool> {
-        sender.send_to(b"answer", outside)?;
-        Ok(client.recv(&mut [0; 8]).is_ok())
-    };
-    ensure!(hears()?, "it hears before anything happens");
-
+    let listener = Listener::new(lab)?;
     lab.gateway.ip(&format!("neighbour del {at} dev {device}\n"))?;
     // The daemon hears that there is none now.
     thread::sleep(Duration::from_millis(300));
     router.ip(&format!("link set dev {interface} address 02:52:00:00:02:00\n"))?;
     ensure!(client::ping(&lab.gateway, address, 1)? == 1, "the kernel knows the new router");
-    eventually("it hears by the new router", hears)
+    eventually("it hears by the new router", || listener.hears())
 }
 
 /// Which neighbours the gateway's kernel asks for again and again, as `ip` shows them.
