@@ -112,7 +112,7 @@ pub enum Ended {
 
 /// A session without traffic, seen from both entries.
 #[inline(always)]
-fn is_expired(config: &Config, forward: Meta, reply: Meta, now: u32) -> bool {
+pub(crate) fn is_expired(config: &Config, forward: Meta, reply: Meta, now: u32) -> bool {
     seems_expired(config, forward, now) && seems_expired(config, reply, now)
 }
 

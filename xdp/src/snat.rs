@@ -27,7 +27,9 @@ use crate::{
     address::{Address, Key},
     bounds::wrapped,
     packet::ICMP,
-    session::{Ending, end, give_back_port, halves, has_rested, outside_port, pair},
+    session::{
+        Ending, LEASED, end, give_back_port, halves, has_rested, is_expired, outside_port, pair,
+    },
     table,
     tables::Tables,
 };
@@ -574,8 +576,8 @@ fn holder<T: Tables>(tables: &T, reply: &Key<T::A>, now: u32) -> u32 {
     if meta.is(State::Live) && entry.key() == words { rested(tables, entry, now) } else { SOMEBODY }
 }
 
-/// The record of a live entry, if the time of both halves and the rest of their port are over; else
-/// [`SOMEBODY`]. What changes hands meanwhile is found out by whoever ends it.
+/// The record of a live entry, if the time of both halves is over, and the rest of the port if one was
+/// lent; else [`SOMEBODY`]. What changes hands meanwhile is found out by whoever ends it.
 #[inline(always)]
 fn rested<T: Tables>(tables: &T, entry: &<T::A as Address>::Entry, now: u32) -> u32 {
     let number = entry.load_link().record();
@@ -586,7 +588,14 @@ fn rested<T: Tables>(tables: &T, entry: &<T::A as Address>::Entry, now: u32) -> 
         return SOMEBODY;
     };
     let (forward, reply) = (forward.load_meta(), reply.load_meta());
-    if has_rested(tables.config(), forward, reply, now) { number } else { SOMEBODY }
+    let config = tables.config();
+    let is_leased = record.identity.load() & LEASED != 0;
+    let is_free = if is_leased {
+        has_rested(config, forward, reply, now)
+    } else {
+        is_expired(config, forward, reply, now)
+    };
+    if is_free { number } else { SOMEBODY }
 }
 
 /// A reply key is free.

@@ -182,6 +182,29 @@ fn a_port_rests_as_long_if_nobody_sweeps() {
 }
 
 #[test]
+fn a_tuple_whose_port_nobody_lent_rests_for_nobody() {
+    const TO: &str = "10.1.1.1:53";
+    // Two clusters with the same addresses, which leave as they are.
+    let carries =
+        "attach transit connection domain 0 on 4 address 10.0.0.1 routable carries 100.64.0.0/16";
+    let text = TWO_CLUSTERS
+        .replace("attach transit connection domain 0 on 4 address 10.0.0.1 routable", carries)
+        .replace("to 203.0.113.7", "to none");
+    let mut lab = Scene::read(&text).and("permit any -> any all log").build();
+    lab.forward(2, &udp(POD, TO).frame());
+    for (seconds, is_free) in [(299, false), (2, true)] {
+        lab.pass_seconds(seconds);
+        if is_free {
+            lab.forward(3, &udp(POD, TO).frame());
+        } else {
+            assert_eq!(lab.refused(3, &udp(POD, TO).frame()), Reason::Contended);
+        }
+        assert_eq!(lab.sessions(), 1);
+    }
+    lab.assert_books();
+}
+
+#[test]
 fn a_clean_close_frees_the_port_without_a_rest() {
     let mut lab = permissive().snats("snat any -> any to 203.0.113.7 ports 40000").build();
     let out = established(&lab);
