@@ -285,6 +285,8 @@ fn right(path: &Path, field: &str) -> Option<&'static str> {
         "interface" => "the name of an interface",
         "path" | "certificate" => "an absolute path",
         "key" if path.field() == "tls" => "an absolute path",
+        "key" => "the name of a label",
+        "operator" => "`In`, `NotIn`, `Exists` or `DoesNotExist`",
         _ => return None,
     })
 }

@@ -284,15 +284,16 @@ impl DocumentChecks<'_> {
             let message = "`selectors` is empty; expected one or more".to_owned();
             self.checks.error(&selectors, message);
         }
-        self.selectors(&selectors, &group.spec.selectors);
+        self.selectors(&selectors, &group.spec.selectors, false);
         let exclude = at.child("spec").child("exclude");
         if group.spec.exclude.is_empty() && !self.checks.tree.is_damaged(at) {
             self.checks.no_empty(&exclude, "selectors", "a group without exceptions");
         }
-        self.selectors(&exclude, &group.spec.exclude);
+        self.selectors(&exclude, &group.spec.exclude, true);
     }
 
-    fn selectors(&mut self, selectors: &Path, stated: &[Selector]) {
+    /// The selectors of a group, or those of what it excludes.
+    fn selectors(&mut self, selectors: &Path, stated: &[Selector], excludes: bool) {
         for (n, selector) in stated.iter().enumerate() {
             let at = selectors.child(n);
             if let Some(group) = &selector.group {
@@ -330,7 +331,8 @@ impl DocumentChecks<'_> {
                 self.checks.exists(&at.child("domain"), "domain", domain, &self.domains);
             }
             if let (Some(cidr), Some(gateway)) = (selector.cidr, self.gateway)
-                && let Some(message) = reach::group(gateway, self.states_domain(&at), cidr)
+                && let Some(message) =
+                    reach::group(gateway, excludes, self.states_domain(&at), cidr)
             {
                 self.checks.warning(&at.child("cidr"), message);
             }

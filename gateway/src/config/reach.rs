@@ -53,19 +53,36 @@ pub(super) fn lost(
     ))
 }
 
-/// What to say of the prefix of a group.
-pub(super) fn group(gateway: &Gateway, domain_is_stated: bool, cidr: Prefix) -> Option<String> {
+/// What to say of a prefix that a group takes or excludes.
+pub(super) fn group(
+    gateway: &Gateway,
+    excludes: bool,
+    domain_is_stated: bool,
+    cidr: Prefix,
+) -> Option<String> {
     let net = match cidr.net() {
         IpNet::V4(net) => net,
         IpNet::V6(_) => {
+            let without = if excludes {
+                "which no packet is kept out"
+            } else {
+                "which no packet is from or to it"
+            };
             return Some(format!(
                 "`cidr` is {cidr}, and IPv6 is not forwarded yet; expected an IPv4 prefix, without \
-                 which no packet is from or to it"
+                 {without}"
             ));
         }
     };
     let has_pods = gateway.attachments.iter().any(|attachment| !attachment.is_fabric());
     if net.prefix_len() == 0 && !domain_is_stated && has_pods {
+        if excludes {
+            return Some(format!(
+                "`cidr` is {cidr}, and without a `domain` it is of the fabric: no pod of another \
+                 domain is excluded; expected `domain: {FABRIC}` if that is meant, or the `domain` \
+                 of those who are"
+            ));
+        }
         return Some(format!(
             "`cidr` is {cidr}, and without a `domain` it is of the fabric: no pod of another domain \
              is in the group; expected `domain: {FABRIC}` if that is meant, or in the rules \

@@ -102,8 +102,12 @@ fn of_each_field_that_has_to_be_there_it_is_said_what_would_be_right() {
         ("    spec: { action: deny, log: both }\n", "spec"),
         ("      order: 10\n", "order"),
         ("      labels: { team: payments }\n", "kind"),
+        ("{ type: k8s, labels: { team: payments } }", "key"),
+        ("{ type: k8s, labels: { team: payments } }", "operator"),
     ] {
         let new = match field {
+            "key" => "{ match_expressions: [{ operator: Exists }] }",
+            "operator" => "{ namespace_match_expressions: [{ key: team, values: [web] }] }",
             "path" => "{}",
             "kind" if old.contains("labels") => "      workload: { name: api }\n",
             _ => "",
@@ -126,6 +130,13 @@ fn of_each_field_that_has_to_be_there_it_is_said_what_would_be_right() {
         });
         assert!(wrong.starts_with(&missing), "{field}: {missing} is not {wrong}");
     }
+    let [missing, wrong] = ["", ", operator: Nothing"].map(|operator| {
+        let demand = format!("{{ match_expressions: [{{ key: team{operator} }}] }}");
+        let text = edited("{ type: k8s, labels: { team: payments } }", &demand);
+        let errors = Config::parse(&text, "f.yaml").unwrap_err();
+        errors[0].message.split_once("; expected ").unwrap().1.to_owned()
+    });
+    assert!(wrong.starts_with(&missing), "operator: {missing} is not {wrong}");
 }
 
 #[test]

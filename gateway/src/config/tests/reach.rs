@@ -65,6 +65,18 @@ fn an_address_that_no_packet_has_is_a_warning() {
             "`cidr` is 2001:db8::/32, and IPv6 is not forwarded \
              yet; expected an IPv4 prefix, without which no packet is from or to it",
         ),
+        (
+            "domain: fabric }\n  - kind: Rule\n    name: allow",
+            "domain: fabric }\n      exclude: [{ cidr: 0.0.0.0/0 }]\n  - kind: Rule\n    name: allow",
+            "`cidr` is 0.0.0.0/0, and without a `domain` it is of the fabric: no pod of another domain \
+             is excluded; expected `domain: fabric` if that is meant, or the `domain` of those who are",
+        ),
+        (
+            "domain: fabric }\n  - kind: Rule\n    name: allow",
+            "domain: fabric }\n      exclude: [{ cidr: \"2001:db8::/32\" }]\n  - kind: Rule\n    name: allow",
+            "`cidr` is 2001:db8::/32, and IPv6 is not forwarded yet; expected an IPv4 prefix, without \
+             which no packet is kept out",
+        ),
     ] {
         let warnings = Config::parse(&edited(old, new), "f.yaml").unwrap().warnings;
         let found: Vec<&str> = warnings.iter().map(|one| one.message.as_str()).collect();
