@@ -6,7 +6,12 @@
 mod scene;
 
 use scene::*;
-use xdp::{address::Entry as _, memory::RouteEntry, pipeline::Fate, tables::Tables};
+use xdp::{
+    address::{Address as _, Entry as _, V4},
+    memory::RouteEntry,
+    pipeline::Fate,
+    tables::Tables,
+};
 use xdp_abi::{
     config::PolicyWord,
     forward::{ATTACHED, Attachment, HOP_REFRESH, HOP_USED, Hop, LINK_UP, ROUTABLE, port},
@@ -291,6 +296,37 @@ fn answers_follow_the_router_that_the_packets_come_by() {
     lab.forward(6, &ask.sender(new).frame());
     let (ifindex, back) = lab.forward(5, &answer_to(&out, 0).frame());
     assert_eq!((ifindex, see(&back).to_mac), (2, old));
+}
+
+#[test]
+fn answers_of_another_session_turn_to_nobody_else_s_router() {
+    let (old, new) = ([2, 0xaa, 0, 0, 0, 1], [2, 0xaa, 0, 0, 0, 2]);
+    let mut lab = permissive().build();
+    let ask = |port: u16| udp(&format!("100.64.0.7:{port}"), "198.51.100.9:53");
+    let answers = [40_000, 40_001].map(|port| {
+        let (_, out) = lab.forward(2, &ask(port).sender(old).frame());
+        answer_to(&out, 0).frame()
+    });
+    // The first session's record names the second one's reply: what a packet may read while the first is
+    // ended and its slot is taken.
+    let record = |n: u32| lab.tables().record(n).unwrap();
+    let numbers: Vec<u32> = (0..)
+        .map_while(|n| lab.tables().slot(n))
+        .filter(|entry| entry.load_meta().is(State::Live) && !entry.load_link().is_reply())
+        .map(|entry| (u16::from_be_bytes(V4::unpack(&entry.key()).source_port), entry.load_link()))
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into_values()
+        .map(|link| link.record())
+        .collect();
+    let [first, second] = numbers[..] else { panic!("{numbers:?}") };
+    let slots = record(first).slots.load();
+    let reply = record(second).slots.load() & u64::from(u32::MAX);
+    record(first).slots.store(slots >> 32 << 32 | reply);
+    lab.pass_seconds(1);
+    lab.send(2, &ask(40_000).sender(new).frame());
+    lab.tables().record(first).unwrap().slots.store(slots);
+    assert_eq!(answers.map(|answer| see(&lab.forward(5, &answer).1).to_mac), [old, old]);
+    lab.assert_books();
 }
 
 #[test]

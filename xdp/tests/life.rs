@@ -9,6 +9,8 @@ use xdp::{
     memory::Sizes,
     pipeline::Fate,
     session::{Ended, Ending, end},
+    table,
+    tables::Tables as _,
 };
 use xdp_abi::{
     event,
@@ -201,6 +203,40 @@ fn a_tuple_whose_port_nobody_lent_rests_for_nobody() {
         }
         assert_eq!(lab.sessions(), 1);
     }
+    lab.assert_books();
+}
+
+#[test]
+fn nobody_outside_cuts_the_rest_of_a_port_short() {
+    let mut lab = permissive().snats("snat any -> any to 203.0.113.7 ports 40000").build();
+    let (_, out) = lab.forward(2, &udp(POD, SERVER).frame());
+    lab.pass_seconds(301);
+    assert_eq!(lab.dropped(5, &answer_to(&out, 0).frame()), Reason::NoSession);
+    let other = udp("100.64.0.8:40000", SERVER).frame();
+    assert_eq!(lab.refused(2, &other), Reason::PortsExhausted);
+    lab.pass_seconds(120);
+    lab.forward(2, &other);
+    lab.assert_books();
+}
+
+#[test]
+fn a_segment_of_a_session_that_is_being_looked_at_tells_nobody_that_there_is_none() {
+    let lab = permissive().build();
+    lab.tables().set_midstream(xdp_abi::config::MIDSTREAM_RESET);
+    established(&lab);
+    let segment = tcp(POD, SERVER, ACK).frame();
+    let index = (0..)
+        .find(|index| {
+            let entry = lab.tables().slot(*index).unwrap();
+            entry.load_meta().is(State::Live) && !entry.load_link().is_reply()
+        })
+        .unwrap();
+    // As whoever looks whether it is over holds it, and lets it live on.
+    let meta = lab.tables().slot(index).unwrap().load_meta();
+    assert!(table::freeze(lab.tables(), index, meta));
+    assert_eq!(lab.send(2, &segment).fate, Fate::Drop(Reason::Contended));
+    table::thaw(lab.tables(), index, meta);
+    lab.forward(2, &segment);
     lab.assert_books();
 }
 

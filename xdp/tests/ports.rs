@@ -5,8 +5,17 @@ mod scene;
 
 use scene::*;
 use std::collections::HashSet;
-use xdp::{memory::Sizes, pipeline::Fate};
-use xdp_abi::reason::Reason;
+use xdp::{
+    address::{Address as _, Entry, V4},
+    memory::Sizes,
+    pipeline::Fate,
+    session::{outside_port, pair},
+    tables::Tables as _,
+};
+use xdp_abi::{
+    reason::Reason,
+    session::{Link, State},
+};
 
 const SERVER: &str = "198.51.100.9:443";
 
@@ -278,6 +287,71 @@ fn ports_of_scattered_ranges_are_drawn_evenly() {
     // 4,536 of 36,280, and 56 of them.
     assert!((600..900).contains(&above), "{above} of 6000, 750 would be even");
     assert!(first < 56, "{first} of 6000 in the first word above, 9 would be even");
+}
+
+#[test]
+fn a_port_that_was_looked_at_and_not_had_is_not_marked_for_good() {
+    let mut lab = lab("2000-2063", 512);
+    lab.tables().set_rest(0);
+    fill(&lab, 2000, 64);
+    // All but one speak on; of that one's port the bitmap does not know.
+    const SILENT: u32 = 7;
+    lab.pass_seconds(200);
+    for n in (0..64).filter(|n| *n != SILENT) {
+        lab.forward(2, &udp(&pod(n), SERVER).frame());
+    }
+    lab.pass_seconds(101);
+    let tables = lab.tables();
+    let live = || (0..).map_while(|n| tables.slot(n)).filter(|one| one.load_meta().is(State::Live));
+    let source = |entry: &&_| V4::unpack(&Entry::key(*entry)).source;
+    let silent = v4(pod(SILENT).split_once(':').unwrap().0);
+    let forward = live().find(|entry| source(entry) == silent).unwrap();
+    let link = forward.load_link();
+    let is_its_reply = |one: &&_| Entry::load_link(*one).record() == link.record();
+    let reply = live().filter(is_its_reply).find(|one| one.load_link().is_reply()).unwrap();
+    let reply = V4::unpack(&reply.key());
+    let bitmap = tables.bitmap(&pair(&reply)).expect("the pair is hot");
+    let port = outside_port(&reply) as usize;
+    let (word, bit) = (&bitmap.words[port >> 6], 1 << (port & 63));
+    word.fetch_and(!bit);
+    bitmap.summary[port >> 12].fetch_and(!(1 << (port >> 6 & 63)));
+    // It looks free, and is somebody's again before it is claimed.
+    forward.link().store(Link::new(link.record() + 1, link.next_hop(), false).0);
+    assert_eq!(lab.refused(2, &udp(&pod(100), SERVER).frame()), Reason::Contended);
+    assert_eq!(word.load() & bit, 0, "nobody knows who has port {port}");
+    forward.link().store(link.0);
+    let (_, out) = lab.forward(2, &udp(&pod(100), SERVER).frame());
+    assert_eq!(see(&out).from, format!("203.0.113.7:{port}"));
+    assert_ne!(word.load() & bit, 0, "it is lent");
+    lab.assert_books();
+}
+
+#[test]
+fn where_nobody_sweeps_few_searches_of_a_full_range_take_long() {
+    // Searches a second that look at ports one after another, and at how many others do.
+    const LONG: u32 = 1_000;
+    // Of 1,000 ports that are lent so many are over when nobody may take long any more.
+    for (over, expected) in [(1_000, true), (1, false)] {
+        let mut lab = lab("2000-2999", 2_048);
+        fill(&lab, 2000, 1_000);
+        lab.pass_seconds(200);
+        for n in over..1_000 {
+            lab.forward(2, &udp(&pod(n), SERVER).frame());
+        }
+        // Over, and at rest.
+        lab.pass_seconds(101);
+        let newcomer = |n: u32| udp(&pod(1_000 + n), SERVER).frame();
+        for n in 0..LONG {
+            assert_eq!(lab.refused(2, &newcomer(n)), Reason::PortsExhausted, "{n}");
+        }
+        lab.tables().set_rest(0);
+        let is_lent = matches!(lab.send(2, &newcomer(LONG)).fate, Fate::Transmit(..));
+        assert_eq!(is_lent, expected, "beside {over} that are over");
+        // A second later it is seen that one is over.
+        lab.pass_seconds(1);
+        lab.forward(2, &newcomer(LONG + 1));
+        lab.assert_books();
+    }
 }
 
 #[test]
