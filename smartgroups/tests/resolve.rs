@@ -73,6 +73,28 @@ fn an_address_has_the_groups_of_everything_around_it() {
 }
 
 #[test]
+fn a_demand_for_one_of_several_values_is_met_by_each_of_them() {
+    let mut inventory = Inventory::new();
+    inventory.insert(pod("shop/a", 1, "100.64.0.1/32", "payments"));
+    inventory.insert(pod("shop/b", 1, "100.64.0.2/32", "web"));
+    inventory.insert(pod("shop/c", 1, "100.64.0.3/32", "data"));
+    let one_of = |values: &[&str]| Selector {
+        expressions: vec![Expression {
+            key: "team".into(),
+            operator: Operator::In,
+            values: values.iter().map(|value| (*value).to_owned()).collect(),
+        }],
+        ..Selector::default()
+    };
+    let groups = [SmartGroup::new("some", vec![one_of(&["payments", "web"])])];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    for (address, expected) in [("100.64.0.1", true), ("100.64.0.2", true), ("100.64.0.3", false)] {
+        let set = membership.lookup(DomainId(1), ip(address));
+        assert_eq!(set.groups.contains(&GroupId::of("some")), expected, "{address}");
+    }
+}
+
+#[test]
 fn a_group_around_a_public_range_keeps_its_holes() {
     let groups = [SmartGroup::new("all-v4", vec![Selector::cidr(net("0.0.0.0/0"))])];
     let membership = resolve(&Inventory::new(), &groups, &[]).unwrap();
