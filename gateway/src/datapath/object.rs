@@ -421,6 +421,22 @@ mod tests {
     }
 
     #[test]
+    fn bitmaps_for_small_ranges_are_none_of_those_for_large_ones() {
+        for sessions in [1_024, 32_768, 33_792, 1 << 20] {
+            let sizes = Sizes { sessions, ..SIZES };
+            let large = sizes.bitmaps() - spare_bitmaps(sessions);
+            // A large range turns hot with so many sessions of a pair, or more.
+            assert_eq!(large, (sessions / 512).max(64), "{sessions}");
+            assert!(spare_bitmaps(sessions) >= 32, "{sessions}");
+            for map in [names::BITMAPS, names::FREE_BITMAPS, names::PAIRS4] {
+                let made = sizes.of_maps();
+                let (_, entries) = made.iter().find(|(name, _)| *name == map).unwrap();
+                assert_eq!(*entries, sizes.bitmaps(), "{map}");
+            }
+        }
+    }
+
+    #[test]
     fn a_table_of_another_size_is_taken_by_none_but_the_older_table_of_rules() {
         for (setting, elements, taken) in [
             ("rules", 20, true),  // 19, and the default action
