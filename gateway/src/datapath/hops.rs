@@ -100,35 +100,59 @@ pub fn moved(
     old: Option<Mac>,
     new: Option<Mac>,
 ) -> bool {
-    let (mut count, mut is_way_back) = (0, false);
-    for entry in datapath.hops.all() {
+    let is_there = |hop: &Hop| places.routed_by(hop.attachment()) == Some(ifindex);
+    let Some(is_way_back) = follow(datapath.hops.all(), is_there, ip, old, new) else {
+        return false;
+    };
+    // A way back that is remembered may be another one now.
+    datapath.move_epoch(NETWORK_EPOCH);
+    is_way_back
+}
+
+/// Whether one of those that changed is a way back; `None` if none did.
+fn follow(
+    hops: &[NextHop],
+    is_there: impl Fn(&Hop) -> bool,
+    ip: Ipv4Addr,
+    old: Option<Mac>,
+    new: Option<Mac>,
+) -> Option<bool> {
+    let mut is_way_back = None;
+    for entry in hops {
         let hop = read(entry);
-        if !hop.is(HOP_USED) || places.routed_by(hop.attachment()) != Some(ifindex) {
+        if !hop.is(HOP_USED) || !is_there(&hop) {
             continue;
         }
-        let named = hop.is(HOP_REFRESH) && hop.gateway() == ip.octets();
-        // A way back was learnt from a packet: it knows the neighbour by its old address only.
-        let learnt =
-            !hop.is(HOP_REFRESH) && old.is_some_and(|old| Hop::mac(hop.destination) == old);
-        match new {
-            Some(mac) if named || learnt => {
-                entry.words[0].store(Hop::mac_word(mac, hop.vlan()));
-                entry.words[2].store(hop.place | u64::from(HOP_RESOLVED));
-                count += 1;
-                is_way_back |= learnt;
-            }
-            None if named => {
-                entry.words[2].store(hop.place & !u64::from(HOP_RESOLVED));
-                count += 1;
-            }
-            Some(_) | None => {}
+        let Some(now) = reached(&hop, ip, old, new) else { continue };
+        if now.destination != hop.destination {
+            entry.words[0].store(now.destination);
         }
-    }
-    if count > 0 {
-        // A way back that is remembered may be another one now.
-        datapath.move_epoch(NETWORK_EPOCH);
+        entry.words[2].store(now.place);
+        *is_way_back.get_or_insert(false) |= !hop.is(HOP_REFRESH);
     }
     is_way_back
+}
+
+/// A next hop on the interface where a neighbour is reached in another way, if it is that neighbour's.
+fn reached(hop: &Hop, ip: Ipv4Addr, old: Option<Mac>, new: Option<Mac>) -> Option<Hop> {
+    let is_named = hop.is(HOP_REFRESH);
+    let is_it = if is_named {
+        hop.gateway() == ip.octets()
+    } else {
+        // A way back was learnt from a packet: it knows the neighbour by its old address only.
+        old == Some(Hop::mac(hop.destination))
+    };
+    match new {
+        _ if !is_it => None,
+        Some(mac) => Some(Hop {
+            destination: Hop::mac_word(mac, hop.vlan()),
+            place: hop.place | u64::from(HOP_RESOLVED),
+            ..*hop
+        }),
+        None if is_named => Some(Hop { place: hop.place & !u64::from(HOP_RESOLVED), ..*hop }),
+        // Whoever is behind it may be there still.
+        None => None,
+    }
 }
 
 /// Links or attachments changed: next hops on a link that is down are not used; of the others
@@ -197,6 +221,7 @@ pub fn forget(datapath: &Datapath, network: &NetworkState) {
 mod tests {
     use super::*;
     use xdp_abi::forward::{ATTACHED, Attachment, LinkInfo};
+    use xdp_abi::word::Word;
 
     /// One attachment, whose traffic is on interface 12.
     fn places(flags: u8, link: LinkInfo) -> Places {
@@ -289,6 +314,46 @@ mod tests {
             let came = former.before(ROUTER, None, Some(mac(3)), begun + later, BTreeSet::new);
             assert_eq!(came, found, "{later:?}");
         }
+    }
+
+    #[test]
+    fn a_neighbour_that_moves_takes_along_what_leads_to_it() {
+        const IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+        let entry = |hop: Hop| NextHop {
+            words: [hop.destination, hop.source, hop.place, hop.checked].map(Word::new),
+        };
+        let mac = |last| Some([2, 0, 0, 0, 0, last]);
+        let named = Hop { checked: u64::from(u32::from(IP)) << 32 | 5, ..hop(HOP_REFRESH) };
+        let another = Hop { checked: u64::from(u32::from(IP) + 1) << 32, ..named };
+        let learnt = hop(HOP_RESOLVED);
+        let unused = Hop { place: learnt.place & !u64::from(HOP_USED), ..learnt };
+        // What there is, the neighbour before and now; where it leads after that and whether anybody may
+        // send there; whether it was a way back.
+        for (hop, old, new, after, resolved, is_way_back) in [
+            (named, mac(9), mac(3), 3, true, Some(false)),
+            (named, None, mac(9), 9, true, Some(false)),
+            (named, mac(9), None, 9, false, Some(false)),
+            (another, mac(9), mac(3), 9, false, None),
+            // Known by the hardware address that it had.
+            (learnt, mac(9), mac(3), 3, true, Some(true)),
+            (learnt, mac(8), mac(3), 9, true, None),
+            (learnt, None, mac(3), 9, true, None),
+            (learnt, mac(9), None, 9, true, None), // it may be there still
+            (unused, mac(9), mac(3), 9, true, None),
+        ] {
+            let hops = [entry(hop)];
+            let case = format!("{hop:?}: {old:?} -> {new:?}");
+            assert_eq!(follow(&hops, |_| false, IP, old, new), None, "elsewhere, {case}");
+            assert_eq!(read(&hops[0]), hop, "elsewhere, {case}");
+            assert_eq!(follow(&hops, |_| true, IP, old, new), is_way_back, "{case}");
+            let found = read(&hops[0]);
+            assert_eq!(Some(Hop::mac(found.destination)), mac(after), "{case}");
+            assert_eq!(found.is(HOP_RESOLVED), resolved, "{case}");
+            assert_eq!((found.vlan(), found.source, found.checked), (7, hop.source, hop.checked));
+        }
+        // One way back among others is enough.
+        let both = [learnt, named].map(entry);
+        assert_eq!(follow(&both, |_| true, IP, mac(9), mac(3)), Some(true));
     }
 
     #[test]
