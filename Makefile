@@ -9,7 +9,7 @@ BENCH = cargo run --release --package tests --bin sluice-bench --
 DEMO = cargo build --release --package gateway --package api --package tests --bins && \
 	cargo run --release --quiet --package tests --bin sluice-demo --
 
-.PHONY: help setup test test-all fuzz demo demo-shell bench fmt lint
+.PHONY: help setup test test-all fuzz demo demo-k8s demo-shell bench fmt lint
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
@@ -29,6 +29,10 @@ fuzz: setup ## Feeds every reader of foreign bytes for FUZZ_SECONDS (10) each, a
 
 demo: setup ## Builds two clusters, a gateway and an internet from namespaces, and shows it at work.
 	@$(DEMO)
+
+demo-k8s: setup ## The same with a real Kubernetes API server (built once, minutes): a label cuts a live flow.
+	@scripts/peers.sh
+	@$(DEMO) kubernetes
 
 demo-shell: setup ## Builds the demo's network and opens a shell in it.
 	@$(DEMO) shell

@@ -610,8 +610,14 @@ impl Engine {
     /// A table refuses an entry: some of it may be in force, and only a whole policy puts that
     /// right.
     pub fn amend(&mut self, amendment: &Amendment) -> Result<Option<u32>, EngineError> {
-        let Some(amended) = self.publisher.follow(&self.datapath, amendment)? else {
-            return Ok(None);
+        let amended = match self.publisher.follow(&self.datapath, amendment) {
+            Ok(Some(amended)) => amended,
+            Ok(None) => return Ok(None),
+            Err(refused) => {
+                // Nobody knows whose flows that was about.
+                self.publisher.judge_again(&self.datapath);
+                return Err(refused.into());
+            }
         };
         Arc::make_mut(&mut self.image).amend(amendment);
         Ok(Some(self.judge_members_again(&amended)))

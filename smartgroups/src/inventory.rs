@@ -215,6 +215,11 @@ impl Inventory {
         self.by_name.get(name).map(Arc::as_ref)
     }
 
+    /// The same, to be kept.
+    pub fn shared(&self, name: &str) -> Option<&Arc<Endpoint>> {
+        self.by_name.get(name)
+    }
+
     /// The most specific endpoint of an address: the longest prefix; among equal prefixes the
     /// first by [`EndpointKind`], then by name.
     pub fn lookup(&self, domain: DomainId, address: IpAddr) -> Option<&Endpoint> {

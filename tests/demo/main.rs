@@ -4,6 +4,7 @@
 //! Tells what it does in short paragraphs and shows what came out in tables. `shell` keeps
 //! everything up and opens a shell. Nothing stays on the machine afterwards.
 
+mod kubernetes;
 mod shell;
 mod stage;
 mod story;
@@ -30,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Tells the whole story, in under two minutes; the default.
     Story,
+    /// Has the gateway watch a real Kubernetes API server, and changes a label under a live flow.
+    Kubernetes,
     /// Keeps everything up and opens a shell in the gateway.
     Shell {
         /// What to run in place of a shell.
@@ -61,6 +64,13 @@ fn main() -> ExitCode {
     };
     let told = match arguments.command {
         None | Some(Command::Story) => story::tell(hook).map(|()| ExitCode::SUCCESS),
+        Some(Command::Kubernetes) => {
+            if let Some(why) = peers::missing(&[peers::ETCD, peers::KUBE_APISERVER]) {
+                eprintln!("sluice-demo: {why}");
+                return ExitCode::FAILURE;
+            }
+            kubernetes::tell(hook).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Shell { command }) => shell::run(hook, &command),
     };
     told.unwrap_or_else(|error| {

@@ -33,6 +33,11 @@ impl Stage {
         Ok(Self { daemon, config, _servers: servers, lab })
     }
 
+    /// One that was built otherwise.
+    pub(crate) fn of(daemon: Daemon, config: Config, servers: [Servers; 2], lab: Lab) -> Self {
+        Self { daemon, config, _servers: servers, lab }
+    }
+
     /// Where the daemon's local API is.
     pub(crate) fn socket(&self) -> PathBuf {
         self.lab.site().files().join("sluice.sock")

@@ -65,7 +65,7 @@ pub(crate) fn tell(hook: Hook) -> Result<()> {
     Ok(())
 }
 
-fn say(head: &str, lines: &[&str]) {
+pub(crate) fn say(head: &str, lines: &[&str]) {
     println!("{head}");
     for line in lines {
         println!("{line}");
@@ -73,7 +73,7 @@ fn say(head: &str, lines: &[&str]) {
     println!();
 }
 
-fn heading(title: &str) {
+pub(crate) fn heading(title: &str) {
     println!("--- {title} {}\n", "-".repeat(95 - title.len()));
 }
 

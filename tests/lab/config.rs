@@ -244,6 +244,12 @@ impl Config {
         );
     }
 
+    /// Has the gateway watch a cluster, whose pods are in the domain of its name.
+    pub fn watch(&mut self, cluster: &str, kubeconfig: &Path) {
+        self.gateway["clusters"] =
+            json!([{ "name": cluster, "domain": cluster, "kubeconfig": kubeconfig }]);
+    }
+
     /// Adds a document.
     pub fn add(&mut self, kind: &str, name: &str, spec: Value) {
         self.documents.push(json!({ "kind": kind, "name": name, "spec": spec }));

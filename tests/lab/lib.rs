@@ -44,6 +44,7 @@
 //!   segments without a checksum as [`Looked::partial`].
 //! - [`client`]: TCP (with chosen source ports, long-lived, compared byte by byte), UDP by sequence
 //!   numbers, ping, curl, DNS and iperf3.
+//! - [`Api`]: a real Kubernetes API server that the gateway watches ([`Config::watch`]).
 //! - [`baseline`]: the same network with nftables in place of the daemon.
 //! - The daemon's files are in [`Site::files`], its pins in [`Site::pins`].
 //!
@@ -56,6 +57,7 @@ pub mod config;
 pub mod daemon;
 pub mod dns;
 pub mod frames;
+mod kubernetes;
 pub mod link;
 pub mod netns;
 mod packet_socket;
@@ -71,6 +73,7 @@ pub use capture::{Capture, Captured, Looked, Watch};
 pub use config::{Config, Hook};
 pub use daemon::Daemon;
 pub use frames::{Fault, Frame};
+pub use kubernetes::Api;
 pub use link::{End, Link, Offloads};
 pub use netns::{Background, Netns, Stop};
 pub use process::Process;

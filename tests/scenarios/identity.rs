@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, Attempt};
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
-use lab::{Hook, Need, Netns, Shape};
-use peers::{Admin, ETCD, KUBE_APISERVER, Kubernetes};
-use serde_json::{Value, json};
+use lab::{Api, Hook, Need, Netns, Shape};
+use peers::{ETCD, KUBE_APISERVER};
+use serde_json::json;
 
 use crate::stand::{Place, Stand, within};
 
@@ -17,34 +17,6 @@ const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 const PODS: &str = "/api/v1/namespaces/checkout/pods";
 /// On a machine that does other things besides.
 const SOON: Duration = Duration::from_secs(20);
-
-/// The API server, where the gateway can reach it: in its namespace.
-struct Api {
-    runtime: tokio::runtime::Runtime,
-    cluster: Kubernetes,
-    gateway: Netns,
-}
-
-impl Api {
-    fn start(gateway: &Netns) -> Result<Self> {
-        let (runtime, cluster) = gateway.enter(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let cluster = runtime.block_on(Kubernetes::start())?;
-            Ok((runtime, cluster))
-        })?;
-        Ok(Self { runtime, cluster, gateway: gateway.clone() })
-    }
-
-    /// Asks the server from where the gateway is.
-    fn ask<T: Send>(&mut self, ask: impl AsyncFnOnce(&Admin) -> Result<T> + Send) -> Result<T> {
-        let Self { runtime, cluster, gateway } = self;
-        gateway.enter(|| runtime.block_on(async { ask(&cluster.admin()?).await }))
-    }
-
-    fn patch(&mut self, path: &str, change: &Value) -> Result<()> {
-        self.ask(async |admin| admin.patch(path, change).await).map(drop)
-    }
-}
 
 #[test]
 fn pods_are_who_their_labels_say_as_soon_as_the_api_server_says_so() -> Result<()> {
@@ -61,9 +33,7 @@ fn pods_are_who_their_labels_say_as_soon_as_the_api_server_says_so() -> Result<(
         }
     })?;
     let mut api = Api::start(&stand.lab.gateway)?;
-    let kubeconfig = api.cluster.kubeconfig(api.cluster.admin_token())?;
-    stand.config.gateway["clusters"] =
-        json!([{ "name": "prod-eu", "domain": "prod-eu", "kubeconfig": kubeconfig }]);
+    stand.config.watch("prod-eu", &api.kubeconfig()?);
     stand.reload()?;
     let outcome = claims(&mut stand, &mut api);
     outcome.with_context(|| stand.daemon.stderr())?;
@@ -112,12 +82,11 @@ fn claims(stand: &mut Stand, api: &mut Api) -> Result<()> {
     ensure!(enforced >= 3.0, "{enforced} changes were timed");
 
     // Without the server everything stays as it is, also across a reload.
-    api.cluster.stop_api();
+    api.stop();
     ensure!(reaches(&web)?, "what is known is frozen");
     stand.reload()?;
     ensure!(reaches(&web)?, "and outlives a reload");
-    let Api { runtime, cluster, gateway } = api;
-    gateway.enter(|| runtime.block_on(cluster.start_api()))?;
+    api.start_again()?;
 
     // A pod that has ended keeps its address in its status, and not its rights.
     api.patch(&format!("{of_web}/status"), &status("Succeeded"))?;
@@ -137,7 +106,7 @@ fn claims(stand: &mut Stand, api: &mut Api) -> Result<()> {
     // Who was known last is known to the next daemon at once, also where the cluster does not answer.
     let stream = client::connect_to(&web, INTERNET, Duration::from_secs(2))?.open()?;
     let live = client::talk(&web, stream, gap, Duration::from_secs(1));
-    api.cluster.stop_api();
+    api.stop();
     stand.daemon.stop()?;
     stand.daemon.relaunch()?;
     within(SOON, "the cluster is not known yet", || {
@@ -148,14 +117,8 @@ fn claims(stand: &mut Stand, api: &mut Api) -> Result<()> {
     ensure!(!live.ended(), "a live flow was cut by the restart");
     live.stop().map(drop)?;
     // What is not there any more when the cluster has said all is gone.
-    let Api { runtime, cluster, gateway } = api;
-    gateway.enter(|| {
-        runtime.block_on(async {
-            let (_beside, admin) = cluster.second_api().await?;
-            admin.delete(&of_web).await?;
-            cluster.start_api().await
-        })
-    })?;
+    api.ask_beside(async |admin| admin.delete(&of_web).await)?;
+    api.start_again()?;
     within(SOON, "the deleted pod is nobody", || Ok(!reaches(&web)?))?;
     within(SOON, "the cluster is known", || Ok(stand.daemon.get("/readyz")?.0 == 200))
 }

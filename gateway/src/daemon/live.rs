@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controller::{Clusters, Plane, Recollection, Step, Unconfirmed};
-use policy_compiler::{CompileError, Image};
+use policy_compiler::{Amendment, CompileError, Image};
+use smartgroups::{Change, Text};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
 
@@ -110,6 +111,16 @@ impl Next {
     }
 }
 
+/// The endpoints that changes are about.
+fn names(changes: &[Change]) -> Vec<Text> {
+    let name = |change: &Change| match change {
+        Change::Endpoint(endpoint) => Some(endpoint.name.clone()),
+        Change::Gone(name) => Some(name.clone()),
+        Change::Namespace(..) | Change::NamespaceGone(_) => None,
+    };
+    changes.iter().filter_map(name).collect()
+}
+
 /// Why a cluster is not known as it should be, in a sentence.
 fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
     let cluster = &status.cluster;
@@ -141,9 +152,10 @@ impl Loop {
                 changes.append(&mut batch.changes);
             }
         }
+        let names = names(&changes);
         let step = plane.discover(changes);
         self.live.is_unwritten = true;
-        if self.step(step)
+        if self.step(step, &names)
             && let Some(received) = received
         {
             self.state.observe_enforced(received.elapsed());
@@ -155,7 +167,7 @@ impl Loop {
         for cluster in gone {
             let Some(plane) = &mut self.live.plane else { return };
             let step = plane.forget(cluster);
-            self.step(step);
+            self.step(step, &[]);
             info!(%cluster, "cluster forgotten");
         }
     }
@@ -166,7 +178,7 @@ impl Loop {
             && let Some(plane) = &mut self.live.plane
         {
             let step = plane.retry();
-            self.step(step);
+            self.step(step, &[]);
         }
         if self.live.is_unwritten && self.live.written.elapsed() >= REMEMBER_EVERY {
             self.remember();
@@ -205,19 +217,21 @@ impl Loop {
         }
     }
 
-    /// Brings a step into force; says whether it is.
-    fn step(&mut self, step: Step) -> bool {
+    /// Brings a step into force, which is about endpoints of these names; says whether it is.
+    fn step(&mut self, step: Step, changed: &[Text]) -> bool {
+        let Some(inventory) = self.live.inventory().cloned() else { return false };
         match step {
             Step::Nothing => {
-                self.tell_who_there_is();
+                // Who there is may have changed all the same.
+                self.state.announce_members(&Amendment::default(), &inventory, changed);
+                self.state.accept_members();
                 true
             }
             Step::Amended(amendment) => {
-                let Some(inventory) = self.live.inventory().cloned() else { return false };
-                self.state.announce_members(&amendment, &inventory);
+                self.state.announce_members(&amendment, &inventory, changed);
                 match self.engine.amend(&amendment) {
                     Ok(Some(_)) => {
-                        self.state.accept_members(&amendment, &inventory);
+                        self.state.accept_members();
                         self.caught_up();
                         true
                     }
@@ -265,12 +279,6 @@ impl Loop {
                 self.fall_behind(&failed);
                 false
             }
-        }
-    }
-
-    fn tell_who_there_is(&mut self) {
-        if let Some(inventory) = self.live.inventory() {
-            self.state.accept_members(&policy_compiler::Amendment::default(), inventory);
         }
     }
 

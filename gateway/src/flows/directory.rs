@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
 use policy_compiler::{Amendment, Identity, Image};
-use rpds::{HashTrieMapSync, VectorSync};
-use smartgroups::{AddressTable, Conflict, DomainId, Endpoint, GroupId, Inventory};
+use rpds::{HashTrieMapSync, QueueSync, VectorSync};
+use smartgroups::{AddressTable, Conflict, DomainId, Endpoint, GroupId, Inventory, Text};
 
 use crate::config::Gateway;
 use crate::datapath::numbers::Numbers;
@@ -32,6 +32,47 @@ pub struct Directory {
     by_index: VectorSync<u32>,
     /// The ids of identities by address, as in the tables.
     table: AddressTable,
+    former: Former,
+}
+
+/// Who had an address before whoever has it now, by the address; and in what order they lost it.
+#[derive(Clone, Debug, Default)]
+struct Former {
+    owners: HashTrieMapSync<(DomainId, IpAddr), Arc<[FormerOwner]>>,
+    order: QueueSync<(DomainId, IpAddr)>,
+}
+
+/// An endpoint that has an address no longer, or not with these groups.
+#[derive(Clone, Debug)]
+struct FormerOwner {
+    /// Until when, nanoseconds of the monotonic clock.
+    until: u64,
+    identity: u32,
+    endpoint: Arc<Endpoint>,
+}
+
+/// How many former owners are remembered.
+const MOST_FORMER: usize = 1 << 16;
+
+impl Former {
+    fn remember(&mut self, address: (DomainId, IpAddr), owner: FormerOwner) {
+        let before = self.owners.get(&address).map_or(&[][..], |owners| owners);
+        let all = before.iter().cloned().chain([owner]).collect();
+        self.owners.insert_mut(address, all);
+        self.order.enqueue_mut(address);
+        if self.order.len() > MOST_FORMER
+            && let Some(oldest) = self.order.peek().copied()
+        {
+            self.order.dequeue_mut();
+            match self.owners.get(&oldest) {
+                Some(owners) if owners.len() > 1 => {
+                    let others = owners[1..].into();
+                    self.owners.insert_mut(oldest, others);
+                }
+                Some(_) | None => drop(self.owners.remove_mut(&oldest)),
+            }
+        }
+    }
 }
 
 /// What is known of an identity.
@@ -118,13 +159,30 @@ impl Directory {
                 image.hosts.iter().map(|(domain, host, index)| (*domain, *host, id(*index))),
                 image.prefixes.iter().map(|(domain, prefix, index)| (*domain, *prefix, id(*index))),
             ),
+            former: Former::default(),
         }
     }
 
-    /// The same after members changed what they did; `inventory` is who there is since.
+    /// The same after members changed what they did; `inventory` is who there is since, and
+    /// `changed` are the names of those who are not as they were.
     #[must_use]
-    pub fn amended(&self, generation: u32, amendment: &Amendment, inventory: &Inventory) -> Self {
+    pub fn amended(
+        &self,
+        generation: u32,
+        amendment: &Amendment,
+        inventory: &Inventory,
+        changed: &[Text],
+        now: u64,
+    ) -> Self {
         let mut new = Self { generation, inventory: inventory.clone(), ..self.clone() };
+        for endpoint in changed.iter().filter_map(|name| self.inventory.shared(name)) {
+            for prefix in &endpoint.addresses {
+                let address = (endpoint.domain, prefix.addr());
+                let identity = self.table.lookup(address.0, address.1).unwrap_or(NOBODY);
+                let endpoint = Arc::clone(endpoint);
+                new.former.remember(address, FormerOwner { until: now, identity, endpoint });
+            }
+        }
         for identity in &amendment.identities {
             new.by_index.push_back_mut(identity.id);
             new.identities.own.insert_mut(identity.id, Known::of(identity, &new.groups));
@@ -140,6 +198,7 @@ impl Directory {
     }
 
     fn remember(&mut self, before: &Self) {
+        self.former = before.former.clone();
         self.rules.remember(&before.rules, before.generation);
         self.snat.remember(&before.snat, before.generation);
         self.identities.remember(&before.identities, before.generation);
@@ -288,6 +347,11 @@ impl Book {
         identity: u32,
         at: u64,
     ) -> Option<&Endpoint> {
+        let key = (DomainId(domain), IpAddr::V4(address));
+        let former = self.newest().former.owners.get(&key).map_or(&[][..], |owners| owners);
+        if let Some(owner) = former.iter().find(|one| one.until > at && one.identity == identity) {
+            return Some(&owner.endpoint);
+        }
         let held = self.kept.iter().position(|directory| directory.since <= at);
         let held = held.unwrap_or(self.kept.len() - 1);
         // The one of that moment, then the nearest.
@@ -326,6 +390,26 @@ impl Directories {
     /// Puts one into force, which is the one that was announced, if one was.
     pub fn publish(&self, directory: Directory, now: u64) {
         self.put(directory, now, false);
+    }
+
+    /// Says what members are about to change: the like of [`Self::announce`].
+    pub fn announce_amended(&self, amended: Directory) {
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = book.kept.clone();
+        kept.push_front(Arc::new(amended));
+        *book = Arc::new(Book { kept, is_announced: true });
+    }
+
+    /// What members were said to change is in force, under this generation. It takes the place of
+    /// the one that it was made from: who had what before is in it.
+    pub fn publish_amended(&self, generation: u32) {
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = book.kept.clone();
+        let Some(announced) = kept.pop_front().filter(|_| book.is_announced) else { return };
+        kept.pop_front();
+        let announced = Directory { generation, ..Arc::unwrap_or_clone(announced) };
+        kept.push_front(Arc::new(announced));
+        *book = Arc::new(Book { kept, is_announced: false });
     }
 
     /// What was announced does not come into force.
@@ -485,6 +569,56 @@ mod tests {
         let book = directories.book();
         assert_eq!((book.kept.len(), &*book.of(3).gateway), (2, "another"));
         assert_eq!(book.newest().since, 20, "since it was announced");
+    }
+
+    #[test]
+    fn whoever_had_an_address_is_known_after_any_number_of_changes() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let address: Ipv4Addr = "100.64.1.10".parse().unwrap();
+        let identity = scene.config.image.identity(DomainId(1), IpAddr::V4(address)).id;
+        let directories = Directories::new(scene.directory(1));
+        let (first, groups) = (Text::from("shop/api-1"), Amendment::default());
+        let mut inventory = Inventory::clone(&scene.config.inventory);
+        let mut name = first.clone();
+        // One after the other has the address, all of them in the same groups.
+        for n in 1..=100_u64 {
+            let before = inventory.remove(&name).unwrap();
+            let next = Text::from(format!("shop/heir-{n}"));
+            inventory.insert(Endpoint { name: next.clone(), ..Endpoint::clone(&before) });
+            let changed = [name, next.clone()];
+            let before = directories.in_force();
+            let amended = before.amended(1, &groups, &inventory, &changed, n * 100);
+            directories.announce_amended(amended);
+            directories.publish_amended(1);
+            name = next;
+        }
+        // A reload forgets none of it.
+        let mut reloaded = scene.directory(2);
+        reloaded.inventory = inventory;
+        directories.publish(reloaded, 20_000);
+        let book = directories.book();
+        for (at, expected) in [
+            (0, &*first),
+            (99, &*first),
+            (100, "shop/heir-1"),
+            (4_250, "shop/heir-42"),
+            (9_999, "shop/heir-99"),
+            (10_000, "shop/heir-100"),
+            (30_000, "shop/heir-100"),
+        ] {
+            let owner = book.owner(1, address, identity, at).map(|owner| &*owner.name);
+            assert_eq!(owner, Some(expected), "{at}");
+        }
+        let mut former = Former::default();
+        let endpoint = Arc::clone(scene.config.inventory.shared(&first).unwrap());
+        for n in 0..MOST_FORMER as u64 + 10 {
+            let host = (DomainId(1), IpAddr::V4(Ipv4Addr::from_bits((n % 1000) as u32)));
+            let owner = FormerOwner { until: n, identity, endpoint: Arc::clone(&endpoint) };
+            former.remember(host, owner);
+        }
+        let all: usize = former.owners.values().map(|owners| owners.len()).sum();
+        assert_eq!((all, former.order.len()), (MOST_FORMER, MOST_FORMER));
+        assert!(former.owners.values().flat_map(|owners| owners.iter()).all(|one| one.until >= 10));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use flow_export::Counts;
 use policy_compiler::{Amendment, Image};
 use prometheus::{Histogram, HistogramOpts};
-use smartgroups::Inventory;
+use smartgroups::{Inventory, Text};
 use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::config::PolicyWord;
 
@@ -132,16 +132,18 @@ impl<L: Live> State<L> {
         *self.reload.write().unwrap_or_else(PoisonError::into_inner) = Reload::success();
     }
 
-    /// Says what members are about to change; as [`Self::announce`].
-    pub fn announce_members(&self, amendment: &Amendment, inventory: &Inventory) {
-        let next = self.directories.current().amended(self.generation(), amendment, inventory);
-        self.directories.announce(next, self.live.clock());
+    /// Says what members are about to change; as [`Self::announce`]. `changed` are the names of those
+    /// who are not as they were.
+    pub fn announce_members(&self, amendment: &Amendment, inventory: &Inventory, changed: &[Text]) {
+        let (now, generation) = (self.live.clock(), self.generation());
+        let before = self.directories.in_force();
+        let next = before.amended(generation, amendment, inventory, changed, now);
+        self.directories.announce_amended(next);
     }
 
-    /// What members have changed is in force.
-    pub fn accept_members(&self, amendment: &Amendment, inventory: &Inventory) {
-        let next = self.directories.in_force().amended(self.generation(), amendment, inventory);
-        self.directories.publish(next, self.live.clock());
+    /// What was announced of members is in force.
+    pub fn accept_members(&self) {
+        self.directories.publish_amended(self.generation());
     }
 
     /// How well clusters are known.
