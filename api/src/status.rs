@@ -27,6 +27,27 @@ pub struct Status {
     pub sessions: u64,
     /// The attachments in the order of the configuration.
     pub attachments: Vec<AttachmentStatus>,
+    /// The clusters that are watched, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// How well a Kubernetes cluster is known.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether all kinds of its objects were heard of.
+    pub synced: bool,
+    /// How many endpoints it has.
+    pub endpoints: u64,
+    /// How old what is known of it may be, in seconds; `None`: it is not known yet.
+    pub staleness: Option<u64>,
+    /// Seconds until its credentials end, where that is known; zero: they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_expire_in: Option<u64>,
+    /// The kinds that are not followed at present, each with why.
+    pub faults: Vec<String>,
 }
 
 /// An attachment and the hook that serves it.

@@ -147,6 +147,7 @@ fn the_server_goes_away(stage: &Stage, api: &mut Api, web: &Netns) -> Result<()>
     within("the gateway says so", || {
         Ok(stage.daemon.metric("sluice_cluster_degraded_kinds", &[])? > 0.0)
     })?;
+    println!("{}", stage.ctl(&["status"])?);
     say(
         "Groups are frozen, not emptied: the pod is let through as before.",
         &["`sluice_cluster_degraded_kinds` and `sluice_cluster_staleness_seconds` tell of it."],

@@ -1,11 +1,14 @@
 //! How the gateway is, and what became of every packet.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use api::status::{Amount, AttachmentStatus, Direction, Drops, Stats, Status, TableFill};
+use api::status::{
+    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, Stats, Status, TableFill,
+};
 use axum::Json;
 use axum::extract::State as Extract;
+use smartgroups_discovery::kubernetes;
 use xdp_abi::count::{self, Counters};
 use xdp_abi::forward::HOP_USED;
 use xdp_abi::reason::Reason;
@@ -53,7 +56,28 @@ pub(super) async fn status<L: Live>(
         flow_log_fault: state.records().and_then(flow_export::Counts::fault),
         sessions: live_sessions(&counters),
         attachments: attachments.collect(),
+        clusters: state.clusters().iter().map(cluster).collect(),
     }))
+}
+
+fn cluster(status: &kubernetes::ClusterStatus) -> ClusterStatus {
+    let now = Instant::now();
+    let fault = |kind: &kubernetes::KindStatus| {
+        let why = kind.error.as_deref().unwrap_or(match kind.synced {
+            true => "nothing is heard of them",
+            false => "they are not known yet",
+        });
+        format!("{}: {why}", kind.kind)
+    };
+    let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
+    ClusterStatus {
+        name: status.cluster.to_string(),
+        synced: status.is_synced(),
+        endpoints: status.endpoints as u64,
+        staleness: status.staleness(now).map(|age| age.as_secs()),
+        credentials_expire_in: status.credentials_expire.map(|until| left(until).as_secs()),
+        faults: status.degraded(now).map(fault).collect(),
+    }
 }
 
 /// Sessions that live, by the books. Counters of several processors are read one after the

@@ -67,6 +67,22 @@ impl Show for Status {
         if !table.is_empty() {
             text.push_str(&table.render(width));
         }
+        let head = ["CLUSTER", "KNOWN", "ENDPOINTS", "AGE", "CREDENTIALS FOR", "NOT FOLLOWED"];
+        let mut table = Table::new(head).fit(Fit::Words, &["NOT FOLLOWED"]);
+        for cluster in &self.clusters {
+            table.row([
+                cluster.name.clone(),
+                if cluster.synced { "yes" } else { "not yet" }.to_owned(),
+                cluster.endpoints.to_string(),
+                or_dash(cluster.staleness.map(span)),
+                or_dash(cluster.credentials_expire_in.map(span)),
+                if cluster.faults.is_empty() { "-".to_owned() } else { cluster.faults.join("; ") },
+            ]);
+        }
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render(width));
+        }
         text
     }
 }
@@ -458,6 +474,30 @@ mod tests {
              the last reload was refused: sluice.yaml:3: no\n\
              flow records cannot be written: no storage space\n"
         );
+    }
+
+    #[test]
+    fn a_cluster_says_how_well_it_is_known() {
+        let cluster = |name, synced, age, faults: &[&str]| {
+            serde_json::json!({
+                "name": name, "synced": synced, "endpoints": 7, "staleness": age, "faults": faults
+            })
+        };
+        let status = serde_json::json!({
+            "name": "gw-1", "version": "0.1.0", "uptime": 61, "generation": 3, "healthy": true,
+            "problems": [], "sessions": 0, "attachments": [],
+            "clusters": [
+                cluster("eu", true, Some(61), &[]),
+                cluster("us", false, None, &["pods: no route", "nodes: no route"]),
+            ]
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let text = status.show(usize::MAX);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().skip(2).map(words).collect();
+        let head = "CLUSTER KNOWN ENDPOINTS AGE CREDENTIALS FOR NOT FOLLOWED";
+        let us = "us not yet 7 - - pods: no route; nodes: no route";
+        assert_eq!(lines, [head, "eu yes 7 1m1s - -", us], "{text}");
     }
 
     #[test]
