@@ -435,6 +435,7 @@ impl Loop {
                 self.state.accept(named(engine.config(), engine.numbers()));
                 let gone = self.live.accept(engine.config(), next);
                 self.forget_clusters(&gone);
+                self.look_at_clusters();
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }
