@@ -112,7 +112,7 @@ pub struct Endpoint {
     pub id: Option<Text>,
     /// Kubernetes cluster.
     pub cluster: Option<Text>,
-    /// Kubernetes namespace; its labels are the [`crate::Namespace`]'s.
+    /// Kubernetes namespace; its labels: [`crate::Inventory::namespace_of`].
     pub namespace: Option<Text>,
     /// Kubernetes services in front of it, sorted.
     pub services: Box<[Text]>,
