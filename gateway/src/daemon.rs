@@ -513,6 +513,8 @@ impl Loop {
             self.keep();
         }
         self.look_at_clusters();
+        let behind = self.engine.behind().map(|why| format!("the network is not followed: {why}"));
+        self.state.readiness.set(Condition::Network, behind.into_iter().collect());
         self.look_at_forwarding();
     }
 

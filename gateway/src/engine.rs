@@ -136,6 +136,8 @@ pub struct Engine {
     cooling: Cooling,
     recycling: Recycling,
     carried: Option<usize>,
+    /// Why the places are not those that the network has now.
+    behind: Option<String>,
     /// The last guard as it was put up.
     guarded: GuardSpec,
     _claims: [Claim; 2],
@@ -274,7 +276,13 @@ impl Engine {
             older.replace(&datapath).map_err(TablesError::from)?;
         }
         let mut attached = Attached::default();
-        attached.bring(&datapath, &places.interfaces, &pins)?;
+        if let Err(refused) = attached.bring(&datapath, &places.interfaces, &pins) {
+            // What goes on without this daemon must not redirect to where no XDP is.
+            let as_served = places.redirecting(|ifindex| attached.on_xdp(ifindex));
+            as_served.write(&datapath, &places)?;
+            hops::relink(&datapath, &as_served);
+            return Err(refused.into());
+        }
         attached.leave_others(&places.interfaces, &pins);
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
@@ -296,6 +304,7 @@ impl Engine {
             cooling: Cooling::default(),
             recycling: Recycling::default(),
             carried,
+            behind: None,
             guarded,
             _claims: claims,
         })
@@ -540,7 +549,9 @@ impl Engine {
         let places = Places::of(&self.config, network, &served, &self.numbers);
         if places != self.places {
             let leads_elsewhere = !places.leads_as(&self.places);
-            self.take_places(places)?;
+            let taken = refuse_too_many(&places).and_then(|()| self.take_places(places));
+            self.behind = taken.as_ref().err().map(ToString::to_string);
+            taken?;
             if leads_elsewhere {
                 // A session whose way in is gone goes on by another, if its cluster has two.
                 self.publisher.judge_again(&self.datapath);
@@ -554,6 +565,11 @@ impl Engine {
             self.put_up(spec)?;
         }
         Ok(brought?)
+    }
+
+    /// Why links and addresses are not followed, if they are not.
+    pub fn behind(&self) -> Option<&str> {
+        self.behind.as_deref()
     }
 
     /// Takes port bitmaps back from pairs that need them no more, and numbers from next hops.

@@ -637,5 +637,28 @@ fn places_that_have_no_room_leave_those_that_stand() -> Result<()> {
         ensure!(kernel.tables.carries(transit, V4([100, 64, 9, 1])), "{CARRIED} is not carried");
     }
     before.write(datapath, &Places::default())?;
+
+    // Three thousand make room for three thousand others, of each kind.
+    let many = |second: u8| -> Result<Places> {
+        let mut config = self::config(Rules::Usual)?;
+        let transit = config.gateway.attachments.iter_mut().find(|one| one.name == "transit");
+        let transit = transit.context("an attachment `transit`")?;
+        for n in 0..3_000_u32 {
+            let base = u32::from(Ipv4Addr::new(10, second, 0, 0));
+            let prefix = Ipv4Net::new_assert(Ipv4Addr::from(base + 2 * n), 32).to_string();
+            // Each of them is nobody's on the way to the Internet.
+            if n < 1_500 {
+                transit.sources.push(prefix.parse().map_err(anyhow::Error::msg)?);
+            }
+            transit.stated_routes.push(prefix.parse().map_err(anyhow::Error::msg)?);
+        }
+        let places = of(&config);
+        ensure!(places.too_many().is_none(), "{:?}", places.too_many());
+        Ok(places)
+    };
+    let (some, others) = (many(64)?, many(128)?);
+    some.write(datapath, &before)?;
+    others.write(datapath, &some)?;
+    before.write(datapath, &others)?;
     Ok(())
 }

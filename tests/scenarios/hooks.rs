@@ -122,6 +122,8 @@ fn a_start_that_xdp_does_not_suit_leaves_tc_at_work() -> Result<()> {
     // More than a page: no native XDP on a veth.
     stand.lab.gateway.run("ip", &["link", "set", "eth-internet", "mtu", "9000"])?;
     stand.lab.internet_router.run("ip", &["link", "set", "uplink", "mtu", "9000"])?;
+    // An end that does not poll loses whatever XDP redirects to it.
+    stand.lab.internet_router.run("ethtool", &["-K", "uplink", "gro", "off"])?;
     talks(&web)?;
     set_hooks(&mut stand.config, "xdp", |_| true);
     stand.config.write(stand.daemon.config())?;

@@ -44,6 +44,8 @@ pub enum Step {
 pub struct Plane {
     policy: Arc<Policy>,
     stated: Inventory,
+    /// What was discovered under names that are stated: known again when those are not.
+    hidden: Inventory,
     compiler: Compiler,
     /// What was discovered last has found no room.
     is_full: bool,
@@ -59,17 +61,12 @@ impl Plane {
         stated: Inventory,
         discovered: impl IntoIterator<Item = Change>,
     ) -> Result<(Self, Image), CompileError> {
-        let mut all = stated.clone();
+        let (mut all, mut hidden) = (stated.clone(), Inventory::new());
         for change in discovered {
-            match change {
-                _ if is_about(&stated, &change) => {}
-                Change::Endpoint(endpoint) => drop(all.insert(*endpoint)),
-                Change::Gone(name) => drop(all.remove(&name)),
-                Change::Namespace(id, labels) => drop(all.insert_namespace(id, labels)),
-                Change::NamespaceGone(id) => drop(all.remove_namespace(&id)),
-            }
+            let is_hidden = is_about(&stated, &change);
+            bring_in(if is_hidden { &mut hidden } else { &mut all }, change);
         }
-        Self::compile(Arc::new(policy), stated, all)
+        Self::compile(Arc::new(policy), stated, hidden, all)
     }
 
     /// Compiles another policy for others that are stated, and for all that was discovered. This
@@ -82,6 +79,7 @@ impl Plane {
         policy: Policy,
         stated: Inventory,
     ) -> Result<(Self, Image), CompileError> {
+        // All that was discovered, under whatever name.
         let mut all = self.compiler.inventory().clone();
         for endpoint in self.stated.endpoints() {
             all.remove(&endpoint.name);
@@ -89,18 +87,30 @@ impl Plane {
         for (id, _) in self.stated.namespaces() {
             all.remove_namespace(id);
         }
-        for endpoint in stated.endpoints() {
+        for endpoint in self.hidden.endpoints() {
             all.insert(endpoint.clone());
         }
-        for (id, labels) in stated.namespaces() {
+        for (id, labels) in self.hidden.namespaces() {
             all.insert_namespace(id.clone(), labels.clone());
         }
-        Self::compile(Arc::new(policy), stated, all)
+        let mut hidden = Inventory::new();
+        for endpoint in stated.endpoints() {
+            if let Some(discovered) = all.insert(endpoint.clone()) {
+                hidden.insert(Arc::unwrap_or_clone(discovered));
+            }
+        }
+        for (id, labels) in stated.namespaces() {
+            if let Some(discovered) = all.insert_namespace(id.clone(), labels.clone()) {
+                hidden.insert_namespace(id.clone(), discovered);
+            }
+        }
+        Self::compile(Arc::new(policy), stated, hidden, all)
     }
 
     fn compile(
         policy: Arc<Policy>,
         stated: Inventory,
+        hidden: Inventory,
         all: Inventory,
     ) -> Result<(Self, Image), CompileError> {
         let nobody = Inventory::new();
@@ -113,7 +123,7 @@ impl Plane {
             domains: &policy.domains,
         };
         let (compiler, image, _) = Compiler::new(all, &inputs, &policy.capacity)?;
-        Ok((Self { policy, stated, compiler, is_full: false }, image))
+        Ok((Self { policy, stated, hidden, compiler, is_full: false }, image))
     }
 
     /// Who is stated.
@@ -128,11 +138,13 @@ impl Plane {
 
     /// Brings in what was discovered.
     pub fn discover(&mut self, changes: impl IntoIterator<Item = Change>) -> Step {
-        let stated = &self.stated;
-        let others = changes.into_iter().filter(|change| match change {
-            Change::Endpoint(endpoint) => stated.get(&endpoint.name).is_none(),
-            Change::Gone(name) => stated.get(name).is_none(),
-            Change::Namespace(id, _) | Change::NamespaceGone(id) => stated.namespace(id).is_none(),
+        let (stated, hidden) = (&self.stated, &mut self.hidden);
+        let others = changes.into_iter().filter_map(|change| {
+            if !is_about(stated, &change) {
+                return Some(change);
+            }
+            bring_in(hidden, change);
+            None
         });
         match self.compiler.amend(others) {
             _ if self.is_full => self.retry(),
@@ -145,7 +157,8 @@ impl Plane {
     /// Compiles everything anew, without what nobody has any more.
     pub fn retry(&mut self) -> Step {
         let (policy, stated) = (Arc::clone(&self.policy), self.stated.clone());
-        match Self::compile(policy, stated, self.compiler.inventory().clone()) {
+        let (hidden, all) = (self.hidden.clone(), self.compiler.inventory().clone());
+        match Self::compile(policy, stated, hidden, all) {
             Ok((plane, image)) => {
                 *self = plane;
                 Step::Anew(Box::new(image))
@@ -171,7 +184,23 @@ impl Plane {
         let namespaces = inventory.namespaces().filter(|(id, _)| of_cluster(&id.cluster));
         let namespaces = namespaces.map(|(id, _)| Change::NamespaceGone(id.clone()));
         let gone: Vec<Change> = endpoints.chain(namespaces).collect();
+        let hidden: Vec<_> = (self.hidden.endpoints())
+            .filter(|endpoint| endpoint.cluster.as_deref() == Some(cluster))
+            .map(|endpoint| endpoint.name.clone())
+            .collect();
+        for name in hidden {
+            self.hidden.remove(&name);
+        }
         self.discover(gone)
+    }
+}
+
+fn bring_in(inventory: &mut Inventory, change: Change) {
+    match change {
+        Change::Endpoint(endpoint) => drop(inventory.insert(*endpoint)),
+        Change::Gone(name) => drop(inventory.remove(&name)),
+        Change::Namespace(id, labels) => drop(inventory.insert_namespace(id, labels)),
+        Change::NamespaceGone(id) => drop(inventory.remove_namespace(&id)),
     }
 }
 
@@ -276,6 +305,34 @@ mod tests {
         for (host, expected) in [(2, &[][..]), (3, &["web"])] {
             assert_eq!(groups_of(&image, host), expected, "{host}");
         }
+    }
+
+    #[test]
+    fn what_was_discovered_under_a_stated_name_is_known_when_it_is_not_stated_any_more() {
+        let stated = |names: &[&str]| {
+            let mut stated = Inventory::new();
+            for name in names {
+                stated.insert(pod(name, 1, "other"));
+            }
+            stated
+        };
+        // Discovered before it was stated, and while it was.
+        for first in [&["a"][..], &[]] {
+            let (mut plane, _) = Plane::new(policy(100), stated(first), []).unwrap();
+            plane.discover([found("a", 1, "web")]);
+            let (plane, image) = plane.restated(policy(100), stated(&["a"])).unwrap();
+            assert_eq!(groups_of(&image, 1), [""; 0], "the file says otherwise");
+            let (mut plane, image) = plane.restated(policy(100), stated(&[])).unwrap();
+            assert_eq!(groups_of(&image, 1), ["web"], "{first:?}");
+            let Step::Amended(_) = plane.discover([Change::Gone("a".into())]) else {
+                panic!("it is the cluster's again")
+            };
+        }
+        let (mut plane, _) =
+            Plane::new(policy(100), stated(&["a"]), [found("a", 1, "web")]).unwrap();
+        plane.discover([Change::Gone("a".into())]);
+        let (_, image) = plane.restated(policy(100), stated(&[])).unwrap();
+        assert_eq!(groups_of(&image, 1), [""; 0], "it is gone in the cluster too");
     }
 
     #[test]

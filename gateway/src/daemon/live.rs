@@ -227,6 +227,8 @@ impl Loop {
                 self.state.accept_members();
                 true
             }
+            // What it amends is not in force.
+            Step::Amended(_) if self.live.behind.is_some() => self.anew(),
             Step::Amended(amendment) => {
                 self.state.announce_members(&amendment, &inventory, changed);
                 match self.engine.amend(&amendment) {

@@ -333,6 +333,11 @@ impl Attached {
         }
     }
 
+    /// Whether XDP serves an interface.
+    pub fn on_xdp(&self, ifindex: u32) -> bool {
+        self.links.values().any(|held| (held.ifindex, held.place) == (ifindex, Place::Xdp))
+    }
+
     /// Whether what leaves by an interface is translated there.
     pub fn translates(&self, ifindex: u32) -> bool {
         let at = (ifindex, Place::TcEgress);

@@ -362,6 +362,15 @@ impl Places {
         passing.map(|(ifindex, _)| *ifindex).collect()
     }
 
+    /// The same, where only these interfaces take what XDP redirects.
+    pub fn redirecting(&self, takes: impl Fn(u32) -> bool) -> Self {
+        let mut places = self.clone();
+        for link in places.links.values_mut().filter(|link| !takes(link.parent)) {
+            link.flags &= !LINK_REDIRECT;
+        }
+        places
+    }
+
     /// The link behind an L3 interface.
     pub fn link_info(&self, ifindex: u32) -> Option<&LinkInfo> {
         self.links.get(&ifindex)

@@ -288,11 +288,13 @@ pub enum Condition {
     Kept,
     /// The clusters that are watched are known, and what they say is in force.
     Clusters,
+    /// Links and addresses are followed.
+    Network,
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Attached,
         Self::Policy,
         Self::Guards,
@@ -300,6 +302,7 @@ impl Condition {
         Self::Pins,
         Self::Kept,
         Self::Clusters,
+        Self::Network,
     ];
 
     /// Before anybody has said how it is.
@@ -312,6 +315,7 @@ impl Condition {
             Self::Pins => "nobody has looked yet whether everything is pinned",
             Self::Kept => "nothing has been kept for the next start yet",
             Self::Clusters => "nobody has looked yet whether clusters are known",
+            Self::Network => "nobody has looked yet whether the network is followed",
         }
     }
 }

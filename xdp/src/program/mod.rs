@@ -259,23 +259,32 @@ fn xdp_ifindex(md: *mut xdp_md) -> u32 {
 #[classifier]
 pub fn tc_mark(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    noted(skb).unwrap_or_else(|| {
+        set_mark(skb, 0);
+        TC_ACT_UNSPEC
+    })
+}
+
+/// What XDP's note in front of a frame asks for, if there is one.
+#[inline(always)]
+fn noted(skb: *mut __sk_buff) -> Option<i32> {
     // SAFETY: the kernel passes a valid context.
     let (note, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
-    let mut mark = 0;
-    if note + 8 <= data {
-        // SAFETY: the eight bytes were just shown to lie before the packet.
-        let [found, exit] = unsafe { *(note as *const [u32; 2]) };
-        if found & MARK_MASK == MARK {
-            if exit != 0 {
-                set_mark(skb, 0);
-                // SAFETY: the helper has no preconditions.
-                return unsafe { bpf_redirect(exit, 0) as i32 };
-            }
-            mark = found;
-        }
+    if note + 8 > data {
+        return None;
     }
-    set_mark(skb, mark);
-    TC_ACT_UNSPEC
+    // SAFETY: the eight bytes were just shown to lie before the packet.
+    let [found, exit] = unsafe { *(note as *const [u32; 2]) };
+    if found & MARK_MASK != MARK {
+        return None;
+    }
+    if exit == 0 {
+        set_mark(skb, found);
+        return Some(TC_ACT_UNSPEC);
+    }
+    set_mark(skb, 0);
+    // SAFETY: the helper has no preconditions.
+    Some(unsafe { bpf_redirect(exit, 0) as i32 })
 }
 
 /// Sets a mark of ours, or takes one away that somebody else set.
@@ -292,6 +301,10 @@ fn set_mark(skb: *mut __sk_buff, mark: u32) {
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    // While an interface changes its hook both are there, and XDP has judged it.
+    if let Some(action) = noted(skb) {
+        return action;
+    }
     let Some(kernel) = Kernel::new(ctx.as_ptr()) else { return TC_ACT_SHOT };
     let mut frame = DirectSkb::new(skb);
     let length = frame.length();

@@ -180,7 +180,14 @@ impl Access {
                         .map_err(|source| AccessError::Read { path: path.clone(), source })?;
                 }
                 let mut config = Config::new(url);
-                config.auth_info.token_file = Some(token_file.display().to_string());
+                let token = fs::read_to_string(token_file)
+                    .map_err(|source| AccessError::Read { path: token_file.clone(), source })?;
+                // kube reads the file again by itself, but takes a newline at its end for a part of it.
+                if token.trim() == token {
+                    config.auth_info.token_file = Some(token_file.display().to_string());
+                } else {
+                    config.auth_info.token = Some(token.trim().to_owned().into());
+                }
                 config.root_cert_file = ca_file.clone();
                 config
             }
