@@ -58,7 +58,7 @@ pub enum EngineError {
     Places(#[from] MapError),
     /// The policy, with those who were discovered.
     #[error("{0}, with those who were discovered")]
-    Compile(policy_compiler::CompileError),
+    Compile(#[from] policy_compiler::CompileError),
     /// More places than there is room for.
     #[error("{0}: state fewer, or wider prefixes")]
     TooManyPlaces(String),

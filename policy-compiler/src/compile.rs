@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smartgroups::{
     ANYWHERE, Change, Delta, DomainId, ExtraPrefix, GroupId, GroupSet, Inventory, Membership,
-    PUBLIC_INTERNET, Resolver, resolve, stable_id_of_bytes,
+    PUBLIC_INTERNET, Resolver, stable_id_of_bytes,
 };
 
 use crate::bitset::BitSet;
@@ -32,10 +32,8 @@ pub fn compile(
     inputs: &Inputs<'_>,
     capacity: &Capacity,
 ) -> Result<(Image, Vec<Diagnostic>), CompileError> {
-    let plan = Plan::new(inputs, capacity)?;
-    let membership = resolve(inputs.inventory, inputs.groups, &plan.extra_prefixes(inputs))?;
-    let identities = Identities::new(inputs, &plan).number(&membership.sets);
-    plan.image(inputs, capacity, membership, identities)
+    let (_, image, diagnostics) = Compiler::new(inputs.inventory.clone(), inputs, capacity)?;
+    Ok((image, diagnostics))
 }
 
 /// A policy that is kept up while the members of its groups change.

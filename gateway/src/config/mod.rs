@@ -49,7 +49,7 @@ pub struct Config {
     /// What the documents compile to.
     pub image: Arc<Image>,
     /// Who there is.
-    pub inventory: Arc<Inventory>,
+    pub inventory: Inventory,
     /// What is accepted and still worth a look.
     pub warnings: Vec<ConfigError>,
     positions: Positions,
@@ -101,7 +101,7 @@ impl Config {
                 gateway,
                 documents,
                 image: Arc::new(image),
-                inventory: Arc::new(inventory),
+                inventory,
                 warnings: in_order(findings.warnings, file_name),
                 positions,
             }),

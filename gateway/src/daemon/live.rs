@@ -12,7 +12,6 @@ use tracing::{error, info, warn};
 
 use super::{Loop, named, with_causes};
 use crate::config::{Config, clusters, convert};
-use crate::engine::EngineError;
 use crate::kept;
 use crate::serve::Condition;
 
@@ -302,12 +301,5 @@ impl Loop {
 fn written_down(state_dir: &Path, all: &smartgroups::Inventory, stated: &smartgroups::Inventory) {
     if let Err(failed) = kept::write_discovered(state_dir, &Recollection::of(all, stated)) {
         warn!("{failed}");
-    }
-}
-
-/// A policy that does not fit is refused as the engine refuses one.
-impl From<CompileError> for EngineError {
-    fn from(refused: CompileError) -> Self {
-        Self::Compile(refused)
     }
 }

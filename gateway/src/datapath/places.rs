@@ -18,7 +18,7 @@ use api::value::Prefix4;
 use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipnet::Ipv4Net;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Mutex,
 };
@@ -269,27 +269,34 @@ impl Places {
 
     /// Brings the tables to this from whatever an earlier daemon wrote; as [`Self::write`].
     pub fn begin(&self, datapath: &Datapath) -> Result<(), MapError> {
-        let saved = datapath.saved_prefixes();
+        let stood = datapath.prefix_tables();
         datapath.clear_places(self);
-        let written = self.write_tables(datapath, &Self::default());
-        if written.is_err() {
-            datapath.restore_prefixes(&saved);
-        }
-        datapath.move_epoch(NETWORK_EPOCH);
-        written
+        self.write_or_restore(datapath, &Self::default(), || stood)
     }
 
     /// Brings the tables from `before` to this. If that fails, what says who may come from where
     /// and leave as what is as it was.
     pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
-        let saved = datapath.saved_prefixes();
+        self.write_or_restore(datapath, before, || before.prefix_tables())
+    }
+
+    fn write_or_restore(
+        &self,
+        datapath: &Datapath,
+        before: &Self,
+        stood: impl FnOnce() -> PrefixTables,
+    ) -> Result<(), MapError> {
         let written = self.write_tables(datapath, before);
         if written.is_err() {
-            datapath.restore_prefixes(&saved);
+            datapath.restore(&stood());
         }
         // Also of what was written before something failed nothing older is to be remembered.
         datapath.move_epoch(NETWORK_EPOCH);
         written
+    }
+
+    fn prefix_tables(&self) -> PrefixTables {
+        [self.sources.clone(), self.routes.clone(), self.carries.clone()]
     }
 
     fn write_tables(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
@@ -468,87 +475,74 @@ fn first_address(
     own.find(|address| !is_confined(*address)).unwrap_or(Ipv4Addr::UNSPECIFIED).octets()
 }
 
+type PrefixTable = BTreeMap<(u32, Ipv4Net), u16>;
+/// Sources, routes and carried prefixes.
+type PrefixTables = [PrefixTable; 3];
+type PrefixMap = Mutex<LpmTrie<MapData, PortAddress4, u32>>;
+
+fn prefix_place((place, prefix): &(u32, Ipv4Net)) -> Key<PortAddress4> {
+    let data = PortAddress4 { port: place.to_be_bytes(), address: prefix.network().octets() };
+    prefix_key(32, prefix.prefix_len(), data)
+}
+
 /// Brings a prefix map from one state to another.
-fn prefixes(
-    map: &Mutex<LpmTrie<MapData, PortAddress4, u32>>,
-    wanted: &BTreeMap<(u32, Ipv4Net), u16>,
-    before: &BTreeMap<(u32, Ipv4Net), u16>,
-) -> Result<(), MapError> {
+fn prefixes(map: &PrefixMap, wanted: &PrefixTable, before: &PrefixTable) -> Result<(), MapError> {
     let mut map = lock(map);
-    let key = |(place, prefix): &(u32, Ipv4Net)| {
-        let data = PortAddress4 { port: place.to_be_bytes(), address: prefix.network().octets() };
-        prefix_key(32, prefix.prefix_len(), data)
-    };
-    let gone: Vec<_> = before.keys().filter(|place| !wanted.contains_key(place)).collect();
+    let gone = || before.keys().filter(|place| !wanted.contains_key(place));
     // What goes on has its prefix all the time; what comes waits for room if it has to.
-    let is_tight = wanted.len() + gone.len() > PLACE_ENTRIES as usize;
+    let is_tight = wanted.len() + gone().count() > PLACE_ENTRIES as usize;
     if is_tight {
-        for place in &gone {
-            let _ = map.remove(&key(place));
-        }
+        gone().for_each(|place| drop(map.remove(&prefix_place(place))));
     }
     for (place, number) in wanted {
-        map.insert(&key(place), u32::from(*number), 0)?;
+        map.insert(&prefix_place(place), u32::from(*number), 0)?;
     }
     if !is_tight {
-        for place in &gone {
-            let _ = map.remove(&key(place));
-        }
+        gone().for_each(|place| drop(map.remove(&prefix_place(place))));
     }
     Ok(())
 }
 
-/// What stands in the tables of sources, routes and carried prefixes.
-pub(super) type SavedPrefixes = [Vec<(Key<PortAddress4>, u32)>; 3];
-
 impl Datapath {
-    fn prefix_maps(&self) -> [&Mutex<LpmTrie<MapData, PortAddress4, u32>>; 3] {
+    fn prefix_maps(&self) -> [&PrefixMap; 3] {
         [&self.sources, &self.routes, &self.carries]
     }
 
     /// Reads what stands in the tables of prefixes.
-    fn saved_prefixes(&self) -> SavedPrefixes {
-        self.prefix_maps().map(|map| lock(map).iter().flatten().collect())
+    fn prefix_tables(&self) -> PrefixTables {
+        self.prefix_maps().map(|map| {
+            let entries = lock(map);
+            let read = entries.iter().flatten().filter_map(|(key, number)| {
+                let PortAddress4 { port, address } = key.data();
+                let length = key.prefix_len().checked_sub(32)?;
+                let prefix = Ipv4Net::new(address.into(), length as u8).ok()?;
+                Some(((u32::from_be_bytes(port), prefix), number as u16))
+            });
+            read.collect()
+        })
     }
 
-    /// Brings the tables of prefixes to what stood there. Nothing comes in before all that is not
-    /// of it has gone, so that there is room.
-    fn restore_prefixes(&self, saved: &SavedPrefixes) {
-        for (map, saved) in self.prefix_maps().into_iter().zip(saved) {
-            let mut map = lock(map);
-            let id = |key: &Key<PortAddress4>| {
-                let PortAddress4 { port, address } = key.data();
-                (key.prefix_len(), port, address)
-            };
-            let stood: HashSet<_> = saved.iter().map(|(key, _)| id(key)).collect();
-            let now: Vec<_> = map.keys().flatten().collect();
-            for key in now.iter().filter(|key| !stood.contains(&id(key))) {
-                let _ = map.remove(key);
-            }
-            for (key, number) in saved {
-                let _ = map.insert(key, number, 0);
-            }
+    /// Brings the tables of prefixes to what stood there, from whatever stands there now.
+    fn restore(&self, stood: &PrefixTables) {
+        for ((map, stood), now) in
+            self.prefix_maps().into_iter().zip(stood).zip(self.prefix_tables())
+        {
+            // It had room.
+            let _ = prefixes(map, stood, &now);
         }
     }
 
     /// Forgets every place that an earlier daemon wrote: the tables are brought to the present
     /// configuration from nothing.
     fn clear_places(&self, keep: &Places) {
-        for map in self.prefix_maps() {
+        for (map, (keep, stood)) in self
+            .prefix_maps()
+            .into_iter()
+            .zip(keep.prefix_tables().iter().zip(self.prefix_tables()))
+        {
             let mut map = lock(map);
-            let keys: Vec<_> = map.keys().flatten().collect();
-            for key in keys {
-                let data = key.data();
-                let place = u32::from_be_bytes(data.port);
-                let bits = (key.prefix_len() - 32) as u8;
-                let stays = Ipv4Net::new(Ipv4Addr::from(data.address), bits).is_ok_and(|prefix| {
-                    [&keep.sources, &keep.routes, &keep.carries]
-                        .iter()
-                        .any(|kept| kept.contains_key(&(place, prefix)))
-                });
-                if !stays {
-                    let _ = map.remove(&key);
-                }
+            for place in stood.keys().filter(|place| !keep.contains_key(place)) {
+                let _ = map.remove(&prefix_place(place));
             }
         }
         for number in (1..ATTACHMENTS as u16).filter(|n| !keep.attachments.contains_key(n)) {

@@ -17,7 +17,7 @@ use policy_compiler::{
 };
 use smartgroups::DomainId;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
@@ -105,8 +105,6 @@ struct InForce {
     identities: Vec<Identity>,
     /// By index in the image and its amendments: place in the tables.
     places: Vec<u32>,
-    hosts: HashMap<(DomainId, Ipv4Addr), u32>,
-    prefixes: HashMap<(DomainId, Ipv4Net), u32>,
 }
 
 /// What of an image says how flows are judged, whoever there is.
@@ -179,11 +177,58 @@ impl Amended {
 type ChangedHost = ((DomainId, Ipv4Addr), Option<u32>);
 type ChangedPrefix = ((DomainId, Ipv4Net), Option<u32>);
 
+/// What a bank holds, members with the places of their identities.
 #[derive(Default)]
 struct Written {
-    hosts: HashSet<HostKey4>,
-    prefixes: HashSet<(DomainId, Ipv4Net)>,
+    hosts: HashMap<(DomainId, Ipv4Addr), u32>,
+    prefixes: HashMap<(DomainId, Ipv4Net), u32>,
     outside: Vec<HostKey4>,
+}
+
+impl Written {
+    /// Writes who has which place now; `identities` are there already, by place. Each address has
+    /// either the old or the new one. Who leaves makes room first. What was written is known also if not
+    /// all of it could be: then it can be taken back.
+    fn write(
+        &mut self,
+        datapath: &Datapath,
+        bank: u32,
+        identities: &[Identity],
+        hosts: &[ChangedHost],
+        prefixes: &[ChangedPrefix],
+    ) -> Result<(), PublishError> {
+        let reference = |index: u32| IdentityRef { index, id: identities[index as usize].id };
+        let mut table = lock(&datapath.hosts);
+        for (host, place) in leaving_first(hosts) {
+            let key = host_key(*host, bank);
+            match place {
+                Some(place) => {
+                    table.insert(key, reference(*place), 0).map_err(refused("endpoints"))?;
+                    self.hosts.insert(*host, *place);
+                }
+                None => {
+                    // It may be gone already: then there is nothing to remove.
+                    let _ = table.remove(&key);
+                    self.hosts.remove(host);
+                }
+            }
+        }
+        let mut table = lock(&datapath.prefixes);
+        for (prefix, place) in leaving_first(prefixes) {
+            let key = prefix_key4(*prefix, bank);
+            match place {
+                Some(place) => {
+                    table.insert(&key, reference(*place), 0).map_err(refused("prefixes"))?;
+                    self.prefixes.insert(*prefix, *place);
+                }
+                None => {
+                    let _ = table.remove(&key);
+                    self.prefixes.remove(prefix);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How ways out are numbered: see `places`.
@@ -200,19 +245,21 @@ impl Publisher {
     pub fn new(datapath: &Datapath, counters: BTreeMap<u32, u32>) -> Self {
         let mut written: [Written; 2] = Default::default();
         let bank_of = |bank: u16| usize::from(bank & 1);
-        for key in lock(&datapath.hosts).keys().flatten() {
-            written[bank_of(key.bank)].hosts.insert(key);
+        for (key, identity) in lock(&datapath.hosts).iter().flatten() {
+            let host = (DomainId(key.domain), key.address.into());
+            written[bank_of(key.bank)].hosts.insert(host, identity.index);
         }
         for key in lock(&datapath.outside).keys().flatten() {
             written[bank_of(key.bank)].outside.push(key);
         }
-        for key in lock(&datapath.prefixes).keys().flatten() {
+        for (key, identity) in lock(&datapath.prefixes).iter().flatten() {
             let PrefixKey4 { bank, domain, address } = key.data();
             let Some(length) = key.prefix_len().checked_sub(FIXED) else { continue };
             let prefix = Ipv4Net::new(address.into(), length as u8);
             let domain = DomainId(u16::from_be_bytes(domain));
             let bank = bank_of(u16::from_be_bytes(bank));
-            written[bank].prefixes.extend(prefix.map(|prefix| (domain, prefix)));
+            let written = &mut written[bank].prefixes;
+            written.extend(prefix.map(|prefix| ((domain, prefix), identity.index)));
         }
         Self { written, swapped: None, counters, lendings: BTreeMap::new(), in_force: None }
     }
@@ -286,8 +333,6 @@ impl Publisher {
             word,
             identities: image.identities.clone(),
             places: (0..image.identities.len() as u32).collect(),
-            hosts: hosts4(&image.hosts).collect(),
-            prefixes: prefixes4(&image.prefixes).collect(),
         });
         Ok(generation)
     }
@@ -317,11 +362,12 @@ impl Publisher {
         let prefixes: HashMap<_, u32> = prefixes4(&image.prefixes)
             .map(|(prefix, index)| (prefix, places[index as usize]))
             .collect();
+        let written = &self.written[in_force.bank as usize];
         // Whoever states other prefixes means all of them at once.
-        if in_force.prefixes != prefixes {
+        if written.prefixes != prefixes {
             return Ok(None);
         }
-        let hosts = differences(&in_force.hosts, &hosts);
+        let hosts = differences(&written.hosts, &hosts);
         let identities = places.iter().zip(&image.identities);
         let known = in_force.identities.len() as u32;
         let new = identities.filter(|(place, _)| **place >= known).map(|(_, identity)| identity);
@@ -362,58 +408,20 @@ impl Publisher {
     }
 
     /// Writes who has which place now. The sets of a new identity are there before an address
-    /// points at it, and each address has either the old or the new one. Who leaves makes room
-    /// first. What was written is known also if not all of it could be: then it can be taken back.
+    /// points at it.
     fn write_members(
         &mut self,
         datapath: &Datapath,
         new: Vec<Identity>,
-        changed_hosts: &[ChangedHost],
-        changed_prefixes: &[ChangedPrefix],
+        hosts: &[ChangedHost],
+        prefixes: &[ChangedPrefix],
     ) -> Result<(), PublishError> {
-        let Some(in_force) = &mut self.in_force else { return Ok(()) };
-        let bank = in_force.bank;
-        let written = &mut self.written[bank as usize];
+        let Some(InForce { bank, identities, .. }) = &mut self.in_force else { return Ok(()) };
         for identity in new {
-            write_identity(datapath, &identity, in_force.identities.len() as u32, bank);
-            in_force.identities.push(identity);
+            write_identity(datapath, &identity, identities.len() as u32, *bank);
+            identities.push(identity);
         }
-        let reference =
-            |index: u32| IdentityRef { index, id: in_force.identities[index as usize].id };
-        let mut hosts = lock(&datapath.hosts);
-        for ((domain, address), place) in leaving_first(changed_hosts) {
-            let key = host_key(*domain, *address, bank);
-            match place {
-                Some(place) => {
-                    hosts.insert(key, reference(*place), 0).map_err(refused("endpoints"))?;
-                    written.hosts.insert(key);
-                    in_force.hosts.insert((*domain, *address), *place);
-                }
-                None => {
-                    // It may be gone already: then there is nothing to remove.
-                    let _ = hosts.remove(&key);
-                    written.hosts.remove(&key);
-                    in_force.hosts.remove(&(*domain, *address));
-                }
-            }
-        }
-        let mut prefixes = lock(&datapath.prefixes);
-        for ((domain, prefix), place) in leaving_first(changed_prefixes) {
-            let key = prefix_key4(*domain, prefix, bank);
-            match place {
-                Some(place) => {
-                    prefixes.insert(&key, reference(*place), 0).map_err(refused("prefixes"))?;
-                    written.prefixes.insert((*domain, *prefix));
-                    in_force.prefixes.insert((*domain, *prefix), *place);
-                }
-                None => {
-                    let _ = prefixes.remove(&key);
-                    written.prefixes.remove(&(*domain, *prefix));
-                    in_force.prefixes.remove(&(*domain, *prefix));
-                }
-            }
-        }
-        Ok(())
+        self.written[*bank as usize].write(datapath, *bank, identities, hosts, prefixes)
     }
 
     /// Has every live session judged again, and its way out looked up, without a new policy.
@@ -444,17 +452,17 @@ impl Publisher {
     fn forget(&mut self, datapath: &Datapath, bank: u32) {
         let written = std::mem::take(&mut self.written[bank as usize]);
         let mut hosts = lock(&datapath.hosts);
-        for key in &written.hosts {
+        for host in written.hosts.keys() {
             // It may be gone already: then there is nothing to remove.
-            let _ = hosts.remove(key);
+            let _ = hosts.remove(&host_key(*host, bank));
         }
         let mut outside = lock(&datapath.outside);
         for key in &written.outside {
             let _ = outside.remove(key);
         }
         let mut prefixes = lock(&datapath.prefixes);
-        for (domain, prefix) in &written.prefixes {
-            let _ = prefixes.remove(&prefix_key4(*domain, prefix, bank));
+        for prefix in written.prefixes.keys() {
+            let _ = prefixes.remove(&prefix_key4(*prefix, bank));
         }
     }
 
@@ -466,19 +474,10 @@ impl Publisher {
         pools: &Pools,
     ) -> Result<(), PublishError> {
         let written = &mut self.written[bank as usize];
-        let reference = |index: u32| IdentityRef { index, id: image.identities[index as usize].id };
-        let mut hosts = lock(&datapath.hosts);
-        for ((domain, address), index) in hosts4(&image.hosts) {
-            let key = host_key(domain, address, bank);
-            hosts.insert(key, reference(index), 0).map_err(refused("endpoints"))?;
-            written.hosts.insert(key);
-        }
-        let mut prefixes = lock(&datapath.prefixes);
-        for ((domain, prefix), index) in prefixes4(&image.prefixes) {
-            let key = prefix_key4(domain, &prefix, bank);
-            prefixes.insert(&key, reference(index), 0).map_err(refused("prefixes"))?;
-            written.prefixes.insert((domain, prefix));
-        }
+        let hosts: Vec<_> = hosts4(&image.hosts).map(|(host, at)| (host, Some(at))).collect();
+        let prefixes: Vec<_> =
+            prefixes4(&image.prefixes).map(|(net, at)| (net, Some(at))).collect();
+        written.write(datapath, bank, &image.identities, &hosts, &prefixes)?;
         let mut outside = lock(&datapath.outside);
         for (address, _) in &pools.addresses {
             let key = HostKey4 { address: address.octets(), domain: 0, bank: bank as u16 };
@@ -523,11 +522,11 @@ fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMa
 /// The bits of a prefix's key before its address, which match whole.
 const FIXED: u32 = 32;
 
-fn host_key(domain: DomainId, address: Ipv4Addr, bank: u32) -> HostKey4 {
+fn host_key((domain, address): (DomainId, Ipv4Addr), bank: u32) -> HostKey4 {
     HostKey4 { address: address.octets(), domain: domain.0, bank: bank as u16 }
 }
 
-fn prefix_key4(domain: DomainId, prefix: &Ipv4Net, bank: u32) -> Key<PrefixKey4> {
+fn prefix_key4((domain, prefix): (DomainId, Ipv4Net), bank: u32) -> Key<PrefixKey4> {
     let key = PrefixKey4 {
         bank: (bank as u16).to_be_bytes(),
         domain: domain.0.to_be_bytes(),

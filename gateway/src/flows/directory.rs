@@ -316,8 +316,17 @@ const KEPT: usize = 8;
 pub struct Book {
     /// The newest first; never empty.
     kept: VecDeque<Arc<Directory>>,
-    /// Whether the newest is not in force yet.
-    is_announced: bool,
+    /// The newest is not in force yet.
+    announced: Option<Announced>,
+}
+
+/// What a directory that is announced is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announced {
+    /// Another configuration: the one before stays behind it.
+    Anew,
+    /// The one before, whose place it takes: who had what before is in it.
+    Amended,
 }
 
 impl Book {
@@ -377,19 +386,19 @@ impl Directories {
     /// Begins with one, which is taken to have held always.
     #[must_use]
     pub fn new(first: Directory) -> Self {
-        let book = Book { kept: VecDeque::from([Arc::new(first)]), is_announced: false };
+        let book = Book { kept: VecDeque::from([Arc::new(first)]), announced: None };
         Self { book: RwLock::new(Arc::new(book)) }
     }
 
     /// Says what is about to come into force, *before* the tables change: then no event is ahead
     /// of its names. `now` in nanoseconds of the monotonic clock.
     pub fn announce(&self, directory: Directory, now: u64) {
-        self.put(directory, now, true);
+        self.put(directory, now, Some(Announced::Anew));
     }
 
     /// Puts one into force, which is the one that was announced, if one was.
     pub fn publish(&self, directory: Directory, now: u64) {
-        self.put(directory, now, false);
+        self.put(directory, now, None);
     }
 
     /// Says what members are about to change: the like of [`Self::announce`].
@@ -397,25 +406,29 @@ impl Directories {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
         let mut kept = book.kept.clone();
         kept.push_front(Arc::new(amended));
-        *book = Arc::new(Book { kept, is_announced: true });
+        *book = Arc::new(Book { kept, announced: Some(Announced::Amended) });
     }
 
-    /// What members were said to change is in force, under this generation. It takes the place of
-    /// the one that it was made from: who had what before is in it.
-    pub fn publish_amended(&self, generation: u32) {
+    /// What was announced is in force, under this generation. False: nothing was.
+    pub fn accept(&self, generation: u32) -> bool {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
         let mut kept = book.kept.clone();
-        let Some(announced) = kept.pop_front().filter(|_| book.is_announced) else { return };
-        kept.pop_front();
-        let announced = Directory { generation, ..Arc::unwrap_or_clone(announced) };
-        kept.push_front(Arc::new(announced));
-        *book = Arc::new(Book { kept, is_announced: false });
+        let (Some(announced), Some(mut newest)) = (book.announced, kept.pop_front()) else {
+            return false;
+        };
+        if announced == Announced::Amended {
+            kept.pop_front();
+        }
+        Arc::make_mut(&mut newest).generation = generation;
+        kept.push_front(newest);
+        *book = Arc::new(Book { kept, announced: None });
+        true
     }
 
     /// What was announced does not come into force.
     pub fn withdraw(&self) {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
-        if !book.is_announced {
+        if book.announced.is_none() {
             return;
         }
         let mut kept = book.kept.clone();
@@ -423,22 +436,22 @@ impl Directories {
             // Some of it may have been in force for a moment.
             Arc::make_mut(old).remember(&announced);
         }
-        *book = Arc::new(Book { kept, is_announced: false });
+        *book = Arc::new(Book { kept, announced: None });
     }
 
-    fn put(&self, mut directory: Directory, now: u64, is_announced: bool) {
+    fn put(&self, mut directory: Directory, now: u64, announced: Option<Announced>) {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
         directory.since = now;
         directory.remember(book.newest());
         let mut kept = book.kept.clone();
-        if book.is_announced
-            && let Some(announced) = kept.pop_front()
+        if book.announced.is_some()
+            && let Some(before) = kept.pop_front()
         {
-            directory.since = announced.since;
+            directory.since = before.since;
         }
         kept.push_front(Arc::new(directory));
         kept.truncate(KEPT);
-        *book = Arc::new(Book { kept, is_announced });
+        *book = Arc::new(Book { kept, announced });
     }
 
     /// Everything that is known now.
@@ -451,7 +464,7 @@ impl Directories {
     #[must_use]
     pub fn in_force(&self) -> Arc<Directory> {
         let book = self.book();
-        let skipped = usize::from(book.is_announced && book.kept.len() > 1);
+        let skipped = usize::from(book.announced.is_some() && book.kept.len() > 1);
         Arc::clone(&book.kept[skipped])
     }
 
@@ -578,7 +591,7 @@ mod tests {
         let identity = scene.config.image.identity(DomainId(1), IpAddr::V4(address)).id;
         let directories = Directories::new(scene.directory(1));
         let (first, groups) = (Text::from("shop/api-1"), Amendment::default());
-        let mut inventory = Inventory::clone(&scene.config.inventory);
+        let mut inventory = scene.config.inventory.clone();
         let mut name = first.clone();
         // One after the other has the address, all of them in the same groups.
         for n in 1..=100_u64 {
@@ -589,7 +602,7 @@ mod tests {
             let before = directories.in_force();
             let amended = before.amended(1, &groups, &inventory, &changed, n * 100);
             directories.announce_amended(amended);
-            directories.publish_amended(1);
+            assert!(directories.accept(1));
             name = next;
         }
         // A reload forgets none of it.

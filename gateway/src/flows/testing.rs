@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use policy_compiler::{Action, Egress, Log, Protocol, SnatAction};
-use smartgroups::Inventory;
 use xdp::address::V4;
 use xdp::memory::{Gateway, Memory, MemoryFrame, Policy, Prefix, RouteEntry, Sizes, rule_set};
 use xdp::pipeline::{Fate, Hook};
@@ -313,7 +312,7 @@ impl Scene {
             config: Arc::new(self.config.clone()),
             numbers: Arc::new(self.numbers()),
             image: Arc::clone(&self.config.image),
-            inventory: Inventory::clone(&self.config.inventory),
+            inventory: self.config.inventory.clone(),
         }
     }
 

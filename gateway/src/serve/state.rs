@@ -127,7 +127,10 @@ impl<L: Live> State<L> {
 
     /// What is in force from now on.
     pub fn accept(&self, in_force: InForce) {
-        self.directories.publish(in_force.directory(self.generation()), self.live.clock());
+        let generation = self.generation();
+        if !self.directories.accept(generation) {
+            self.directories.publish(in_force.directory(generation), self.live.clock());
+        }
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = in_force;
         *self.reload.write().unwrap_or_else(PoisonError::into_inner) = Reload::success();
     }
@@ -143,7 +146,7 @@ impl<L: Live> State<L> {
 
     /// What was announced of members is in force.
     pub fn accept_members(&self) {
-        self.directories.publish_amended(self.generation());
+        self.directories.accept(self.generation());
     }
 
     /// How well clusters are known.
