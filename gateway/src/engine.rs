@@ -127,6 +127,8 @@ pub struct Engine {
     image: Arc<Image>,
     numbers: Numbers,
     places: Places,
+    /// The same as the tables have them: XDP redirects to where XDP stands.
+    standing: Places,
     publisher: Publisher,
     attached: Attached,
     managed: Managed,
@@ -276,13 +278,13 @@ impl Engine {
             older.replace(&datapath).map_err(TablesError::from)?;
         }
         let mut attached = Attached::default();
-        if let Err(refused) = attached.bring(&datapath, &places.interfaces, &pins) {
-            // What goes on without this daemon must not redirect to where no XDP is.
-            let as_served = places.redirecting(|ifindex| attached.on_xdp(ifindex));
-            as_served.write(&datapath, &places)?;
-            hops::relink(&datapath, &as_served);
-            return Err(refused.into());
+        let brought = attached.bring(&datapath, &places.interfaces, &pins);
+        // Also if it failed: what goes on without this daemon must not redirect to where no XDP is.
+        let standing = places.redirecting(|ifindex| attached.on_xdp(ifindex));
+        if standing != places {
+            standing.follow(&datapath, &places)?;
         }
+        brought?;
         attached.leave_others(&places.interfaces, &pins);
         settle(&pins).map_err(|source| EngineError::Pins { path: pins.clone(), source })?;
         let carried = older.map(|older| older.finish(&datapath));
@@ -295,6 +297,7 @@ impl Engine {
             image,
             numbers,
             places,
+            standing,
             publisher,
             attached,
             managed,
@@ -416,7 +419,7 @@ impl Engine {
         self.take_places(places)?;
         // Before the policy: an interface that takes no program has changed nothing for a flow.
         // A hook that had none before, because somebody else holds it, keeps no policy away.
-        let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        let brought = self.bring();
         if self.missing().iter().any(|hook| !lacked.contains(hook)) {
             brought?;
         }
@@ -454,11 +457,21 @@ impl Engine {
         Ok(generation)
     }
 
+    /// Brings programs onto the interfaces, and redirects to where XDP stands then.
+    fn bring(&mut self) -> Result<(), EngineError> {
+        let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        let standing = self.places.redirecting(|ifindex| self.attached.on_xdp(ifindex));
+        if standing != self.standing {
+            standing.follow(&self.datapath, &self.standing)?;
+            self.standing = standing;
+        }
+        Ok(brought?)
+    }
+
     fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
-        let written = places.write(&self.datapath, &self.places);
-        // Also if not all of it could be written: a link that leads outside now is guarded now.
-        hops::relink(&self.datapath, &places);
-        written?;
+        let standing = places.redirecting(|ifindex| self.attached.on_xdp(ifindex));
+        standing.follow(&self.datapath, &self.standing)?;
+        self.standing = standing;
         self.places = places;
         self.reserve();
         Ok(())
@@ -558,13 +571,13 @@ impl Engine {
             }
         }
         hops::forget(&self.datapath, network);
-        let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        let brought = self.bring();
         self.attached.leave_others(&self.places.interfaces, &self.pins);
         let spec = self.guard();
         if spec != self.guarded {
             self.put_up(spec)?;
         }
-        Ok(brought?)
+        brought
     }
 
     /// Why links and addresses are not followed, if they are not.
@@ -592,13 +605,13 @@ impl Engine {
 
     /// Puts programs back that somebody took off their interfaces, and tries again where one was
     /// refused; says which hooks had none.
-    pub fn restore(&mut self) -> (Vec<HookOf>, Result<(), AttachError>) {
+    pub fn restore(&mut self) -> (Vec<HookOf>, Result<(), EngineError>) {
         self.attached.forget_gone();
         let missing = self.missing();
         if missing.is_empty() {
             return (missing, Ok(()));
         }
-        let outcome = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        let outcome = self.bring();
         (missing, outcome)
     }
 

@@ -6,6 +6,7 @@
 
 use super::{
     behind::{self, NOBODY, Sources},
+    hops,
     numbers::Numbers,
     publish::WaysOut,
     tables::{Datapath, lock, prefix_key},
@@ -278,6 +279,14 @@ impl Places {
     /// and leave as what is as it was.
     pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
         self.write_or_restore(datapath, before, || before.prefix_tables())
+    }
+
+    /// The same for places that are in force: next hops follow, also if not all of it could be written; a
+    /// link that leads outside now is guarded now.
+    pub fn follow(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
+        let written = self.write(datapath, before);
+        hops::relink(datapath, self);
+        written
     }
 
     fn write_or_restore(
