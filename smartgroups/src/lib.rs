@@ -14,6 +14,7 @@
 //! holds the two together.
 
 mod cells;
+mod change;
 mod check;
 mod endpoint;
 mod expression;
@@ -30,6 +31,7 @@ mod resolve;
 mod table;
 mod text;
 
+pub use change::{Change, Subject};
 pub use check::ResolveError;
 pub use endpoint::{DomainId, Endpoint, EndpointKind, Workload};
 pub use expression::{Expression, Operator};
@@ -41,6 +43,6 @@ pub use inventory::{Conflict, Inventory, NamespaceId};
 pub use members::{Member, Reason, Way, members};
 pub use membership::{GroupSet, Membership, longest_match};
 pub use public::is_public;
-pub use resolve::{Change, Delta, ExtraPrefix, Resolver, resolve};
+pub use resolve::{Delta, ExtraPrefix, Resolver, resolve};
 pub use table::AddressTable;
 pub use text::{Labels, Pool, Text};

@@ -29,8 +29,8 @@ use crate::interner::{Interner, SetId};
 use crate::inventory::rivals;
 use crate::public::RANGES;
 use crate::{
-    DomainId, Endpoint, GroupId, GroupSet, Inventory, Labels, Membership, NamespaceId,
-    ResolveError, Selector, SmartGroup, Text, Truth,
+    Change, DomainId, Endpoint, GroupId, GroupSet, Inventory, Membership, ResolveError, Selector,
+    SmartGroup, Truth,
 };
 
 /// A prefix whose addresses have to be told apart although no group names it; SNAT policies match
@@ -58,19 +58,6 @@ pub fn resolve(
     extra_prefixes: &[ExtraPrefix],
 ) -> Result<Membership, ResolveError> {
     Ok(Resolution::new(inventory, groups, extra_prefixes)?.membership())
-}
-
-/// Something that discovery found out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// An endpoint is like this, whether or not it was known.
-    Endpoint(Box<Endpoint>),
-    /// The endpoint of a name is gone.
-    Gone(Text),
-    /// A namespace has these labels.
-    Namespace(NamespaceId, Labels),
-    /// A namespace is gone, or nothing is known of it any more.
-    NamespaceGone(NamespaceId),
 }
 
 /// What changed in a [`Membership`]. Sets keep their index, new ones come behind them, and those
@@ -164,14 +151,7 @@ impl Resolver {
                 self.resolution.cells.take_back(claim);
             }
         }
-        match change {
-            Change::Endpoint(endpoint) => drop(self.inventory.insert(*endpoint)),
-            Change::Gone(name) => drop(self.inventory.remove(&name)),
-            Change::Namespace(id, labels) => {
-                self.inventory.insert_namespace(id, labels);
-            }
-            Change::NamespaceGone(id) => drop(self.inventory.remove_namespace(&id)),
-        }
+        self.inventory.apply(change);
         for place in &touched {
             for claim in self.resolution.claims_at(&self.inventory, *place) {
                 self.resolution.cells.make(claim);

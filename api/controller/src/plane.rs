@@ -8,7 +8,7 @@ use std::sync::Arc;
 use policy_compiler::{
     Amendment, Capacity, CompileError, Compiler, DefaultAction, Image, Inputs, Rule, SnatPolicy,
 };
-use smartgroups::{Change, DomainId, Inventory, SmartGroup};
+use smartgroups::{Change, DomainId, Inventory, SmartGroup, Subject};
 
 /// What is compiled, beside who there is.
 #[derive(Clone, Debug)]
@@ -63,8 +63,8 @@ impl Plane {
     ) -> Result<(Self, Image), CompileError> {
         let (mut all, mut hidden) = (stated.clone(), Inventory::new());
         for change in discovered {
-            let is_hidden = is_about(&stated, &change);
-            bring_in(if is_hidden { &mut hidden } else { &mut all }, change);
+            let is_hidden = stated.knows(&change.subject());
+            (if is_hidden { &mut hidden } else { &mut all }).apply(change);
         }
         Self::compile(Arc::new(policy), stated, hidden, all)
     }
@@ -140,10 +140,10 @@ impl Plane {
     pub fn discover(&mut self, changes: impl IntoIterator<Item = Change>) -> Step {
         let (stated, hidden) = (&self.stated, &mut self.hidden);
         let others = changes.into_iter().filter_map(|change| {
-            if !is_about(stated, &change) {
+            if !stated.knows(&change.subject()) {
                 return Some(change);
             }
-            bring_in(hidden, change);
+            hidden.apply(change);
             None
         });
         match self.compiler.amend(others) {
@@ -177,39 +177,11 @@ impl Plane {
 
     /// What was discovered of a cluster is void.
     pub fn forget(&mut self, cluster: &str) -> Step {
-        let inventory = self.compiler.inventory();
-        let of_cluster = |name: &Option<smartgroups::Text>| name.as_deref() == Some(cluster);
-        let endpoints = inventory.endpoints().filter(|endpoint| of_cluster(&endpoint.cluster));
-        let endpoints = endpoints.map(|endpoint| Change::Gone(endpoint.name.clone()));
-        let namespaces = inventory.namespaces().filter(|(id, _)| of_cluster(&id.cluster));
-        let namespaces = namespaces.map(|(id, _)| Change::NamespaceGone(id.clone()));
-        let gone: Vec<Change> = endpoints.chain(namespaces).collect();
-        let hidden: Vec<_> = (self.hidden.endpoints())
-            .filter(|endpoint| endpoint.cluster.as_deref() == Some(cluster))
-            .map(|endpoint| endpoint.name.clone())
-            .collect();
-        for name in hidden {
-            self.hidden.remove(&name);
+        for subject in self.hidden.of_cluster(cluster) {
+            self.hidden.apply(subject.gone());
         }
-        self.discover(gone)
-    }
-}
-
-fn bring_in(inventory: &mut Inventory, change: Change) {
-    match change {
-        Change::Endpoint(endpoint) => drop(inventory.insert(*endpoint)),
-        Change::Gone(name) => drop(inventory.remove(&name)),
-        Change::Namespace(id, labels) => drop(inventory.insert_namespace(id, labels)),
-        Change::NamespaceGone(id) => drop(inventory.remove_namespace(&id)),
-    }
-}
-
-/// Whether a change is about something that is stated.
-fn is_about(stated: &Inventory, change: &Change) -> bool {
-    match change {
-        Change::Endpoint(endpoint) => stated.get(&endpoint.name).is_some(),
-        Change::Gone(name) => stated.get(name).is_some(),
-        Change::Namespace(id, _) | Change::NamespaceGone(id) => stated.namespace(id).is_some(),
+        let gone = self.compiler.inventory().of_cluster(cluster);
+        self.discover(gone.into_iter().map(Subject::gone))
     }
 }
 

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use smartgroups::{
-    Change, DomainId, Endpoint, EndpointKind, Inventory, Labels, NamespaceId, Pool, Workload,
+    Change, DomainId, Endpoint, EndpointKind, Inventory, Labels, NamespaceId, Pool, Subject,
+    Workload,
 };
 use smartgroups_discovery::kubernetes::Settings;
 
@@ -140,39 +141,10 @@ impl Recollection {
 #[derive(Debug, Default)]
 pub struct Unconfirmed(BTreeMap<String, BTreeSet<Subject>>);
 
-/// What a change is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Subject {
-    Endpoint(smartgroups::Text),
-    Namespace(NamespaceId),
-}
-
-impl Subject {
-    fn of(change: &Change) -> Self {
-        match change {
-            Change::Endpoint(endpoint) => Self::Endpoint(endpoint.name.clone()),
-            Change::Gone(name) => Self::Endpoint(name.clone()),
-            Change::Namespace(id, _) | Change::NamespaceGone(id) => Self::Namespace(id.clone()),
-        }
-    }
-
-    fn gone(self) -> Change {
-        match self {
-            Self::Endpoint(name) => Change::Gone(name),
-            Self::Namespace(id) => Change::NamespaceGone(id),
-        }
-    }
-}
-
 impl Unconfirmed {
     /// All that is known of a cluster waits until the cluster says it again.
     pub fn doubt(&mut self, cluster: &str, inventory: &Inventory) {
-        let is_of = |name: &Option<smartgroups::Text>| name.as_deref() == Some(cluster);
-        let endpoints = inventory.endpoints().filter(|endpoint| is_of(&endpoint.cluster));
-        let endpoints = endpoints.map(|endpoint| Subject::Endpoint(endpoint.name.clone()));
-        let namespaces = inventory.namespaces().filter(|(id, _)| is_of(&id.cluster));
-        let namespaces = namespaces.map(|(id, _)| Subject::Namespace(id.clone()));
-        self.0.insert(cluster.to_owned(), endpoints.chain(namespaces).collect());
+        self.0.insert(cluster.to_owned(), inventory.of_cluster(cluster).into_iter().collect());
     }
 
     /// A cluster has said something, and maybe all that it knows: what it did not name by then is
@@ -180,7 +152,7 @@ impl Unconfirmed {
     pub fn hear(&mut self, cluster: &str, is_all: bool, changes: &mut Vec<Change>) {
         let Some(waiting) = self.0.get_mut(cluster) else { return };
         for change in changes.iter() {
-            waiting.remove(&Subject::of(change));
+            waiting.remove(&change.subject());
         }
         if is_all && let Some(waiting) = self.0.remove(cluster) {
             changes.extend(waiting.into_iter().map(Subject::gone));
@@ -243,11 +215,7 @@ mod tests {
         let read: Recollection = serde_json::from_str(&text).unwrap();
         let mut again = Inventory::new();
         for change in read.changes(&[watched("eu", 1)]) {
-            match change {
-                Change::Endpoint(endpoint) => drop(again.insert(*endpoint)),
-                Change::Namespace(id, labels) => drop(again.insert_namespace(id, labels)),
-                Change::Gone(_) | Change::NamespaceGone(_) => panic!("{change:?}"),
-            }
+            again.apply(change);
         }
         for name in ["eu/shop/api", "node:eu/a"] {
             assert_eq!(again.get(name), known().get(name), "{name}");

@@ -270,6 +270,7 @@ fn right(path: &Path, field: &str) -> Option<&'static str> {
         "name" => "a name of its own",
         "spec" => "a mapping of fields",
         "namespace" => "the name that the namespace has in its cluster",
+        "domain" => "the name of a routing domain",
         "kind" => "`spoke`, `connection` or `internet`",
         "type" => {
             "`pod`, `node`, `service`, `vm`, `interface`, `subnet`, `vpc`, `site` or `external`"

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use controller::{Clusters, Plane, Recollection, Step, Unconfirmed};
 use policy_compiler::{Amendment, CompileError, Image};
-use smartgroups::{Change, Text};
+use smartgroups::{Change, Subject, Text};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
 
@@ -112,12 +112,11 @@ impl Next {
 
 /// The endpoints that changes are about.
 fn names(changes: &[Change]) -> Vec<Text> {
-    let name = |change: &Change| match change {
-        Change::Endpoint(endpoint) => Some(endpoint.name.clone()),
-        Change::Gone(name) => Some(name.clone()),
-        Change::Namespace(..) | Change::NamespaceGone(_) => None,
+    let name = |subject| match subject {
+        Subject::Endpoint(name) => Some(name),
+        Subject::Namespace(_) => None,
     };
-    changes.iter().filter_map(name).collect()
+    changes.iter().map(Change::subject).filter_map(name).collect()
 }
 
 /// Why a cluster is not known as it should be, in a sentence.

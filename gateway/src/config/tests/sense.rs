@@ -762,6 +762,9 @@ fn a_cluster_is_reached_in_one_way() {
     let elsewhere = one(", in_cluster: true").replace("prod-eu", "prod-ue");
     let hint = "`domain` names domain `prod-ue`, which does not exist; did you mean `prod-eu`?";
     assert_eq!(said(&elsewhere), [format!("{at}.domain: {hint}")]);
+    let nowhere = one(", in_cluster: true").replace(", domain: prod-eu", "");
+    let missing = "`domain` is missing; expected the name of a routing domain";
+    assert_eq!(said(&nowhere), [format!("{at}.domain: {missing}")]);
     let twice = one(", in_cluster: true").repeat(2);
     assert!(said(&twice)[0].starts_with("gateway.clusters[1].name: `name` is eu, as in line "));
     let odd = one(", in_cluster: true").replace("name: eu", "name: \"e u\"");

@@ -1,0 +1,75 @@
+//! What discovery finds out, one thing at a time.
+
+use crate::{Endpoint, Inventory, Labels, NamespaceId, Text};
+
+/// Something that discovery found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An endpoint is like this, whether or not it was known.
+    Endpoint(Box<Endpoint>),
+    /// The endpoint of a name is gone.
+    Gone(Text),
+    /// A namespace has these labels.
+    Namespace(NamespaceId, Labels),
+    /// A namespace is gone, or nothing is known of it any more.
+    NamespaceGone(NamespaceId),
+}
+
+/// What a change is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// The endpoint of a name.
+    Endpoint(Text),
+    /// A namespace.
+    Namespace(NamespaceId),
+}
+
+impl Change {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Endpoint(endpoint) => Subject::Endpoint(endpoint.name.clone()),
+            Self::Gone(name) => Subject::Endpoint(name.clone()),
+            Self::Namespace(id, _) | Self::NamespaceGone(id) => Subject::Namespace(id.clone()),
+        }
+    }
+}
+
+impl Subject {
+    /// That it is gone.
+    pub fn gone(self) -> Change {
+        match self {
+            Self::Endpoint(name) => Change::Gone(name),
+            Self::Namespace(id) => Change::NamespaceGone(id),
+        }
+    }
+}
+
+impl Inventory {
+    /// Brings a change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Endpoint(endpoint) => drop(self.insert(*endpoint)),
+            Change::Gone(name) => drop(self.remove(&name)),
+            Change::Namespace(id, labels) => drop(self.insert_namespace(id, labels)),
+            Change::NamespaceGone(id) => drop(self.remove_namespace(&id)),
+        }
+    }
+
+    /// Whether it knows something of a subject.
+    pub fn knows(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Endpoint(name) => self.get(name).is_some(),
+            Subject::Namespace(id) => self.namespace(id).is_some(),
+        }
+    }
+
+    /// All that is known of a cluster.
+    pub fn of_cluster(&self, cluster: &str) -> Vec<Subject> {
+        let is_of = |name: &Option<Text>| name.as_deref() == Some(cluster);
+        let endpoints = self.endpoints().filter(|endpoint| is_of(&endpoint.cluster));
+        let endpoints = endpoints.map(|endpoint| Subject::Endpoint(endpoint.name.clone()));
+        let namespaces = self.namespaces().filter(|(id, _)| is_of(&id.cluster));
+        endpoints.chain(namespaces.map(|(id, _)| Subject::Namespace(id.clone()))).collect()
+    }
+}
