@@ -315,15 +315,22 @@ impl Kernel {
     }
 
     /// Brings a policy into force as the engine does, and says whether the one before was amended.
-    fn put(&mut self, image: &Arc<Image>) -> Result<bool> {
+    fn put(&mut self, image: &Image) -> Result<bool> {
+        let Self { tables, publisher, ways_out, .. } = self;
+        let amended = publisher.amend(tables.datapath(), image, ways_out)?.is_some();
+        if !amended {
+            self.publish(image)?;
+        }
+        Ok(amended)
+    }
+
+    /// Brings a whole policy into force.
+    fn publish(&mut self, image: &Image) -> Result<()> {
         let Self { tables, publisher, ways_out, .. } = self;
         let datapath = tables.datapath();
         let pools = publisher.plan(datapath, image)?;
-        if publisher.amend(datapath, image, ways_out)?.is_some() {
-            return Ok(true);
-        }
         publisher.publish(datapath, image, pools, ways_out, &|_| Vec::new())?;
-        Ok(false)
+        Ok(())
     }
 
     /// Brings what members have changed into the policy in force as the engine does, and says
@@ -501,14 +508,14 @@ fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
                 // A pod gets other addresses and labels.
                 policy.inventory.insert(author.pod(0));
             }
-            let image = Arc::new(compile(&policy.inputs(), &ROOM)?.0);
+            let image = compile(&policy.inputs(), &ROOM)?.0;
             let amended = kernel.put(&image)?;
             *seen.entry("amended").or_default() += u64::from(amended);
             compare(&kernel, &image, &policy, &mut author, &mut seen);
         }
         let (mut compiler, mut image, _) =
             Compiler::new(policy.inventory.clone(), &policy.inputs(), &ROOM)?;
-        kernel.put(&Arc::new(image.clone()))?;
+        kernel.put(&image)?;
         for _ in 0..3 {
             let number = author.dice.below(9);
             let gone = Change::Gone(format!("n/pod{}", author.dice.below(9)).into());
@@ -536,7 +543,7 @@ fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
 }
 
 /// A policy by which each team may go anywhere, and pods of these teams.
-fn teams(pods: &[(&str, u8, u8)], more_rules: u32) -> Result<Image> {
+fn team_policy(pods: &[(&str, u8, u8)], more_rules: u32) -> Policy {
     let pod = |(name, host, team): &(&str, u8, u8)| Endpoint {
         addresses: [IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, *host), 32))].into(),
         labels: [("team", format!("t{team}"))].into(),
@@ -567,14 +574,17 @@ fn teams(pods: &[(&str, u8, u8)], more_rules: u32) -> Result<Image> {
         description: String::new(),
     };
     let rules: Vec<Rule> = (0..3 + more_rules).map(rule).collect();
-    let policy = Policy {
+    Policy {
         inventory,
         groups,
         rules,
         snat: Vec::new(),
         default_action: DefaultAction { action: Action::Deny, log: Log::Off },
-    };
-    Ok(compile(&policy.inputs(), &ROOM)?.0)
+    }
+}
+
+fn teams(pods: &[(&str, u8, u8)], more_rules: u32) -> Result<Image> {
+    Ok(compile(&team_policy(pods, more_rules).inputs(), &ROOM)?.0)
 }
 
 #[test]
@@ -587,20 +597,65 @@ fn members_change_places_in_a_full_table_and_those_without_room_leave_it_as_it_w
     };
     let [a, b, c, d, moved] = [("a", 1, 0), ("b", 2, 0), ("c", 3, 1), ("d", 4, 1), ("d", 5, 1)];
     // Two policies, so that both halves of the table are full.
-    kernel.put(&Arc::new(teams(&[a, b, c, d], 0)?))?;
-    kernel.put(&Arc::new(teams(&[a, b, c, d], 1)?))?;
+    kernel.put(&teams(&[a, b, c, d], 0)?)?;
+    kernel.put(&teams(&[a, b, c, d], 1)?)?;
     let all = |kernel: &Kernel| [1, 2, 3, 4, 5, 6].map(|host| identity_of(kernel, host));
     let before = all(&kernel);
     ensure!(before[0] == before[1] && before[2] == before[3] && before[0] != before[2]);
-    ensure!(kernel.put(&Arc::new(teams(&[a, b, c, moved], 1)?))?, "it was not amended");
+    ensure!(kernel.put(&teams(&[a, b, c, moved], 1)?)?, "it was not amended");
     ensure!(all(&kernel) == [before[0], before[1], before[2], before[4], before[2], before[5]]);
     // Five have no room, and one of the four would have come into another team.
     let two_more = [a, ("b", 2, 2), c, moved, ("e", 6, 0), ("f", 7, 0)];
     let standing = all(&kernel);
-    let refused = kernel.put(&Arc::new(teams(&two_more, 1)?));
+    let refused = kernel.put(&teams(&two_more, 1)?);
     ensure!(refused.is_err(), "six found room in a table of four");
-    ensure!(kernel.put(&Arc::new(teams(&[a, b, c, moved], 1)?))?, "what stands is not amended");
+    ensure!(kernel.put(&teams(&[a, b, c, moved], 1)?)?, "what stands is not amended");
     ensure!(all(&kernel) == standing, "{:?} of {standing:?}", all(&kernel));
+    Ok(())
+}
+
+#[test]
+fn prefixes_change_in_place_where_the_new_have_room_beside_the_old() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let subnet = |team: u8, net: &str| -> Result<Endpoint> {
+        Ok(Endpoint {
+            addresses: [IpNet::V4(net.parse()?)].into(),
+            labels: [("team", format!("t{team}"))].into(),
+            ..Endpoint::new("subnet", EndpointKind::Subnet, DomainId(1))
+        })
+    };
+    let mut policy = team_policy(&[("a", 1, 0), ("b", 2, 1)], 0);
+    policy.inventory.insert(subnet(2, "100.64.8.0/24")?);
+    for more_room in [0, 1] {
+        let (mut compiler, image, _) =
+            Compiler::new(policy.inventory.clone(), &policy.inputs(), &ROOM)?;
+        let standing = image.prefixes.iter().filter(|(_, net, _)| matches!(net, IpNet::V4(_)));
+        let prefixes = (standing.count() + more_room) as u32;
+        let mut kernel = Kernel::load_with(&stand, Sizes { prefixes, ..SIZES })?;
+        let identity_of = |kernel: &Kernel, address| {
+            kernel.tables.identity(kernel.policy().bank(), 1, V4(address)).id
+        };
+        // Twice, so that both halves of the table are full.
+        kernel.publish(&image)?;
+        kernel.publish(&image)?;
+        let (old, new) = ([100, 64, 8, 9], [100, 64, 7, 9]);
+        let before = [old, new].map(|address| identity_of(&kernel, address));
+        ensure!(before[0] != before[1], "nobody is known by the prefix");
+        let moved = Change::Endpoint(Box::new(subnet(2, "100.64.7.0/24")?));
+        let amendment = compiler.amend([moved])?;
+        let followed = kernel.follow(&amendment)?;
+        ensure!(followed == (more_room > 0), "with room for {more_room} more: {followed}");
+        if !followed {
+            let now = [old, new].map(|address| identity_of(&kernel, address));
+            ensure!(now == before, "what was not followed changed something");
+            let mut image = image;
+            image.amend(&amendment);
+            kernel.publish(&image)?;
+        }
+        let after = [new, old].map(|address| identity_of(&kernel, address));
+        ensure!(after == before, "{after:?} of {before:?} the other way round");
+    }
     Ok(())
 }
 

@@ -77,19 +77,19 @@ fn an_interface_changes_its_hook_by_a_reload() -> Result<()> {
             set_hooks(config, first, |interface| !is_us(interface));
             set_hooks(config, second, is_us);
         })?;
-        serves(&stand)?;
+        serves(&stand, first)?;
         for hook in [second, first] {
             set_hooks(&mut stand.config, hook, |interface| !is_us(interface));
             stand.reload()?;
-            serves(&stand)?;
+            serves(&stand, hook)?;
         }
         stand.assert_sound()?;
     }
     Ok(())
 }
 
-/// Every hook has its program, and each packet is judged once.
-fn serves(stand: &Stand) -> Result<()> {
+/// Every hook has its program, each packet is judged once, and XDP sends without the kernel.
+fn serves(stand: &Stand, hook: &str) -> Result<()> {
     eventually("every program is in its place", || {
         let answer: Value = serde_json::from_str(&stand.ctl(&["-o", "json", "programs"])?)?;
         let programs = answer["programs"].as_array().cloned().unwrap_or_default();
@@ -98,13 +98,31 @@ fn serves(stand: &Stand) -> Result<()> {
     })?;
     let web = &stand.lab.pod("prod-eu", "web").netns;
     talks(web)?;
-    let before = stand.counters()?;
+    let (before, redirected_before) = (stand.counters()?, redirected(stand)?);
     let answered = client::ping(web, INTERNET_SERVERS[0], 5)?;
     ensure!(answered == 5, "{answered} of five pings are answered");
-    let after = stand.counters()?;
+    let (after, redirected) = (stand.counters()?, redirected(stand)? - redirected_before);
     let handled = after.forwarded + after.punted - before.forwarded - before.punted;
     ensure!(handled == 10, "five pings and their answers are {handled} packets");
+    let expected = if hook == "xdp" { 10 } else { 0 };
+    ensure!(redirected == expected, "of {handled} packets on {hook} XDP redirected {redirected}");
     Ok(())
+}
+
+/// How many frames XDP has sent on between the first cluster and the Internet, as the driver
+/// counts them.
+fn redirected(stand: &Stand) -> Result<u64> {
+    let mut sum = 0;
+    for interface in ["eth-eu", "eth-internet"] {
+        let counts = stand.lab.gateway.run("ethtool", &["-S", interface])?;
+        let lines = counts.lines().filter_map(|line| line.split_once("_xdp_redirect: "));
+        let mut queues = lines.peekable();
+        ensure!(queues.peek().is_some(), "no count of redirected frames: {counts}");
+        for (_, count) in queues {
+            sum += count.trim().parse::<u64>()?;
+        }
+    }
+    Ok(sum)
 }
 
 fn talks(from: &Netns) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The network around the gateway changes under live flows.
 
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,7 @@ fn flows_follow_the_network_around_them(place: Place) -> Result<()> {
         only_neighbours_that_answer_are_kept_resolved,
         a_link_that_comes_back_carries_on,
         attachments_in_another_order_are_the_same_ones,
+        addresses_without_room_are_said_and_what_is_known_stays,
     )
 }
 
@@ -279,5 +281,33 @@ fn attachments_in_another_order_are_the_same_ones(stand: &mut Stand) -> Result<(
             && (&record["ingress"], &record["egress"]) == (&before.0, &before.1)
     })?;
     reverse(stand)?;
+    stand.reload()
+}
+
+fn addresses_without_room_are_said_and_what_is_known_stays(stand: &mut Stand) -> Result<()> {
+    let room = "addresses of the machine in all; there is room for 4096";
+    let pod = stand.lab.pod("prod-eu", "web").netns.clone();
+    let mut many = String::new();
+    for n in 0..4_200 {
+        let _ = writeln!(many, "addr add 10.200.{}.{}/32 dev lo", n / 250, n % 250);
+    }
+    stand.lab.gateway.ip(&many)?;
+    eventually("the addresses are too many", || {
+        let (status, said) = stand.daemon.get("/readyz")?;
+        Ok(status == 503 && said.contains("the network is not followed") && said.contains(room))
+    })?;
+    // Nor does a file that is right in itself come into force beside them.
+    let mut denied = stand.config.clone();
+    denied.set_action("teams-to-internet", "deny");
+    let before = stand.daemon.stderr().len();
+    stand.daemon.reload(&denied)?;
+    let says = || stand.daemon.stderr().get(before..).unwrap_or_default().to_owned();
+    eventually("the file is refused", || {
+        Ok(says().contains(room) && says().contains("the configuration in force stays"))
+    })
+    .with_context(says)?;
+    client::echo(client::connect_to(&pod, INTERNET, Duration::from_secs(2))?.open()?, 1_000)?;
+    stand.lab.gateway.run("ip", &["addr", "flush", "dev", "lo", "to", "10.200.0.0/16"])?;
+    eventually("they are followed again", || Ok(stand.daemon.get("/readyz")?.0 == 200))?;
     stand.reload()
 }

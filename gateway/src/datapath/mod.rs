@@ -12,6 +12,7 @@ pub mod hops;
 pub mod layout;
 mod link;
 pub mod managed;
+mod members;
 pub mod memory;
 mod non_routable;
 pub mod numbers;

@@ -5,12 +5,12 @@
 //! is left alone for `GRACE` before it is written again.
 
 use super::{
+    members::{self, Change, Members, is_host},
     pairs,
     plan::{self, Lending, Pools},
-    tables::{Datapath, lock, prefix_key},
+    tables::{Datapath, lock},
 };
-use aya::maps::{MapError, lpm_trie::Key};
-use ipnet::{IpNet, Ipv4Net};
+use aya::maps::MapError;
 use policy_compiler::{
     Action, Amendment, BitSet, DefaultAction, Egress, Identity, Image, ImageRule, ImageSnat, Log,
     PortClasses, PortRange, Protocol,
@@ -18,8 +18,7 @@ use policy_compiler::{
 use smartgroups::DomainId;
 use std::{
     collections::{BTreeMap, HashMap},
-    hash::Hash,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     ops::RangeInclusive,
     thread,
     time::{Duration, Instant},
@@ -28,8 +27,8 @@ use xdp_abi::{
     config::PolicyWord,
     policy::{
         ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, CLASS_OTHER, CLASS_TABLE, CLASS_TCP, CLASS_UDP,
-        HostKey4, IdentityRef, LOG_END, LOG_START, POOL_ADDRESSES, PoolAddress, PrefixKey4,
-        RULE_WORDS, Rule, RuleSet, SUMMARY_WORDS, Snat, SnatBits, banked,
+        HostKey4, LOG_END, LOG_START, POOL_ADDRESSES, PoolAddress, RULE_WORDS, Rule, RuleSet,
+        SUMMARY_WORDS, Snat, SnatBits, banked,
     },
     port::PORT_WORDS,
 };
@@ -82,8 +81,10 @@ pub enum PublishError {
 /// Publishes policies, one after the other.
 #[derive(Default)]
 pub struct Publisher {
-    /// What each bank holds in the hash maps.
-    written: [Written; 2],
+    /// Who is in each bank.
+    members: [Members; 2],
+    /// The outside addresses in each bank.
+    outside: [Vec<HostKey4>; 2],
     swapped: Option<Instant>,
     /// Rule id to counter; the default action has the first.
     counters: BTreeMap<u32, u32>,
@@ -167,67 +168,11 @@ pub struct Amended {
 }
 
 impl Amended {
-    fn of(hosts: &[ChangedHost], prefixes: &[ChangedPrefix]) -> Self {
-        let hosts = hosts.iter().map(|(host, _)| *host).collect();
+    fn of(changes: &[Change]) -> Self {
+        let (hosts, prefixes): (Vec<_>, Vec<_>) =
+            changes.iter().map(|(place, _)| *place).partition(is_host);
+        let hosts = hosts.into_iter().map(|(domain, net)| (domain, net.addr())).collect();
         Self { hosts, prefixes: !prefixes.is_empty() }
-    }
-}
-
-/// An address and the place that it has now, if any.
-type ChangedHost = ((DomainId, Ipv4Addr), Option<u32>);
-type ChangedPrefix = ((DomainId, Ipv4Net), Option<u32>);
-
-/// What a bank holds, members with the places of their identities.
-#[derive(Default)]
-struct Written {
-    hosts: HashMap<(DomainId, Ipv4Addr), u32>,
-    prefixes: HashMap<(DomainId, Ipv4Net), u32>,
-    outside: Vec<HostKey4>,
-}
-
-impl Written {
-    /// Writes who has which place now; `identities` are there already, by place. Each address has
-    /// either the old or the new one. Who leaves makes room first. What was written is known also if not
-    /// all of it could be: then it can be taken back.
-    fn write(
-        &mut self,
-        datapath: &Datapath,
-        bank: u32,
-        identities: &[Identity],
-        hosts: &[ChangedHost],
-        prefixes: &[ChangedPrefix],
-    ) -> Result<(), PublishError> {
-        let reference = |index: u32| IdentityRef { index, id: identities[index as usize].id };
-        let mut table = lock(&datapath.hosts);
-        for (host, place) in leaving_first(hosts) {
-            let key = host_key(*host, bank);
-            match place {
-                Some(place) => {
-                    table.insert(key, reference(*place), 0).map_err(refused("endpoints"))?;
-                    self.hosts.insert(*host, *place);
-                }
-                None => {
-                    // It may be gone already: then there is nothing to remove.
-                    let _ = table.remove(&key);
-                    self.hosts.remove(host);
-                }
-            }
-        }
-        let mut table = lock(&datapath.prefixes);
-        for (prefix, place) in leaving_first(prefixes) {
-            let key = prefix_key4(*prefix, bank);
-            match place {
-                Some(place) => {
-                    table.insert(&key, reference(*place), 0).map_err(refused("prefixes"))?;
-                    self.prefixes.insert(*prefix, *place);
-                }
-                None => {
-                    let _ = table.remove(&key);
-                    self.prefixes.remove(prefix);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -243,25 +188,11 @@ pub struct WaysOut {
 impl Publisher {
     /// A publisher for tables that may hold a policy already, and counters that were given out.
     pub fn new(datapath: &Datapath, counters: BTreeMap<u32, u32>) -> Self {
-        let mut written: [Written; 2] = Default::default();
-        let bank_of = |bank: u16| usize::from(bank & 1);
-        for (key, identity) in lock(&datapath.hosts).iter().flatten() {
-            let host = (DomainId(key.domain), key.address.into());
-            written[bank_of(key.bank)].hosts.insert(host, identity.index);
-        }
+        let mut outside: [Vec<HostKey4>; 2] = Default::default();
         for key in lock(&datapath.outside).keys().flatten() {
-            written[bank_of(key.bank)].outside.push(key);
+            outside[usize::from(key.bank & 1)].push(key);
         }
-        for (key, identity) in lock(&datapath.prefixes).iter().flatten() {
-            let PrefixKey4 { bank, domain, address } = key.data();
-            let Some(length) = key.prefix_len().checked_sub(FIXED) else { continue };
-            let prefix = Ipv4Net::new(address.into(), length as u8);
-            let domain = DomainId(u16::from_be_bytes(domain));
-            let bank = bank_of(u16::from_be_bytes(bank));
-            let written = &mut written[bank].prefixes;
-            written.extend(prefix.map(|prefix| ((domain, prefix), identity.index)));
-        }
-        Self { written, swapped: None, counters, lendings: BTreeMap::new(), in_force: None }
+        Self { members: Members::read(datapath), outside, counters, ..Self::default() }
     }
 
     /// Which counter each rule has, to be kept for the next start.
@@ -357,26 +288,17 @@ impl Publisher {
         let Some(places) = in_force.place(&image.identities, datapath.sizes.identities) else {
             return Ok(None);
         };
-        let hosts: HashMap<_, u32> =
-            hosts4(&image.hosts).map(|(host, index)| (host, places[index as usize])).collect();
-        let prefixes: HashMap<_, u32> = prefixes4(&image.prefixes)
-            .map(|(prefix, index)| (prefix, places[index as usize]))
-            .collect();
-        let written = &self.written[in_force.bank as usize];
-        // Whoever states other prefixes means all of them at once.
-        if written.prefixes != prefixes {
-            return Ok(None);
-        }
-        let hosts = differences(&written.hosts, &hosts);
+        let members = &self.members[in_force.bank as usize];
+        let Some(changes) = members.differences(image, &places) else { return Ok(None) };
         let identities = places.iter().zip(&image.identities);
         let known = in_force.identities.len() as u32;
         let new = identities.filter(|(place, _)| **place >= known).map(|(_, identity)| identity);
         let new: Vec<Identity> = new.cloned().collect();
-        self.write_members(datapath, new, &hosts, &[])?;
+        self.write_members(datapath, new, &changes)?;
         if let Some(in_force) = &mut self.in_force {
             in_force.places = places;
         }
-        Ok(Some(Amended::of(&hosts, &[])))
+        Ok(Some(Amended::of(&changes)))
     }
 
     /// Brings in what members have changed in the image in force; the like of [`Self::amend`].
@@ -392,19 +314,17 @@ impl Publisher {
         {
             return Ok(None);
         }
+        let known = in_force.places.len();
         in_force.places.extend(in_force.identities.len() as u32..taken as u32);
-        let place = |index: &Option<u32>| index.map(|index| in_force.places[index as usize]);
-        let hosts = amendment.hosts.iter().filter_map(|(domain, address, index)| {
-            let IpAddr::V4(address) = address else { return None };
-            Some(((*domain, *address), place(index)))
-        });
-        let prefixes = amendment.prefixes.iter().filter_map(|(domain, prefix, index)| {
-            let IpNet::V4(prefix) = prefix else { return None };
-            Some(((*domain, *prefix), place(index)))
-        });
-        let (hosts, prefixes): (Vec<_>, Vec<_>) = (hosts.collect(), prefixes.collect());
-        self.write_members(datapath, amendment.identities.clone(), &hosts, &prefixes)?;
-        Ok(Some(Amended::of(&hosts, &prefixes)))
+        let entries = members::entries(&amendment.hosts, &amendment.prefixes);
+        let place = |index: u32| in_force.places[index as usize];
+        let changes: Vec<Change> = entries.map(|(at, index)| (at, index.map(place))).collect();
+        if !self.members[in_force.bank as usize].can_take(datapath, &changes) {
+            in_force.places.truncate(known);
+            return Ok(None);
+        }
+        self.write_members(datapath, amendment.identities.clone(), &changes)?;
+        Ok(Some(Amended::of(&changes)))
     }
 
     /// Writes who has which place now. The sets of a new identity are there before an address
@@ -413,15 +333,14 @@ impl Publisher {
         &mut self,
         datapath: &Datapath,
         new: Vec<Identity>,
-        hosts: &[ChangedHost],
-        prefixes: &[ChangedPrefix],
+        changes: &[Change],
     ) -> Result<(), PublishError> {
         let Some(InForce { bank, identities, .. }) = &mut self.in_force else { return Ok(()) };
         for identity in new {
             write_identity(datapath, &identity, identities.len() as u32, *bank);
             identities.push(identity);
         }
-        self.written[*bank as usize].write(datapath, *bank, identities, hosts, prefixes)
+        self.members[*bank as usize].write(datapath, *bank, identities, changes)
     }
 
     /// Has every live session judged again, and its way out looked up, without a new policy.
@@ -450,19 +369,11 @@ impl Publisher {
 
     /// Removes what a bank held two policies ago.
     fn forget(&mut self, datapath: &Datapath, bank: u32) {
-        let written = std::mem::take(&mut self.written[bank as usize]);
-        let mut hosts = lock(&datapath.hosts);
-        for host in written.hosts.keys() {
-            // It may be gone already: then there is nothing to remove.
-            let _ = hosts.remove(&host_key(*host, bank));
-        }
+        self.members[bank as usize].clear(datapath, bank);
         let mut outside = lock(&datapath.outside);
-        for key in &written.outside {
-            let _ = outside.remove(key);
-        }
-        let mut prefixes = lock(&datapath.prefixes);
-        for prefix in written.prefixes.keys() {
-            let _ = prefixes.remove(&prefix_key4(*prefix, bank));
+        for key in std::mem::take(&mut self.outside[bank as usize]) {
+            // It may be gone already: then there is nothing to remove.
+            let _ = outside.remove(&key);
         }
     }
 
@@ -473,16 +384,14 @@ impl Publisher {
         bank: u32,
         pools: &Pools,
     ) -> Result<(), PublishError> {
-        let written = &mut self.written[bank as usize];
-        let hosts: Vec<_> = hosts4(&image.hosts).map(|(host, at)| (host, Some(at))).collect();
-        let prefixes: Vec<_> =
-            prefixes4(&image.prefixes).map(|(net, at)| (net, Some(at))).collect();
-        written.write(datapath, bank, &image.identities, &hosts, &prefixes)?;
+        let entries = members::entries(&image.hosts, &image.prefixes);
+        let changes: Vec<Change> = entries.map(|(place, at)| (place, Some(at))).collect();
+        self.members[bank as usize].write(datapath, bank, &image.identities, &changes)?;
         let mut outside = lock(&datapath.outside);
         for (address, _) in &pools.addresses {
             let key = HostKey4 { address: address.octets(), domain: 0, bank: bank as u16 };
             outside.insert(key, 1, 0).map_err(refused("outside"))?;
-            written.outside.push(key);
+            self.outside[bank as usize].push(key);
         }
         Ok(())
     }
@@ -517,54 +426,6 @@ fn write_rules(datapath: &Datapath, image: &Image, bank: u32, counters: &BTreeMa
         }
     }
     datapath.monitors.set(bank, &monitors);
-}
-
-/// The bits of a prefix's key before its address, which match whole.
-const FIXED: u32 = 32;
-
-fn host_key((domain, address): (DomainId, Ipv4Addr), bank: u32) -> HostKey4 {
-    HostKey4 { address: address.octets(), domain: domain.0, bank: bank as u16 }
-}
-
-fn prefix_key4((domain, prefix): (DomainId, Ipv4Net), bank: u32) -> Key<PrefixKey4> {
-    let key = PrefixKey4 {
-        bank: (bank as u16).to_be_bytes(),
-        domain: domain.0.to_be_bytes(),
-        address: prefix.network().octets(),
-    };
-    prefix_key(FIXED, prefix.prefix_len(), key)
-}
-
-/// Of a table the addresses that this one is about.
-fn hosts4(hosts: &[(DomainId, IpAddr, u32)]) -> impl Iterator<Item = ((DomainId, Ipv4Addr), u32)> {
-    hosts.iter().filter_map(|(domain, address, index)| match address {
-        IpAddr::V4(address) => Some(((*domain, *address), *index)),
-        IpAddr::V6(_) => None,
-    })
-}
-
-fn prefixes4(
-    prefixes: &[(DomainId, IpNet, u32)],
-) -> impl Iterator<Item = ((DomainId, Ipv4Net), u32)> {
-    prefixes.iter().filter_map(|(domain, prefix, index)| match prefix {
-        IpNet::V4(prefix) => Some(((*domain, *prefix), *index)),
-        IpNet::V6(_) => None,
-    })
-}
-
-/// What has to change for a table to become another.
-fn differences<K: Copy + Eq + Hash>(
-    old: &HashMap<K, u32>,
-    new: &HashMap<K, u32>,
-) -> Vec<(K, Option<u32>)> {
-    let gone = old.keys().filter(|key| !new.contains_key(key)).map(|key| (*key, None));
-    let changed = new.iter().filter(|(key, place)| old.get(key) != Some(place));
-    changed.map(|(key, place)| (*key, Some(*place))).chain(gone).collect()
-}
-
-fn leaving_first<K>(changed: &[(K, Option<u32>)]) -> impl Iterator<Item = &(K, Option<u32>)> {
-    let leaving = changed.iter().filter(|(_, place)| place.is_none());
-    leaving.chain(changed.iter().filter(|(_, place)| place.is_some()))
 }
 
 fn refused(table: &'static str) -> impl Fn(MapError) -> PublishError {
