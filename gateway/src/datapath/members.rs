@@ -159,11 +159,12 @@ fn write_host(
 ) -> Result<(), PublishError> {
     let key = HostKey4 { address: net.addr().octets(), domain: domain.0, bank: bank as u16 };
     let mut table = lock(&datapath.hosts);
-    match reference {
-        Some(reference) => table.insert(key, reference, 0),
-        None => return Ok(drop(table.remove(&key))),
-    }
-    .map_err(|source| PublishError::Table { table: "endpoints", source })
+    let Some(reference) = reference else {
+        let _ = table.remove(&key);
+        return Ok(());
+    };
+    let refused = |source| PublishError::Table { table: "endpoints", source };
+    table.insert(key, reference, 0).map_err(refused)
 }
 
 /// The same of a shorter prefix.
@@ -180,11 +181,12 @@ fn write_prefix(
     };
     let key = prefix_key(FIXED, net.prefix_len(), key);
     let mut table = lock(&datapath.prefixes);
-    match reference {
-        Some(reference) => table.insert(&key, reference, 0),
-        None => return Ok(drop(table.remove(&key))),
-    }
-    .map_err(|source| PublishError::Table { table: "prefixes", source })
+    let Some(reference) = reference else {
+        let _ = table.remove(&key);
+        return Ok(());
+    };
+    let refused = |source| PublishError::Table { table: "prefixes", source };
+    table.insert(&key, reference, 0).map_err(refused)
 }
 
 /// Whom of all these tables are about.
