@@ -4,7 +4,9 @@
 # A root shell without login does not have cargo's programs in its PATH.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-BENCH = cargo run --release --package tests --bin sluice-bench --
+# Some rows are about the daemon as it is shipped.
+BENCH = cargo build --release --package gateway --bins && \
+	cargo run --release --package tests --bin sluice-bench --
 # The demo starts the programs that a user would, so they are built with it.
 DEMO = cargo build --release --package gateway --package api --package tests --bins && \
 	cargo run --release --quiet --package tests --bin sluice-demo --

@@ -5,7 +5,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::report::Row;
-use crate::{bulk, dry, fleet, room, verifier};
+use crate::{bulk, dry, fleet, live, room, verifier};
 
 /// Rows that come from one function.
 pub(crate) struct Exam {
@@ -22,8 +22,19 @@ pub(crate) const EXAMS: &[Exam] = &[
     Exam { rows: room::PORT_ROWS, run: room::ports },
     Exam { rows: bulk::ROWS, run: bulk::run_all },
     Exam { rows: fleet::ROWS, run: fleet::run_all },
+    Exam { rows: live::ROWS, run: live::run_all },
     Exam { rows: verifier::ROWS, run: verifier::run_all },
 ];
+
+/// Lets this thread, and what it starts, use every core again.
+pub(crate) fn free() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    for core in 0..CpuSet::count() {
+        cpus.set(core)?;
+    }
+    // The kernel leaves out those that there are not.
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot use every core")
+}
 
 /// Keeps this thread on one core.
 pub(crate) fn pinned(core: usize) -> Result<()> {

@@ -1,10 +1,8 @@
 //! What 100,000 pods cost the compiler: a whole policy, one pod that changes, a namespace that
 //! is relabelled, and the memory that they all take.
-//!
-//! The population is made up, and shaped as clusters are: few teams and many deployments, labels
-//! that all pods of a deployment share, one (`pod-template-hash`) that no group asks for.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +16,7 @@ use smartgroups::{
 };
 
 use crate::exam::pinned;
+use crate::population::{self, NAMESPACES, PODS, Pod, TEAMS, env};
 use crate::report::{Goal, Row};
 use crate::statistics::{Estimate, estimate, shuffled};
 
@@ -30,15 +29,8 @@ pub(crate) const ROWS: &[(&str, &str)] = &[
     ("compiler_pod_bytes", "resident for each pod: inventory, membership, compiler"),
 ];
 
-const PODS: u32 = 100_000;
-const NAMESPACES: u32 = 2_000;
 const GROUPS: u32 = 1_000;
 const RULES: u32 = 10_000;
-const TEAMS: u32 = 400;
-/// Pods of one deployment.
-const REPLICAS: u32 = 10;
-/// Pods of the first namespace, which is larger than the others.
-const CROWD: u32 = 2_000;
 /// Changes of one pod in each round.
 const CHANGES: usize = 500;
 
@@ -103,8 +95,9 @@ impl Seen {
         let numbers = shuffled(PODS);
         let mut pool = Pool::new();
         for number in numbers.iter().cycle().skip(round * CHANGES).take(CHANGES) {
-            let team = (number / REPLICAS + 1 + round as u32) % TEAMS;
-            let change = Change::Endpoint(Box::new(pod(*number, team, &mut pool)));
+            let pod = Pod(*number);
+            let team = (pod.team() + 1 + round as u32) % TEAMS;
+            let change = Change::Endpoint(Box::new(endpoint(pod, team, &mut pool)));
             let started = Instant::now();
             let amendment = compiler.amend([change])?;
             times.push(started.elapsed().as_secs_f64() * 1e3);
@@ -153,45 +146,34 @@ fn resident() -> Result<u64> {
 }
 
 fn namespace_id(number: u32) -> NamespaceId {
-    NamespaceId { cluster: Some("prod".into()), name: format!("ns-{number}").into() }
+    NamespaceId { cluster: Some("prod".into()), name: population::namespace(number).into() }
 }
 
 fn inventory() -> Inventory {
     let mut inventory = Inventory::new();
     let mut pool = Pool::new();
     for number in 0..NAMESPACES {
-        let env = ["stage", "test", "lab"][number as usize % 3];
-        inventory.insert_namespace(namespace_id(number), [("env", env)].into());
+        inventory.insert_namespace(namespace_id(number), [("env", env(number))].into());
     }
-    for number in 0..PODS {
-        inventory.insert(pod(number, number / REPLICAS % TEAMS, &mut pool));
+    for pod in (0..PODS).map(Pod) {
+        inventory.insert(endpoint(pod, pod.team(), &mut pool));
     }
     inventory
 }
 
-fn pod(number: u32, team: u32, pool: &mut Pool) -> Endpoint {
-    let namespace = if number < CROWD { 0 } else { 1 + (number - CROWD) % (NAMESPACES - 1) };
-    let deployment = number / REPLICAS;
-    let namespace = pool.text(&format!("ns-{namespace}"));
-    let app = pool.text(&format!("app-{deployment}"));
-    let labels = [
-        ("app", app.to_string()),
-        ("team", format!("team-{team}")),
-        ("tier", ["frontend", "backend", "data"][deployment as usize % 3].to_owned()),
-        ("app.kubernetes.io/version", format!("1.{}", deployment % 20)),
-        ("pod-template-hash", format!("{deployment:x}c5f")),
-    ];
-    let address = Ipv4Net::new_assert((0x6440_0000 + number).into(), 32);
+fn endpoint(pod: Pod, team: u32, pool: &mut Pool) -> Endpoint {
+    let (namespace, app) = (pool.text(&pod.namespace()), pool.text(&pod.app()));
+    let labels = pod.labels(team);
     Endpoint {
-        addresses: [IpNet::V4(address)].into(),
+        addresses: [IpNet::from(IpAddr::V4(pod.address()))].into(),
         cluster: Some(pool.text("prod")),
         services: [app.clone()].into(),
         service_account: Some(app.clone()),
-        workload: Some(Workload { kind: pool.text("Deployment"), name: app.clone() }),
+        workload: Some(Workload { kind: pool.text("Deployment"), name: app }),
         labels: pool.labels(labels.iter().map(|(key, value)| (*key, value.as_str()))),
         namespace: Some(namespace.clone()),
         ..Endpoint::new(
-            Text::from(format!("prod/{namespace}/{app}-{deployment:x}c5f-{number:05x}")),
+            Text::from(format!("prod/{namespace}/{}", pod.name())),
             EndpointKind::Pod,
             CLUSTER,
         )

@@ -170,7 +170,9 @@ fn machine() -> String {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         line.split_once(':').map_or("unknown", |(_, value)| value.trim()).to_owned()
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // Not those that this thread may use: by now it may be kept on one.
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
     format!(
         "{}, {cores} cores, {} memory",
         field("/proc/cpuinfo", "model name"),

@@ -28,6 +28,21 @@ pub(crate) fn estimate(rounds: &[f64]) -> Estimate {
     Estimate { value: median(rounds.to_vec()), low: at(0.025), high: at(0.975) }
 }
 
+/// A quantile of figures in order, with its 95 % interval: of how many figures lie below it the
+/// binomial says how far that may be off (Conover, Practical Nonparametric Statistics, 3.2).
+///
+/// # Panics
+///
+/// Without a single figure.
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> Estimate {
+    let last = sorted.len().checked_sub(1).expect("a quantile needs a figure");
+    let count = sorted.len() as f64;
+    let off = 1.96 * (count * share * (1.0 - share)).sqrt();
+    let at = |rank: f64| sorted[(rank.max(0.0) as usize).min(last)];
+    let rank = count * share;
+    Estimate { value: at(rank), low: at((rank - off).floor()), high: at((rank + off).ceil()) }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -70,6 +85,14 @@ mod tests {
     fn rounds_that_agree_leave_no_spread() {
         let estimate = estimate(&[2.5; 20]);
         assert_eq!(estimate, Estimate { value: 2.5, low: 2.5, high: 2.5 });
+    }
+
+    #[test]
+    fn a_quantile_lies_between_those_that_it_may_be() {
+        let figures: Vec<f64> = (0..1_000).map(f64::from).collect();
+        let Estimate { value, low, high } = quantile(&figures, 0.99);
+        assert_eq!((value, low, high), (990.0, 983.0, 997.0));
+        assert_eq!(quantile(&[4.0], 0.99), Estimate { value: 4.0, low: 4.0, high: 4.0 });
     }
 
     #[test]

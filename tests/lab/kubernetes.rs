@@ -1,6 +1,6 @@
 //! A real Kubernetes API server that the gateway watches.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use peers::{Admin, Kubernetes};
@@ -23,12 +23,37 @@ impl Api {
     ///
     /// When one of them does not start.
     pub fn start(gateway: &Netns) -> Result<Self> {
+        Self::begin(gateway, Kubernetes::start())
+    }
+
+    /// The same with what a cluster held that was [saved](Self::save) there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`], or when it cannot be copied.
+    pub fn start_from(gateway: &Netns, saved: &Path) -> Result<Self> {
+        Self::begin(gateway, Kubernetes::start_from(saved))
+    }
+
+    fn begin(
+        gateway: &Netns,
+        cluster: impl Future<Output = Result<Kubernetes>> + Send,
+    ) -> Result<Self> {
         let (runtime, cluster) = gateway.enter(|| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let cluster = runtime.block_on(Kubernetes::start())?;
+            let cluster = runtime.block_on(cluster)?;
             Ok((runtime, cluster))
         })?;
         Ok(Self { runtime, cluster, gateway: gateway.clone() })
+    }
+
+    /// Ends both, and keeps what the cluster held in a directory that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn save(self, to: &Path) -> Result<()> {
+        self.cluster.save(to)
     }
 
     /// Writes a kubeconfig of somebody who may do everything.

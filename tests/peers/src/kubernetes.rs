@@ -1,5 +1,7 @@
 //! One API server on one etcd: a cluster, as far as a watcher can tell.
 
+use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +19,9 @@ use crate::server::Server;
 /// How long a server may take to be ready: 3 s on an idle machine, more beside other tests.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where etcd keeps everything, in the directory of a cluster.
+const STORE: &str = "etcd";
 
 /// Who may do everything; a token of a test is no secret.
 const ADMIN_TOKEN: &str = "peers-admin";
@@ -50,7 +55,39 @@ impl Kubernetes {
     ///
     /// When one of them ends or is not ready in time; the error has what it said.
     pub async fn start_with(options: &[&str]) -> Result<Self> {
+        Self::begin(Directory::new()?, options).await
+    }
+
+    /// Starts both with what a cluster held that was [saved](Self::save) there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`], or when it cannot be copied.
+    pub async fn start_from(saved: &Path) -> Result<Self> {
         let directory = Directory::new()?;
+        copy(saved, &directory.path().join(STORE))
+            .with_context(|| format!("cannot copy {}", saved.display()))?;
+        Self::begin(directory, &[]).await
+    }
+
+    /// Ends both, and keeps what the cluster held in a directory that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn save(self, to: &Path) -> Result<()> {
+        let Self { api, etcd, directory, .. } = self;
+        drop(api);
+        drop(etcd);
+        let half = to.with_extension("half");
+        // Of a run that was broken off.
+        let _ = fs::remove_dir_all(&half);
+        copy(&directory.path().join(STORE), &half)
+            .and_then(|()| fs::rename(&half, to))
+            .with_context(|| format!("cannot write {}", to.display()))
+    }
+
+    async fn begin(directory: Directory, options: &[&str]) -> Result<Self> {
         let certificates = Certificates::new()?;
         directory.write("ca.pem", &certificates.authority)?;
         directory.write("server.pem", &certificates.certificate)?;
@@ -236,7 +273,7 @@ fn etcd_arguments(directory: &Directory, port: u16, peer_port: u16) -> Vec<Strin
     let (clients, peers) =
         (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
     vec![
-        format!("--data-dir={}", directory.path().join("etcd").display()),
+        format!("--data-dir={}", directory.path().join(STORE).display()),
         format!("--listen-client-urls={clients}"),
         format!("--advertise-client-urls={clients}"),
         format!("--listen-peer-urls={peers}"),
@@ -246,6 +283,21 @@ fn etcd_arguments(directory: &Directory, port: u16, peer_port: u16) -> Vec<Strin
         "--unsafe-no-fsync".to_owned(),
         "--log-level=warn".to_owned(),
     ]
+}
+
+/// Copies a directory with all that is in it.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
 }
 
 /// A port that nobody listens on. Somebody may take it before it is used; then the server says so.

@@ -24,4 +24,4 @@ mod server;
 
 pub use admin::Admin;
 pub use kubernetes::Kubernetes;
-pub use program::{ETCD, KUBE_APISERVER, Program, missing, say_skipped};
+pub use program::{ETCD, KUBE_APISERVER, Program, cache, missing, say_skipped};

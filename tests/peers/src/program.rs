@@ -37,18 +37,23 @@ impl Program {
 
     /// Where `scripts/peers.sh` puts it.
     pub fn path(&self) -> PathBuf {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let cache = variable("XDG_CACHE_HOME").map_or_else(
-            || PathBuf::from(variable("HOME").unwrap_or_default()).join(".cache"),
-            PathBuf::from,
-        );
-        cache.join("sluice/peers").join(format!("{}-{}", self.name, self.version()))
+        cache().join(format!("{}-{}", self.name, self.version()))
     }
 
     /// Its name, without the version.
     pub fn name(&self) -> &'static str {
         self.name
     }
+}
+
+/// Where what takes long to make is kept from one run to the next.
+pub fn cache() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let cache = variable("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(variable("HOME").unwrap_or_default()).join(".cache"),
+        PathBuf::from,
+    );
+    cache.join("sluice/peers")
 }
 
 /// Why the first of these that is not built is not there.
