@@ -134,6 +134,7 @@ impl Start {
     /// Watches one kind. A watch that panics takes nothing with it and is begun again.
     async fn follow<T: Object>(self) {
         let kind = T::KIND;
+        let mut is_first = true;
         loop {
             let watch: Watch<T> = Watch::new(
                 self.cluster.clone(),
@@ -141,7 +142,9 @@ impl Start {
                 Arc::clone(&self.board),
                 self.view.clone(),
                 self.times,
+                is_first,
             );
+            is_first = false;
             // A set, because that ends what it holds when this ends.
             let mut one = JoinSet::new();
             one.spawn(watch.run());

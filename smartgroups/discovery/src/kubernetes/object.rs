@@ -30,6 +30,8 @@ pub(crate) trait Object: DeserializeOwned + Send + Sync + 'static {
 pub(crate) enum Update<T> {
     /// All there are. What is not among them is gone.
     Listed(Vec<T>),
+    /// All there are were told of as changes, and nothing was known before.
+    Told,
     /// Some that changed, in the order in which they did.
     Changed(Vec<Event<T>>),
 }
@@ -80,7 +82,7 @@ impl News {
 impl<T> Update<T> {
     fn is_list(&self) -> bool {
         match self {
-            Self::Listed(_) => true,
+            Self::Listed(_) | Self::Told => true,
             Self::Changed(_) => false,
         }
     }

@@ -168,6 +168,7 @@ impl View {
     fn take<T: Watched>(&mut self, update: Update<T>, changes: &mut Vec<Change>) {
         match update {
             Update::Listed(objects) => self.take_list(objects, changes),
+            Update::Told => {}
             Update::Changed(events) => {
                 for event in events {
                     let Some((key, version)) = self.identify(event.object.metadata()) else {

@@ -73,8 +73,11 @@ pub(crate) struct Watch<T> {
     view: mpsc::Sender<Heard>,
     times: Times,
     course: Course,
+    /// Whether the view was told nothing yet. Then nothing can be missing from a list: it is told as it
+    /// comes, instead of being kept until it is complete.
+    is_first: bool,
     /// Pages of a list that is not complete.
-    pages: Vec<T>,
+    pages: Listing<T>,
     random: RandomState,
     draws: u64,
 }
@@ -142,7 +145,7 @@ struct Status {
 /// What is heard in one stream.
 struct Stream<T> {
     /// A list that is not complete.
-    list: Option<Gathered<T>>,
+    list: Option<Listing<T>>,
     /// Since when it runs.
     began: Instant,
     /// Whether it brought anything.
@@ -156,6 +159,7 @@ impl<T: Object> Watch<T> {
         board: Arc<Board>,
         view: mpsc::Sender<Heard>,
         times: Times,
+        is_first: bool,
     ) -> Self {
         Self {
             cluster,
@@ -164,7 +168,8 @@ impl<T: Object> Watch<T> {
             view,
             times,
             course: Course::new(),
-            pages: Vec::new(),
+            is_first,
+            pages: Listing::new(is_first),
             random: RandomState::new(),
             draws: 0,
         }
@@ -211,10 +216,7 @@ impl<T: Object> Watch<T> {
     /// Asks once; how long to wait before asking again.
     async fn attempt(&mut self) -> Result<Duration, Stop> {
         match self.course.step().clone() {
-            Step::StreamList => {
-                self.pages.clear();
-                self.stream(None).await
-            }
+            Step::StreamList => self.stream(None).await,
             Step::Watch { from } => self.stream(Some(&from)).await,
             Step::Page { next, limit } => self.page(next.as_deref(), limit).await,
         }
@@ -222,7 +224,7 @@ impl<T: Object> Watch<T> {
 
     async fn page(&mut self, next: Option<&str>, limit: Option<u32>) -> Result<Duration, Stop> {
         if next.is_none() {
-            self.pages.clear();
+            self.pages = Listing::new(self.is_first);
         }
         let mut query = Query::new(Self::KIND);
         if let Some(limit) = limit {
@@ -238,24 +240,28 @@ impl<T: Object> Watch<T> {
             .map_err(|error| Failure::Unreachable(plainly(&error)))?
             .to_bytes();
         let (objects, metadata) = page(&body)?;
-        self.pages.extend(objects);
+        let events = objects.into_iter().map(|object| Event { object, deleted: false });
+        let told = events.filter_map(|event| self.pages.take(event, true)).collect();
+        self.tell_changes(told, Instant::now()).await?;
         if metadata.next.is_empty() {
-            let objects = std::mem::take(&mut self.pages);
-            return self.listed(objects, &metadata.resource_version).await;
+            let list = std::mem::replace(&mut self.pages, Listing::new(false));
+            return self.listed(list, &metadata.resource_version).await;
         }
         self.course.paged(metadata.next);
         Ok(Duration::ZERO)
     }
 
     /// Tells of a list that is complete.
-    async fn listed(&mut self, objects: Vec<T>, version: &str) -> Result<Duration, Stop> {
+    async fn listed(&mut self, list: Listing<T>, version: &str) -> Result<Duration, Stop> {
         let (cluster, kind, now) = (&self.cluster, Self::KIND, Instant::now());
         match self.course.listed(version, now) {
             Verdict::Believed => {
-                info!(%cluster, %kind, objects = objects.len(), version, "listed");
+                let (objects, update) = list.complete();
+                info!(%cluster, %kind, objects, version, "listed");
                 self.heard();
                 self.board.write(|status| status.kinds[kind.index()].lists += 1);
-                self.tell(Update::Listed(objects)).await?;
+                self.is_first = false;
+                self.tell_at(update, now).await?;
                 Ok(Duration::ZERO)
             }
             Verdict::TooOld => {
@@ -285,7 +291,7 @@ impl<T: Object> Watch<T> {
         }
         let mut body = self.ask(query).await?.into_body();
         let mut stream = Stream {
-            list: from.is_none().then(Gathered::new),
+            list: from.is_none().then(|| Listing::new(self.is_first)),
             began: Instant::now(),
             heard: false,
         };
@@ -349,7 +355,7 @@ impl<T: Object> Watch<T> {
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             match read::<T>(line) {
                 Ok(Word::Event { event, is_new }) => match &mut stream.list {
-                    Some(list) => list.take(event, is_new),
+                    Some(list) => events.extend(list.take(event, is_new)),
                     None => {
                         version.clone_from(&event.object.metadata().resource_version);
                         events.push(event);
@@ -357,7 +363,8 @@ impl<T: Object> Watch<T> {
                 },
                 Ok(Word::Bookmark { version: at, ends_list }) => {
                     if ends_list && let Some(list) = stream.list.take() {
-                        let pause = self.listed(list.whole(), &at).await?;
+                        self.tell_changes(std::mem::take(&mut events), received).await?;
+                        let pause = self.listed(list, &at).await?;
                         if pause > Duration::ZERO {
                             return Ok(Some(pause));
                         }
@@ -372,9 +379,7 @@ impl<T: Object> Watch<T> {
                 }
             }
         }
-        if !events.is_empty() {
-            self.tell_at(Update::Changed(events), received).await?;
-        }
+        self.tell_changes(events, received).await?;
         if stream.list.is_none() && !version.is_empty() {
             stream.heard = true;
             self.course.heard(&version);
@@ -391,8 +396,16 @@ impl<T: Object> Watch<T> {
         }
     }
 
-    async fn tell(&self, update: Update<T>) -> Result<(), Unheard> {
-        self.tell_at(update, Instant::now()).await
+    async fn tell_changes(
+        &mut self,
+        events: Vec<Event<T>>,
+        received: Instant,
+    ) -> Result<(), Unheard> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        self.is_first = false;
+        self.tell_at(Update::Changed(events), received).await
     }
 
     async fn tell_at(&self, update: Update<T>, received: Instant) -> Result<(), Unheard> {
@@ -505,18 +518,59 @@ fn refused(mut status: Status, retry_after: Option<Duration>) -> Failure {
     Failure::Refused { code, reason, message, retry_after }
 }
 
-/// A list that comes as a stream, in which objects may change before it is complete.
+/// A list that is not complete.
+enum Listing<T> {
+    /// It is told as it comes; how many objects that were.
+    Told(usize),
+    /// It is kept.
+    Kept(Gathered<T>),
+}
+
+impl<T: Object> Listing<T> {
+    fn new(is_first: bool) -> Self {
+        if is_first { Self::Told(0) } else { Self::Kept(Gathered::default()) }
+    }
+
+    /// Takes in an object, or what was heard of it afterwards, and gives back what is to be told.
+    fn take(&mut self, event: Event<T>, is_new: bool) -> Option<Event<T>> {
+        match self {
+            Self::Told(count) => {
+                *count += usize::from(is_new);
+                Some(event)
+            }
+            Self::Kept(gathered) => {
+                gathered.take(event, is_new);
+                None
+            }
+        }
+    }
+
+    /// How many objects it had, and what is to be told now.
+    fn complete(self) -> (usize, Update<T>) {
+        match self {
+            Self::Told(count) => (count, Update::Told),
+            Self::Kept(gathered) => {
+                let objects = gathered.whole();
+                (objects.len(), Update::Listed(objects))
+            }
+        }
+    }
+}
+
+/// A list of which objects may change before it is complete.
 struct Gathered<T> {
     objects: Vec<T>,
     /// What was heard of them afterwards; hardly ever anything.
     changes: Vec<Event<T>>,
 }
 
-impl<T: Object> Gathered<T> {
-    fn new() -> Self {
+impl<T> Default for Gathered<T> {
+    fn default() -> Self {
         Self { objects: Vec::new(), changes: Vec::new() }
     }
+}
 
+impl<T: Object> Gathered<T> {
     fn take(&mut self, event: Event<T>, is_new: bool) {
         if is_new && self.changes.is_empty() {
             self.objects.push(event.object);
@@ -622,7 +676,7 @@ mod tests {
 
     #[test]
     fn what_changes_while_a_list_is_told_is_in_it_as_it_is_in_the_end() {
-        let mut list = Gathered::<Pod>::new();
+        let mut list = Gathered::<Pod>::default();
         for (name, uid, is_new, deleted) in [
             ("stays", "1", true, false),
             ("changes", "1", true, false),
@@ -644,14 +698,59 @@ mod tests {
         assert_eq!(names, ["changes 2", "comes 1", "stays 1"]);
     }
 
-    #[tokio::test]
-    async fn what_comes_before_a_refusal_counts() {
+    /// A watch of pods that has told nothing yet, and what it tells.
+    fn watch() -> (Watch<Pod>, mpsc::Receiver<Heard>) {
         let cluster = ClusterName::new("c").unwrap();
         let connector = Arc::new(Connector::new(super::super::Access::InCluster));
         let board = Board::new(cluster.clone(), None, Duration::ZERO, Instant::now());
-        let (view, mut heard) = mpsc::channel(1);
+        let (view, heard) = mpsc::channel(4);
         let times = Times { watch: Duration::from_secs(60) };
-        let mut watch: Watch<Pod> = Watch::new(cluster, connector, Arc::new(board), view, times);
+        (Watch::new(cluster, connector, Arc::new(board), view, times, true), heard)
+    }
+
+    #[tokio::test]
+    async fn the_first_list_is_told_as_it_comes_and_any_other_when_it_is_complete() {
+        async fn told(
+            (watch, heard): &mut (Watch<Pod>, mpsc::Receiver<Heard>),
+            lines: &[&str],
+        ) -> Vec<String> {
+            let list = Some(Listing::new(watch.is_first));
+            let mut stream = Stream { list, began: Instant::now(), heard: false };
+            let text = lines.join("\n");
+            assert!(watch.lines(text.as_bytes(), &mut stream, Instant::now()).await.is_ok());
+            let mut told = Vec::new();
+            while let Ok(Heard { news: News::Pod(update), .. }) = heard.try_recv() {
+                let names = |pods: Vec<Pod>| {
+                    let names = pods.into_iter().map(|pod| pod.metadata.name);
+                    names.collect::<Vec<_>>().join(" ")
+                };
+                told.push(match update {
+                    Update::Changed(events) => {
+                        let pods = events.into_iter().map(|event| event.object).collect();
+                        format!("changed {}", names(pods))
+                    }
+                    Update::Listed(pods) => format!("listed {}", names(pods)),
+                    Update::Told => "told".to_owned(),
+                });
+            }
+            told
+        }
+        let added = |name: &str| {
+            format!(r#"{{"type":"ADDED","object":{{"metadata":{{"name":"{name}"}}}}}}"#)
+        };
+        let (a, b) = (added("a"), added("b"));
+        let end = r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
+        let mut broken = watch();
+        assert_eq!(told(&mut broken, &[&a]).await, ["changed a"]);
+        assert_eq!(told(&mut broken, &[&b, end]).await, ["listed b"], "a may be gone");
+        let mut whole = watch();
+        assert_eq!(told(&mut whole, &[&a, &b, end]).await, ["changed a b", "told"]);
+        assert_eq!(told(&mut whole, &[&b, end]).await, ["listed b"]);
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_a_refusal_counts() {
+        let (mut watch, mut heard) = watch();
         watch.course.listed("1", Instant::now());
         let text = br#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}
             {"type":"ERROR","object":{"code":500,"message":"as told"}}
