@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use policy_compiler::{
@@ -239,7 +240,7 @@ impl Draw {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        2 => endpoint().prop_map(|endpoint| Change::Endpoint(Box::new(endpoint))),
+        2 => endpoint().prop_map(|endpoint| Change::Endpoint(Arc::new(endpoint))),
         1 => (0_u8..20).prop_map(|number| Change::Gone(format!("n/e{number}").into())),
     ]
 }

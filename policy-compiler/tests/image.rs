@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use policy_compiler::{
     Action, Capacity, CompileError, Compiler, DefaultAction, Diagnostic, Egress, Enforcement, Flow,
@@ -423,7 +424,7 @@ fn an_address_that_two_claim_gets_what_both_may_and_is_refused_what_either_is() 
 #[test]
 fn members_without_room_are_refused_by_table_and_those_before_them_make_room_by_leaving() {
     let pod = |number: u8, team: &str| {
-        Change::Endpoint(Box::new(Endpoint {
+        Change::Endpoint(Arc::new(Endpoint {
             addresses: [format!("100.64.0.{number}/32").parse().unwrap()].into(),
             labels: [("team", team)].into(),
             ..Endpoint::new(format!("n/pod{number}"), EndpointKind::Pod, DomainId(1))

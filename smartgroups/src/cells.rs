@@ -57,8 +57,8 @@ impl Sum {
 
 #[derive(Debug, Default)]
 struct Cell {
-    /// What is claimed, and how often.
-    tally: Vec<(Slots, u32)>,
+    /// What is claimed, and how often: hardly ever more than one thing.
+    tally: Box<[(Slots, u32)]>,
     public: Option<bool>,
     sum: Sum,
     /// The number of the set of an address that no cell inside holds.
@@ -66,8 +66,9 @@ struct Cell {
     /// What stands in the tables: nothing where it would repeat what is around it.
     emitted: Option<u32>,
     /// How many cells lie right in it, and how many addresses they hold together. (That wraps
-    /// where ::/0 is full, whose size wraps to the same 0.)
-    inside: Inside,
+    /// where ::/0 is full, whose size wraps to the same 0.) Most cells are hosts, in which nothing
+    /// lies.
+    inside: Option<Box<Inside>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,14 +110,21 @@ impl Cell {
         }
         match self.tally.iter().position(|(known, _)| *known == slots) {
             Some(at) if is_made => self.tally[at].1 += 1,
-            Some(at) => {
-                self.tally[at].1 -= 1;
-                if self.tally[at].1 == 0 {
-                    self.tally.swap_remove(at);
-                }
+            Some(at) if self.tally[at].1 > 1 => self.tally[at].1 -= 1,
+            Some(_) => {
+                let others = self.tally.iter().filter(|(known, _)| *known != slots);
+                self.tally = others.copied().collect();
             }
-            None => self.tally.push((slots, 1)),
+            None => self.tally = self.tally.iter().copied().chain([(slots, 1)]).collect(),
         }
+    }
+
+    fn inside(&self) -> Inside {
+        self.inside.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_inside(&mut self, inside: Inside) {
+        self.inside = (inside != Inside::default()).then(|| Box::new(inside));
     }
 
     fn add_up(&self, around: Sum, sets: &mut Interner) -> Sum {
@@ -284,16 +292,18 @@ impl Cells {
         let own = Inside::of(&place.1);
         let (gains, loses) = match (was, is) {
             // What lay right in the parent lies in the cell now.
-            (false, true) => (own, self.cells[&place].inside),
+            (false, true) => (own, self.cells[&place].inside()),
             (true, false) => (inner, own),
             (true, true) | (false, false) => return,
         };
         let Some(parent) = parent else { return };
         let Some(cell) = self.cells.get_mut(&parent) else { return };
-        let was_full = cell.inside.fills(&parent.1);
-        cell.inside.add(gains);
-        cell.inside.subtract(loses);
-        if cell.inside.fills(&parent.1) != was_full {
+        let mut inside = cell.inside();
+        let was_full = inside.fills(&parent.1);
+        inside.add(gains);
+        inside.subtract(loses);
+        cell.set_inside(inside);
+        if inside.fills(&parent.1) != was_full {
             let around = self.parent(parent);
             self.walk(within(parent), around, sets, number);
         }
@@ -326,7 +336,7 @@ impl Cells {
             }
             let (outer, answer) = open.last().map_or(around, |(_, sum, answer)| (*sum, *answer));
             cell.sum = cell.add_up(outer, sets);
-            cell.answer = if cell.inside.fills(&place.1) {
+            cell.answer = if cell.inside().fills(&place.1) {
                 answer
             } else {
                 *self.numbers.entry(cell.sum).or_insert_with(|| number(cell.sum.slots(sets), sets))
@@ -356,13 +366,13 @@ impl Cells {
             let around = open.last_mut().map_or(&mut outermost, |(_, inside)| inside);
             around.add(Inside::of(&place.1));
             // Nothing lies in a host.
-            if place.1.prefix_len() < place.1.max_prefix_len() || cell.inside.cells > 0 {
+            if place.1.prefix_len() < place.1.max_prefix_len() || cell.inside.is_some() {
                 open.push((*place, Inside::default()));
             }
         }
         for (place, inside) in counted.into_iter().chain(open) {
             if let Some(cell) = self.cells.get_mut(&place) {
-                cell.inside = inside;
+                cell.set_inside(inside);
             }
         }
         outermost

@@ -1,12 +1,14 @@
 //! What discovery finds out, one thing at a time.
 
+use std::sync::Arc;
+
 use crate::{Endpoint, Inventory, Labels, NamespaceId, Text};
 
 /// Something that discovery found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An endpoint is like this, whether or not it was known.
-    Endpoint(Box<Endpoint>),
+    Endpoint(Arc<Endpoint>),
     /// The endpoint of a name is gone.
     Gone(Text),
     /// A namespace has these labels.
@@ -49,7 +51,7 @@ impl Inventory {
     /// Brings a change in.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Endpoint(endpoint) => drop(self.insert(*endpoint)),
+            Change::Endpoint(endpoint) => drop(self.insert(endpoint)),
             Change::Gone(name) => drop(self.remove(&name)),
             Change::Namespace(id, labels) => drop(self.insert_namespace(id, labels)),
             Change::NamespaceGone(id) => drop(self.remove_namespace(&id)),

@@ -96,14 +96,17 @@ impl Inventory {
 
     /// Adds an endpoint, or replaces the one of the same name and returns that.
     ///
-    /// Host bits of its prefixes are cleared and doubles dropped.
-    pub fn insert(&mut self, mut endpoint: Endpoint) -> Option<Arc<Endpoint>> {
+    /// Host bits of its prefixes are cleared and doubles dropped; one that has none of them is kept as
+    /// whoever else has it does.
+    pub fn insert(&mut self, endpoint: impl Into<Arc<Endpoint>>) -> Option<Arc<Endpoint>> {
+        let mut endpoint = endpoint.into();
         let before = self.remove(&endpoint.name);
         let mut prefixes: Vec<IpNet> = endpoint.addresses.iter().map(IpNet::trunc).collect();
         prefixes.sort_unstable();
         prefixes.dedup();
-        endpoint.addresses = prefixes.into();
-        let endpoint = Arc::new(endpoint);
+        if *prefixes != *endpoint.addresses {
+            Arc::make_mut(&mut endpoint).addresses = prefixes.into();
+        }
         if let Some(id) = NamespaceId::of(&endpoint) {
             let mut namespace = self.namespaces.get(&id).cloned().unwrap_or_default();
             namespace.endpoints.insert_mut(Arc::clone(&endpoint.name));

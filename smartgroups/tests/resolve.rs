@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
@@ -209,7 +210,7 @@ fn a_prefix_that_becomes_full_leaves_the_tables_and_comes_back() {
     inventory.insert(pod("a", 1, "100.64.0.0/32", "a"));
     let mut resolver = Resolver::new(inventory, &groups, &[]).unwrap();
     let at_first = resolver.membership();
-    let second = || Change::Endpoint(Box::new(pod("b", 1, "100.64.0.1/32", "a")));
+    let second = || Change::Endpoint(Arc::new(pod("b", 1, "100.64.0.1/32", "a")));
     let delta = resolver.apply([second()]);
     let both = Some(at_first.index_of(DomainId(1), ip("100.64.0.0")));
     assert_eq!(delta.hosts, [(DomainId(1), ip("100.64.0.1"), both)]);
@@ -463,7 +464,7 @@ fn namespaces() -> impl Strategy<Value = Vec<(NamespaceId, Labels)>> {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        4 => endpoint().prop_map(|endpoint| Change::Endpoint(Box::new(endpoint))),
+        4 => endpoint().prop_map(|endpoint| Change::Endpoint(Arc::new(endpoint))),
         2 => (0_u8..30).prop_map(|number| Change::Gone(format!("ns/e{number}").into())),
         1 => (word(), labels()).prop_map(|(name, labels)| {
             let id = NamespaceId { cluster: None, name: name.into() };

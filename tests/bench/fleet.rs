@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -97,7 +98,7 @@ impl Seen {
         for number in numbers.iter().cycle().skip(round * CHANGES).take(CHANGES) {
             let pod = Pod(*number);
             let team = (pod.team() + 1 + round as u32) % TEAMS;
-            let change = Change::Endpoint(Box::new(endpoint(pod, team, &mut pool)));
+            let change = Change::Endpoint(Arc::new(endpoint(pod, team, &mut pool)));
             let started = Instant::now();
             let amendment = compiler.amend([change])?;
             times.push(started.elapsed().as_secs_f64() * 1e3);

@@ -519,9 +519,9 @@ fn the_tables_of_a_published_policy_say_what_its_rules_say() -> Result<()> {
         for _ in 0..3 {
             let number = author.dice.below(9);
             let gone = Change::Gone(format!("n/pod{}", author.dice.below(9)).into());
-            let mut changes = vec![gone, Change::Endpoint(Box::new(author.pod(number)))];
+            let mut changes = vec![gone, Change::Endpoint(Arc::new(author.pod(number)))];
             if author.dice.one_in(2) {
-                changes.push(Change::Endpoint(Box::new(author.subnet())));
+                changes.push(Change::Endpoint(Arc::new(author.subnet())));
             }
             let amendment = compiler.amend(changes)?;
             ensure!(kernel.follow(&amendment)?, "not followed: {amendment:?}");
@@ -642,7 +642,7 @@ fn prefixes_change_in_place_where_the_new_have_room_beside_the_old() -> Result<(
         let (old, new) = ([100, 64, 8, 9], [100, 64, 7, 9]);
         let before = [old, new].map(|address| identity_of(&kernel, address));
         ensure!(before[0] != before[1], "nobody is known by the prefix");
-        let moved = Change::Endpoint(Box::new(subnet(2, "100.64.7.0/24")?));
+        let moved = Change::Endpoint(Arc::new(subnet(2, "100.64.7.0/24")?));
         let amendment = compiler.amend([moved])?;
         let followed = kernel.follow(&amendment)?;
         ensure!(followed == (more_room > 0), "with room for {more_room} more: {followed}");

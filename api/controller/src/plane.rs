@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn found(name: &str, host: u8, team: &str) -> Change {
-        Change::Endpoint(Box::new(pod(name, host, team)))
+        Change::Endpoint(Arc::new(pod(name, host, team)))
     }
 
     fn policy(hosts: usize) -> Policy {

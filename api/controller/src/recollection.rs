@@ -5,6 +5,7 @@
 //! cluster has said all that it knows: what it has not named by then is gone ([`Unconfirmed`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -131,7 +132,7 @@ impl Recollection {
                 labels: read(&one.labels, &mut pool),
                 ..Endpoint::new(one.name.as_str(), kind, domain)
             };
-            changes.push(Change::Endpoint(Box::new(endpoint)));
+            changes.push(Change::Endpoint(Arc::new(endpoint)));
         }
         changes
     }
@@ -231,7 +232,7 @@ mod tests {
     fn what_a_cluster_has_not_named_when_it_has_said_all_is_gone() {
         let mut unconfirmed = Unconfirmed::default();
         unconfirmed.doubt("eu", &known());
-        let found = || Change::Endpoint(Box::new(pod()));
+        let found = || Change::Endpoint(Arc::new(pod()));
         let mut first = vec![found()];
         unconfirmed.hear("us", true, &mut vec![]);
         unconfirmed.hear("eu", false, &mut first);

@@ -30,6 +30,7 @@ mod owner;
 mod status;
 mod store;
 mod token;
+mod uid;
 mod view;
 mod watch;
 

@@ -73,12 +73,12 @@ pub(crate) struct PodFacts<'a> {
     pub(crate) namespace: &'a Text,
     pub(crate) name: &'a Text,
     pub(crate) addresses: &'a [IpAddr],
-    pub(crate) labels: &'a Labels,
-    pub(crate) service_account: Option<&'a Text>,
-    pub(crate) workload: Option<&'a Workload>,
+    pub(crate) labels: Labels,
+    pub(crate) service_account: Option<Text>,
+    pub(crate) workload: Option<Workload>,
     /// Those it is behind, sorted.
     pub(crate) services: Box<[Text]>,
-    pub(crate) place: Option<&'a Place>,
+    pub(crate) place: Place,
 }
 
 /// All that is known of a service with addresses that are seen outside.
@@ -115,18 +115,17 @@ impl Scope {
     }
 
     pub(crate) fn pod(&self, facts: PodFacts<'_>) -> Endpoint {
-        let place = facts.place.cloned().unwrap_or_default();
         let name = self.pod_name(facts.namespace, facts.name);
         Endpoint {
             addresses: prefixes(facts.addresses),
             cluster: Some(Text::clone(&self.cluster.0)),
             namespace: Some(Text::clone(facts.namespace)),
             services: facts.services,
-            service_account: facts.service_account.cloned(),
-            workload: facts.workload.cloned(),
-            region: place.region,
-            zone: place.zone,
-            labels: facts.labels.clone(),
+            service_account: facts.service_account,
+            workload: facts.workload,
+            region: facts.place.region,
+            zone: facts.place.zone,
+            labels: facts.labels,
             ..Endpoint::new(name, EndpointKind::Pod, self.pods)
         }
     }

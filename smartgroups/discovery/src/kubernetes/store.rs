@@ -77,6 +77,10 @@ impl<F> Store<F> {
         self.held.get(key).map(|held| &held.facts)
     }
 
+    pub(crate) fn get_mut(&mut self, key: &Key) -> Option<&mut F> {
+        self.held.get_mut(key).map(|held| &mut held.facts)
+    }
+
     pub(crate) fn put(&mut self, key: Key, version: Version, facts: F) {
         self.gone.remove(&key);
         self.held.insert(key, Held { version, facts });

@@ -23,8 +23,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::slice;
+use std::sync::Arc;
 
-use smartgroups::{Change, Endpoint, Labels, Pool, Text, Workload};
+use smartgroups::{Change, Endpoint, Labels, Pool, Text};
 
 use super::Kind;
 use super::endpoint::{NodeFacts, Place, PodFacts, Scope, ServiceFacts};
@@ -34,6 +36,7 @@ use super::object::{
 };
 use super::owner::workload;
 use super::store::{Key, Store, Version};
+use super::uid::Uid;
 
 /// Which service a slice belongs to.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -62,17 +65,14 @@ pub(crate) struct View {
 }
 
 /// A service and the uid of the pod that it means.
-type Reference = (Text, Text);
+type Reference = (Text, Uid);
 
 #[derive(Debug)]
 struct PodState {
-    uid: Text,
-    /// None if it owns none; then nothing else is kept of it either.
-    addresses: Box<[IpAddr]>,
-    labels: Labels,
-    service_account: Option<Text>,
-    workload: Option<Workload>,
+    uid: Uid,
     node: Option<Text>,
+    /// As it was told of: whoever was told has the same. None if the pod owns no address.
+    endpoint: Option<Arc<Endpoint>>,
 }
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ struct ServiceState {
 struct SliceState {
     service: Option<Text>,
     /// Name and uid of the pods it names.
-    pods: BTreeSet<(Text, Text)>,
+    pods: BTreeSet<(Text, Uid)>,
     /// Addresses of what is no pod and may be sent to.
     others: BTreeSet<IpAddr>,
 }
@@ -224,28 +224,46 @@ impl View {
         (!text.is_empty()).then(|| self.pool.text(text))
     }
 
-    fn pod(&self, key: &Key) -> Option<Endpoint> {
-        let pod = self.pods.get(key).filter(|pod| !pod.addresses.is_empty())?;
+    fn pod(&self, key: &Key) -> Option<Arc<Endpoint>> {
+        self.pods.get(key)?.endpoint.clone()
+    }
+
+    /// The services that a pod is behind, and where it stands.
+    fn around(&self, key: &Key, uid: &Uid, node: Option<&Text>) -> (Box<[Text]>, Place) {
         let mut services: Vec<Text> = self
             .behind
             .get(key)
             .into_iter()
             .flat_map(BTreeMap::keys)
-            .filter(|(_, uid)| uid.is_empty() || *uid == pod.uid)
+            .filter(|(_, meant)| *meant == Uid::None || meant == uid)
             .map(|(service, _)| Text::clone(service))
             .collect();
         services.dedup();
-        let node = pod.node.as_ref().and_then(|node| self.nodes.get(&namespaceless(node)));
-        Some(self.scope.pod(PodFacts {
-            namespace: &key.0,
-            name: &key.1,
-            addresses: &pod.addresses,
-            labels: &pod.labels,
-            service_account: pod.service_account.as_ref(),
-            workload: pod.workload.as_ref(),
-            services: services.into(),
-            place: node.map(|node| &node.place),
-        }))
+        let node = node.and_then(|node| self.nodes.get(&namespaceless(node)));
+        (services.into(), node.map(|node| node.place.clone()).unwrap_or_default())
+    }
+
+    /// Brings pods up to what services and nodes say of them now.
+    fn look_around(&mut self, pods: &[Key]) {
+        for key in pods {
+            let Some(PodState { uid, node, endpoint: Some(endpoint) }) = self.pods.get(key) else {
+                continue;
+            };
+            let (services, place) = self.around(key, uid, node.as_ref());
+            let stands = (&endpoint.region, &endpoint.zone) == (&place.region, &place.zone);
+            if stands && endpoint.services == services {
+                continue;
+            }
+            let endpoint = Endpoint {
+                services,
+                region: place.region,
+                zone: place.zone,
+                ..Endpoint::clone(endpoint)
+            };
+            if let Some(pod) = self.pods.get_mut(key) {
+                pod.endpoint = Some(Arc::new(endpoint));
+            }
+        }
     }
 
     fn service(&self, key: &Key) -> Option<Endpoint> {
@@ -279,16 +297,16 @@ impl View {
     }
 
     /// The endpoints that some pods and services make at present.
-    fn picture(&self, pods: &[Key], services: &[Key]) -> Vec<Option<Endpoint>> {
-        let pods = pods.iter().map(|key| self.pod(key));
-        pods.chain(services.iter().map(|key| self.service(key))).collect()
+    fn picture(&self, pods: &[Key], services: &[Key]) -> Vec<Option<Arc<Endpoint>>> {
+        let services = services.iter().map(|key| self.service(key).map(Arc::new));
+        pods.iter().map(|key| self.pod(key)).chain(services).collect()
     }
 
     /// Says how two pictures of the same differ.
     fn compare(
         &mut self,
-        before: Vec<Option<Endpoint>>,
-        after: Vec<Option<Endpoint>>,
+        before: Vec<Option<Arc<Endpoint>>>,
+        after: Vec<Option<Arc<Endpoint>>>,
         changes: &mut Vec<Change>,
     ) {
         for (before, after) in before.into_iter().zip(after) {
@@ -296,15 +314,15 @@ impl View {
                 (None, None) => {}
                 (Some(before), None) => {
                     self.endpoints -= 1;
-                    changes.push(Change::Gone(before.name));
+                    changes.push(Change::Gone(Text::clone(&before.name)));
                 }
                 (None, Some(after)) => {
                     self.endpoints += 1;
-                    changes.push(Change::Endpoint(Box::new(after)));
+                    changes.push(Change::Endpoint(after));
                 }
                 (Some(before), Some(after)) => {
                     if before != after {
-                        changes.push(Change::Endpoint(Box::new(after)));
+                        changes.push(Change::Endpoint(after));
                     }
                 }
             }
@@ -415,13 +433,14 @@ impl Watched for Node {
             Vec::new()
         };
         let mut before = view.picture(&pods, &[]);
-        before.push(view.node(&key));
+        before.push(view.node(&key).map(Arc::new));
         match state {
             Some(state) => view.nodes.put(key.clone(), version, state),
             None => view.nodes.remove(&key, version),
         }
+        view.look_around(&pods);
         let mut after = view.picture(&pods, &[]);
-        after.push(view.node(&key));
+        after.push(view.node(&key).map(Arc::new));
         view.compare(before, after, changes);
     }
 }
@@ -445,7 +464,7 @@ impl Watched for Pod {
         let left = node(view);
         match object {
             Some(object) => {
-                let state = PodState::new(&object, view);
+                let state = PodState::new(&key, &object, view);
                 view.pods.put(key.clone(), version, state);
             }
             None => view.pods.remove(&key, version),
@@ -468,27 +487,25 @@ impl Watched for Pod {
 }
 
 impl PodState {
-    fn new(pod: &Pod, view: &mut View) -> Self {
+    fn new(key: &Key, pod: &Pod, view: &mut View) -> Self {
+        let uid = Uid::new(&pod.metadata.uid);
         let addresses = owned(pod);
-        let uid = pod.metadata.uid.as_str().into();
         if addresses.is_empty() {
-            return Self {
-                uid,
-                addresses,
-                labels: Labels::default(),
-                service_account: None,
-                workload: None,
-                node: None,
-            };
+            return Self { uid, node: None, endpoint: None };
         }
-        Self {
-            uid,
-            addresses,
+        let node = view.some_text(&pod.spec.node_name);
+        let (services, place) = view.around(key, &uid, node.as_ref());
+        let facts = PodFacts {
+            namespace: &key.0,
+            name: &key.1,
+            addresses: &addresses,
             labels: view.labels(&pod.metadata.labels),
             service_account: view.some_text(&pod.spec.service_account_name),
             workload: workload(&pod.metadata, &mut view.pool),
-            node: view.some_text(&pod.spec.node_name),
-        }
+            services,
+            place,
+        };
+        Self { uid, node, endpoint: Some(Arc::new(view.scope.pod(facts))) }
     }
 }
 
@@ -506,7 +523,7 @@ impl Watched for Service {
         object: Option<Self>,
         changes: &mut Vec<Change>,
     ) {
-        let before = vec![view.service(&key)];
+        let before = view.picture(&[], slice::from_ref(&key));
         match object {
             Some(object) => {
                 let ingress = object.status.load_balancer.ingress.iter().map(|one| one.ip.as_str());
@@ -520,7 +537,7 @@ impl Watched for Service {
             }
             None => view.services.remove(&key, version),
         }
-        let after = vec![view.service(&key)];
+        let after = view.picture(&[], slice::from_ref(&key));
         view.compare(before, after, changes);
     }
 }
@@ -578,6 +595,7 @@ impl Watched for EndpointSlice {
             Some(state) => view.slices.put(key.clone(), version, state),
             None => view.slices.remove(&key, version),
         }
+        view.look_around(&pods);
         let after = view.picture(&pods, &services);
         view.compare(before, after, changes);
     }
@@ -606,8 +624,7 @@ impl SliceState {
         for endpoint in &slice.endpoints {
             match endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod") {
                 Some(pod) => {
-                    let name = (pod.name.as_str().into(), pod.uid.as_str().into());
-                    state.pods.insert(name);
+                    state.pods.insert((pod.name.as_str().into(), Uid::new(&pod.uid)));
                 }
                 None if serves(endpoint) => {
                     state.others.extend(addresses(endpoint.addresses.iter().map(String::as_str)));
@@ -623,7 +640,7 @@ impl SliceState {
         let names = self.service.iter().flat_map(|service| {
             self.pods
                 .iter()
-                .map(move |(pod, uid)| (Text::clone(pod), (Text::clone(service), Text::clone(uid))))
+                .map(move |(pod, uid)| (Text::clone(pod), (Text::clone(service), uid.clone())))
         });
         names.collect()
     }

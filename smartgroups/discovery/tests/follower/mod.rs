@@ -1,6 +1,7 @@
 //! A consumer of what a cluster sends, as simple as one can be, and how tests wait for it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smartgroups::{Change, DomainId, Endpoint, Labels};
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Follower {
     pub(crate) cluster: Cluster,
     batches: mpsc::Receiver<Batch>,
-    pub(crate) endpoints: BTreeMap<String, Endpoint>,
+    pub(crate) endpoints: BTreeMap<String, Arc<Endpoint>>,
     pub(crate) namespaces: BTreeMap<String, Labels>,
     pub(crate) synced: bool,
     /// All changes, in order.
@@ -48,7 +49,7 @@ impl Follower {
         for change in &batch.changes {
             match change.clone() {
                 Change::Endpoint(endpoint) => {
-                    self.endpoints.insert(endpoint.name.to_string(), *endpoint);
+                    self.endpoints.insert(endpoint.name.to_string(), endpoint);
                 }
                 Change::Gone(name) => {
                     self.endpoints.remove(&*name).expect("what is removed was there");

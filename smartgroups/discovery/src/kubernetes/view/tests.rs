@@ -17,7 +17,7 @@ fn scope() -> Scope {
 /// What a consumer knows who applies every change.
 #[derive(Debug, Default, PartialEq)]
 struct Known {
-    endpoints: BTreeMap<String, Endpoint>,
+    endpoints: BTreeMap<String, Arc<Endpoint>>,
     namespaces: BTreeMap<String, Labels>,
 }
 
@@ -28,8 +28,8 @@ impl Known {
             match change {
                 Change::Endpoint(endpoint) => {
                     let before =
-                        self.endpoints.insert(endpoint.name.to_string(), *endpoint.clone());
-                    assert_ne!(before, Some(*endpoint), "no change");
+                        self.endpoints.insert(endpoint.name.to_string(), Arc::clone(&endpoint));
+                    assert_ne!(before, Some(endpoint), "no change");
                 }
                 Change::Gone(name) => {
                     assert!(self.endpoints.remove(&*name).is_some(), "{name} was not there");
@@ -401,7 +401,8 @@ fn from_scratch(objects: &BTreeMap<(Kind, String, String), Value>) -> Known {
             ..Endpoint::new(format!("prod/{ns}/{name}"), EndpointKind::Pod, DomainId(7))
         });
     }
-    let endpoints = endpoints.into_iter().map(|one| (one.name.to_string(), one)).collect();
+    let endpoints =
+        endpoints.into_iter().map(|one| (one.name.to_string(), Arc::new(one))).collect();
     Known { endpoints, namespaces }
 }
 
