@@ -266,14 +266,20 @@ impl Engine {
             older.resume(&datapath);
         }
         settings::write(&datapath, &config);
-        places.begin(&datapath)?;
+        let standing = Places::standing(&datapath);
+        let places = places.with_ways_of(&standing);
         let Kept { counters, numbers, interfaces } = kept;
         let mut publisher = Publisher::new(&datapath, counters);
         let reserved = Reserved::now(&places.locals);
         let pools = publisher.plan(&datapath, &image)?;
-        publisher
-            .publish(&datapath, &image, pools, &places.ways_out, &|address| reserved.of(address))?;
-        hops::relink(&datapath, &places);
+        let of = |address| reserved.of(address);
+        let ready = publisher.prepare(&datapath, &image, pools, &places.ways_out, &of)?;
+        let between = standing.between(&places);
+        between.write(&datapath, &standing)?;
+        publisher.swap(&datapath, ready);
+        // XDP redirects to where an earlier daemon has left it, until more is attached.
+        let before = places.redirecting(|ifindex| attach::on_xdp(&pins, ifindex));
+        before.follow(&datapath, &between)?;
         if let Some(older) = &mut older {
             older.replace(&datapath).map_err(TablesError::from)?;
         }
@@ -281,8 +287,8 @@ impl Engine {
         let brought = attached.bring(&datapath, &places.interfaces, &pins);
         // Also if it failed: what goes on without this daemon must not redirect to where no XDP is.
         let standing = places.redirecting(|ifindex| attached.on_xdp(ifindex));
-        if standing != places {
-            standing.follow(&datapath, &places)?;
+        if standing != before {
+            standing.follow(&datapath, &before)?;
         }
         brought?;
         attached.leave_others(&places.interfaces, &pins);
@@ -380,7 +386,7 @@ impl Engine {
         let numbers = self.numbers.with(&config.gateway);
         announce(&config, &numbers);
         let served = interfaces::served(&config, network);
-        let places = Places::of(&config, network, &served, &numbers);
+        let places = Places::of(&config, network, &served, &numbers).with_ways_of(&self.places);
         refuse_too_many(&places)?;
         interfaces::refuse_new(&config, &places.missing, &interfaces::devices(&self.config))
             .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
@@ -401,7 +407,8 @@ impl Engine {
         outcome
     }
 
-    /// Guard first, policy last.
+    /// Guard first; then programs, because an interface that takes none has changed nothing for a flow; places
+    /// and policy last, together.
     fn put_into_force(
         &mut self,
         (config, image): (Arc<Config>, Arc<Image>),
@@ -416,15 +423,13 @@ impl Engine {
             || config.gateway.non_routable != self.config.gateway.non_routable;
         self.numbers = numbers;
         let lacked = self.missing();
-        self.take_places(places)?;
-        // Before the policy: an interface that takes no program has changed nothing for a flow.
+        let brought = self.attached.bring(&self.datapath, &places.interfaces, &self.pins);
+        self.redirect()?;
         // A hook that had none before, because somebody else holds it, keeps no policy away.
-        let brought = self.bring();
-        if self.missing().iter().any(|hook| !lacked.contains(hook)) {
+        let lacks = self.attached.missing(&places.interfaces, &self.pins);
+        if lacks.iter().any(|hook| !lacked.contains(hook)) {
             brought?;
         }
-        self.attached.leave_others(&self.places.interfaces, &self.pins);
-        self.put_up(guarded::spec(&config, self.translating(&self.places)))?;
         let amended = if moved {
             None
         } else {
@@ -432,11 +437,36 @@ impl Engine {
         };
         let generation = match amended {
             Some(amended) => self.judge_members_again(&amended),
-            None => self.publish(&image, pools)?,
+            None => self.exchange_both(&image, pools, places)?,
         };
+        self.attached.leave_others(&self.places.interfaces, &self.pins);
+        self.put_up(guarded::spec(&config, self.translating(&self.places)))?;
         self.keep_neighbours();
         self.config = config;
         self.image = image;
+        Ok(generation)
+    }
+
+    /// Exchanges policy and places in a step in which no packet meets the one without the other: what takes
+    /// long is done before, and what the places do not say alike before and after waits until both are in force.
+    fn exchange_both(
+        &mut self,
+        image: &Image,
+        pools: Pools,
+        places: Places,
+    ) -> Result<u32, EngineError> {
+        let reserved = &self.reserved;
+        let of = |address| reserved.of(address);
+        let ready = self.publisher.prepare(&self.datapath, image, pools, &places.ways_out, &of)?;
+        if places == self.places {
+            return Ok(self.publisher.swap(&self.datapath, ready));
+        }
+        let between = self.standing.between(&places);
+        between.write(&self.datapath, &self.standing)?;
+        self.standing = between.clone();
+        self.places = between;
+        let generation = self.publisher.swap(&self.datapath, ready);
+        self.take_places(places)?;
         Ok(generation)
     }
 
@@ -460,12 +490,18 @@ impl Engine {
     /// Brings programs onto the interfaces, and redirects to where XDP stands then.
     fn bring(&mut self) -> Result<(), EngineError> {
         let brought = self.attached.bring(&self.datapath, &self.places.interfaces, &self.pins);
+        self.redirect()?;
+        Ok(brought?)
+    }
+
+    /// XDP redirects to where XDP stands now.
+    fn redirect(&mut self) -> Result<(), EngineError> {
         let standing = self.places.redirecting(|ifindex| self.attached.on_xdp(ifindex));
         if standing != self.standing {
             standing.follow(&self.datapath, &self.standing)?;
             self.standing = standing;
         }
-        Ok(brought?)
+        Ok(())
     }
 
     fn take_places(&mut self, places: Places) -> Result<(), EngineError> {
@@ -559,7 +595,8 @@ impl Engine {
             self.managed.forget(*ifindex);
         }
         let served = interfaces::served(&self.config, network);
-        let places = Places::of(&self.config, network, &served, &self.numbers);
+        let places =
+            Places::of(&self.config, network, &served, &self.numbers).with_ways_of(&self.places);
         if places != self.places {
             let leads_elsewhere = !places.leads_as(&self.places);
             let taken = refuse_too_many(&places).and_then(|()| self.take_places(places));

@@ -1,7 +1,7 @@
 //! A change of policy is whole, reaches live flows, and loses nothing of the others.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use lab::config::replace;
 
 use lab::plan::{self, INTERNET_SERVERS, TRANSIT_SERVERS};
 use lab::servers::ECHO;
-use lab::{Background, Shape, Stop, servers};
+use lab::{Background, Netns, Shape, Stop, servers};
 use serde_json::{Value, json};
 use xdp_abi::reason::Reason;
 
@@ -40,6 +40,7 @@ fn a_change_of_policy_reaches_live_flows_and_only_those_it_is_about(place: Place
         a_bad_file_is_refused_and_the_old_policy_stays,
         what_fails_while_it_is_put_into_force_is_undone,
         a_size_that_changes_is_refused_with_the_reason,
+        attachments_leave_and_come_with_their_policies_beside_the_new_flows_of_others,
         as_many_outside_addresses_as_fit_are_exchanged_for_as_many_others,
         a_policy_that_somebody_else_put_there_is_replaced_whole,
         a_rule_that_only_watches_decides_nothing_and_is_named,
@@ -402,6 +403,66 @@ fn a_size_that_changes_is_refused_with_the_reason(stand: &mut Stand) -> Result<(
     eventually("the size is refused", || Ok(says().contains("tables.sessions")))?;
     stand.reload()?;
     others.assert_whole()
+}
+
+/// Opens a flow every few milliseconds until it is stopped; how many, and how many were answered.
+fn openings(from: &Netns) -> Background<[usize; 2]> {
+    from.background(|stop| {
+        let mut sockets = Vec::new();
+        while !stop.told() && sockets.len() < 8_000 {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(INTERNET)?;
+            socket.set_nonblocking(true)?;
+            // What is refused shows in its answer, or in that there is none.
+            let _ = socket.send(b"one");
+            sockets.push(socket);
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(Duration::from_millis(500));
+        let answered = sockets.iter().filter(|socket| socket.recv(&mut [0; 8]).is_ok()).count();
+        Ok([sockets.len(), answered])
+    })
+}
+
+fn attachments_leave_and_come_with_their_policies_beside_the_new_flows_of_others(
+    stand: &mut Stand,
+) -> Result<()> {
+    let whole = stand.config.clone();
+    let mut without = whole.clone();
+    let is_gone = |name: &Value| name.as_str().is_some_and(|name| name.starts_with("prod-eu"));
+    let stated = without.gateway["attachments"].as_array_mut().context("attachments are a list")?;
+    // Among them the first one of a shared interface.
+    stated.retain(|stated| !is_gone(&stated["name"]));
+    without.documents.retain(|document| !is_gone(&document["name"]));
+    let refusals = [Reason::NoSnatPolicy, Reason::NoRoute, Reason::SpoofedSource];
+    let before = stand.counters()?;
+    let web = openings(&stand.lab.pod("prod-us", "web").netns);
+    let node = openings(&stand.lab.cluster("prod-us").node);
+    for _ in 0..4 {
+        for config in [&without, &whole] {
+            stand.config = config.clone();
+            stand.reload()?;
+        }
+    }
+    for (whose, opened) in [("web", web), ("node", node)] {
+        let [opened, answered] = opened.stop()?;
+        println!("{whose}: {opened} flows, {answered} answered");
+        // A queue on the way may overflow.
+        ensure!(opened > 100 && answered * 100 >= opened * 98, "{answered} of {opened} of {whose}");
+    }
+    let after = stand.counters()?;
+    for reason in refusals {
+        let refused = after.dropped(reason) - before.dropped(reason);
+        ensure!(refused == 0, "{refused} are refused as {reason:?}");
+    }
+    stand.ctl(&["sessions", "clear", "--all"])?;
+    let untranslated = stand.daemon.flow_records()?.into_iter().find(|record| {
+        let is_theirs =
+            ["prod-us/web", "prod-us/node"].map(|name| record["source"]["endpoint"] == name);
+        is_theirs.contains(&true) && record["event"] == "start" && record["snat_policy"].is_null()
+    });
+    ensure!(untranslated.is_none(), "it leaves as it is: {untranslated:?}");
+    Ok(())
 }
 
 fn as_many_outside_addresses_as_fit_are_exchanged_for_as_many_others(

@@ -27,10 +27,16 @@ pub fn wants_translation<T: Tables<A = V4>>(
         && is_confined(tables, number, source)
 }
 
-/// Whether a packet with this source must not leave by a hop; that it was stopped is counted.
+/// Whether a packet with this source must not leave by a hop.
+#[inline(always)]
+pub fn holds_back<T: Tables<A = V4>>(tables: &T, hop: &Hop, source: V4) -> bool {
+    hop.is(HOP_ROUTABLE) && is_confined(tables, hop.attachment(), source)
+}
+
+/// The same; that a packet was stopped is counted.
 #[inline(always)]
 pub fn stops<T: Tables<A = V4>>(tables: &T, hop: &Hop, source: V4) -> bool {
-    let leaks = hop.is(HOP_ROUTABLE) && is_confined(tables, hop.attachment(), source);
+    let leaks = holds_back(tables, hop, source);
     if leaks {
         tables.tally(Tally::LeakStopped);
     }

@@ -204,6 +204,28 @@ fn segments_without_a_session_are_treated_as_configured() {
 }
 
 #[test]
+fn a_source_that_is_no_longer_carried_ends_its_session_and_is_no_leak() {
+    let built = Scene::read(TWO_CLUSTERS).snats("permit any -> any all").and(
+        "attach legacy connection domain 0 on 4 address 10.0.0.1 routable carries 100.64.0.0/16 routes 10.0.0.0/8",
+    );
+    for sent in [tcp(POD, "10.1.1.1:80", ACK), udp(POD, "10.1.1.1:80")] {
+        let mut lab = built.build();
+        lab.tables().set_midstream(xdp_abi::config::MIDSTREAM_ADOPT);
+        lab.forward(2, &sent.frame());
+        // A policy that says so comes a moment later.
+        lab.gateway.tables.carry_nothing();
+        let fate = lab.send(2, &sent.frame()).fate;
+        let ended = matches!(
+            fate,
+            Fate::Drop(Reason::SnatWithdrawn) | Fate::Answered(Reason::SnatWithdrawn)
+        );
+        assert!(ended, "{fate:?} {sent:?}");
+        assert_eq!((lab.leaks_stopped(), lab.sessions()), (0, 0));
+        lab.assert_books();
+    }
+}
+
+#[test]
 fn an_adopted_connection_counts_as_established() {
     let built = Scene::read(TWO_CLUSTERS).snats("permit any -> any all").and(
         "attach legacy connection domain 0 on 4 address 10.0.0.1 routable carries 100.64.0.0/16 routes 10.0.0.0/8",

@@ -207,7 +207,16 @@ pub fn detach(pins: &Path) -> Result<usize, (PathBuf, io::Error)> {
 
 /// Whether a program that an earlier daemon has left translates what leaves by an interface.
 pub fn translates(pins: &Path, ifindex: u32) -> bool {
-    let pin = pin(pins, ifindex, Place::TcEgress);
+    was_left(pins, ifindex, Place::TcEgress)
+}
+
+/// Whether XDP serves an interface by a program that an earlier daemon has left.
+pub fn on_xdp(pins: &Path, ifindex: u32) -> bool {
+    was_left(pins, ifindex, Place::Xdp)
+}
+
+fn was_left(pins: &Path, ifindex: u32, place: Place) -> bool {
+    let pin = pin(pins, ifindex, place);
     let has_link = |link: Link| Ok(link.info()?.ifindex == ifindex);
     if filter::is_pin(&pin) {
         pin.exists()

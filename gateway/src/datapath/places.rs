@@ -19,14 +19,14 @@ use api::value::Prefix4;
 use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipnet::Ipv4Net;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Mutex,
 };
 use xdp_abi::forward::{
-    ATTACHED, ATTACHMENTS, Attachment, FABRIC, INTERFACES, KIND_CONNECTION, KIND_INTERNET,
-    KIND_SPOKE, LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PLACE_ENTRIES, PORT_PREFIXES, PORTS,
-    PortAddress4, PortInfo, ROUTABLE, port,
+    ATTACHED, Attachment, FABRIC, INTERFACES, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE,
+    LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PLACE_ENTRIES, PORT_PREFIXES, PORTS, PortAddress4,
+    PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -268,11 +268,105 @@ impl Places {
         Some(format!("there are {need} {what} in all; there is room for {room}"))
     }
 
-    /// Brings the tables to this from whatever an earlier daemon wrote; as [`Self::write`].
-    pub fn begin(&self, datapath: &Datapath) -> Result<(), MapError> {
-        let stood = datapath.prefix_tables();
-        datapath.clear_places(self);
-        self.write_or_restore(datapath, &Self::default(), || stood)
+    /// What stands in the tables, whoever wrote it.
+    pub fn standing(datapath: &Datapath) -> Self {
+        let attachments = (0_u16..).zip(datapath.attachments.all());
+        let attachments = attachments.filter(|(_, stated)| **stated != Attachment::default());
+        let ports = (0..).zip(datapath.ports.all()).filter(|(_, info)| info.ifindex != 0);
+        let [sources, routes, carries] = datapath.prefix_tables();
+        Self {
+            attachments: attachments.map(|(number, stated)| (number, *stated)).collect(),
+            ports: ports.map(|(place, info)| (place, *info)).collect(),
+            sources,
+            routes,
+            carries,
+            links: lock(&datapath.links).iter().flatten().collect(),
+            locals: lock(&datapath.locals).keys().flatten().map(Ipv4Addr::from).collect(),
+            locals6: lock(&datapath.locals6).keys().flatten().map(Ipv6Addr::from).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The same, where a way out by an interface keeps the number that it has in what stands: else
+    /// every flow by that interface would be about a change that is not about it.
+    #[must_use]
+    pub fn with_ways_of(mut self, standing: &Self) -> Self {
+        let mut numbers: BTreeMap<u16, u16> = BTreeMap::new();
+        let mut taken = BTreeSet::new();
+        for (number, attachment) in &self.attachments {
+            let stood = standing.attachments.get(number).map_or(0, |stood| stood.interface_class);
+            let class = attachment.interface_class;
+            if stood != 0 && !numbers.contains_key(&class) && taken.insert(stood) {
+                numbers.insert(class, stood);
+            }
+        }
+        for class in self.attachments.values().map(|attachment| attachment.interface_class) {
+            if let Entry::Vacant(vacant) = numbers.entry(class) {
+                let free = (class..).chain(1..class).find(|number| taken.insert(*number));
+                vacant.insert(free.unwrap_or(class));
+            }
+        }
+        let now = |class: &mut u16| *class = numbers.get(class).copied().unwrap_or(*class);
+        self.attachments.values_mut().for_each(|attachment| now(&mut attachment.interface_class));
+        self.ways_out.interfaces.values_mut().for_each(now);
+        self
+    }
+
+    /// What holds for packets while a policy that belongs to `next` takes the place of the one that
+    /// belongs to these: an address of which both say the same is where it is, one of which they do
+    /// not is nobody's, and nothing is carried that either does not carry. So no packet meets the places of one
+    /// with the policy of the other.
+    #[must_use]
+    pub fn between(&self, next: &Self) -> Self {
+        let stays = |number: &u16| {
+            let stated = self.attachments.get(number);
+            *number != NOBODY && stated.is_some() && stated == next.attachments.get(number)
+        };
+        let both = |old: &PrefixTable, new: &PrefixTable| -> PrefixTable {
+            let is_in_both = |(place, number): &(&_, &_)| new.get(*place) == Some(*number);
+            let both = old.iter().filter(is_in_both);
+            both.filter(|(_, number)| stays(number)).map(|(place, at)| (*place, *at)).collect()
+        };
+        let parted = |old: &PrefixTable, new: &PrefixTable| {
+            let mut parted = both(old, new);
+            for place in old.keys().chain(new.keys()) {
+                parted.entry(*place).or_insert(NOBODY);
+            }
+            if parted.len() > PLACE_ENTRIES as usize {
+                // Without room for all of them beside one another, whoever is at one of these places waits.
+                let at: BTreeSet<u32> = parted
+                    .iter()
+                    .filter(|(_, at)| **at == NOBODY)
+                    .map(|((at, _), _)| *at)
+                    .collect();
+                parted.retain(|(place, _), _| !at.contains(place));
+                parted.extend(at.into_iter().map(|place| ((place, Ipv4Net::default()), NOBODY)));
+            }
+            parted
+        };
+        let same = |(place, info): &(&u32, &PortInfo)| next.ports.get(place) == Some(info);
+        let locals = self.locals.union(&next.locals).copied().collect();
+        let locals6 = self.locals6.union(&next.locals6).copied().collect();
+        let between = Self {
+            attachments: (self.attachments.iter())
+                .filter(|(number, _)| stays(number))
+                .map(|(number, stated)| (*number, *stated))
+                .collect(),
+            sources: parted(&self.sources, &next.sources),
+            routes: parted(&self.routes, &next.routes),
+            carries: both(&self.carries, &next.carries),
+            ports: self.ports.iter().filter(same).map(|(place, info)| (*place, *info)).collect(),
+            links: self.links.clone(),
+            locals,
+            locals6,
+            ..Self::default()
+        };
+        let room = PLACE_ENTRIES as usize;
+        let fits = between.locals.len() <= room && between.locals6.len() <= room;
+        if fits {
+            return between;
+        }
+        Self { locals: self.locals.clone(), locals6: self.locals6.clone(), ..between }
     }
 
     /// Brings the tables from `before` to this. If that fails, what says who may come from where
@@ -540,38 +634,6 @@ impl Datapath {
             let _ = prefixes(map, stood, &now);
         }
     }
-
-    /// Forgets every place that an earlier daemon wrote: the tables are brought to the present
-    /// configuration from nothing.
-    fn clear_places(&self, keep: &Places) {
-        for (map, (keep, stood)) in self
-            .prefix_maps()
-            .into_iter()
-            .zip(keep.prefix_tables().iter().zip(self.prefix_tables()))
-        {
-            let mut map = lock(map);
-            for place in stood.keys().filter(|place| !keep.contains_key(place)) {
-                let _ = map.remove(&prefix_place(place));
-            }
-        }
-        for number in (1..ATTACHMENTS as u16).filter(|n| !keep.attachments.contains_key(n)) {
-            self.attachments.set(u32::from(number), &Attachment::default());
-        }
-        let mut locals = lock(&self.locals);
-        let keys: Vec<_> = locals.keys().flatten().collect();
-        for key in keys {
-            if !keep.locals.contains(&Ipv4Addr::from(key)) {
-                let _ = locals.remove(&key);
-            }
-        }
-        let mut locals = lock(&self.locals6);
-        let keys: Vec<_> = locals.keys().flatten().collect();
-        for key in keys {
-            if !keep.locals6.contains(&Ipv6Addr::from(key)) {
-                let _ = locals.remove(&key);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -599,6 +661,137 @@ mod tests {
             let expected = (*at != number).then_some(attachment);
             assert_eq!(places.attachments.get(at), expected, "{at}");
         }
+    }
+
+    /// Places of a gateway without the attachments of these names, and with another number for a domain.
+    fn places_without(gone: &[&str], renumbered: Option<u16>) -> Places {
+        let mut config = testing::scene(TWO_CLUSTERS).config;
+        let numbers = Numbers::default().with(&config.gateway);
+        let network = testing::network_of(&config);
+        config.gateway.attachments.retain(|stated| !gone.contains(&stated.name.as_str()));
+        if let Some(number) = renumbered {
+            config.gateway.domains[0].number = number.try_into().unwrap();
+        }
+        Places::of(&config, &network, &BTreeMap::new(), &numbers)
+    }
+
+    /// The attachment that the tables name for an address at a place.
+    fn found(table: &PrefixTable, place: u32, address: Ipv4Addr) -> Option<u16> {
+        let around = table.iter().filter(|((at, net), _)| *at == place && net.contains(&address));
+        around.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, number)| *number)
+    }
+
+    #[test]
+    fn between_two_states_an_address_is_where_both_say_or_nobody_s() {
+        let whole = places_without(&[], None);
+        for next in [
+            places_without(&["transit"], None),
+            places_without(&["internet", "red-pods"], None),
+            places_without(&[], Some(77)),
+            Places::default(),
+        ] {
+            for (old, new) in [(&whole, &next), (&next, &whole)] {
+                let between = old.between(new);
+                let says = |places: &Places, number: u16| {
+                    let stated = places.attachments.get(&number)?;
+                    (number != NOBODY).then_some((number, *stated))
+                };
+                let mut nets: Vec<_> = old.sources.keys().chain(new.sources.keys()).collect();
+                nets.extend(old.routes.keys().chain(new.routes.keys()));
+                let mut kept = 0;
+                for (place, net) in nets {
+                    for address in [net.network(), net.broadcast()] {
+                        let tables = |of: fn(&Places) -> &PrefixTable| {
+                            [old, new, &between].map(|places| {
+                                says(places, found(of(places), *place, address).unwrap_or(NOBODY))
+                            })
+                        };
+                        for [before, after, now] in
+                            [tables(|places| &places.sources), tables(|places| &places.routes)]
+                        {
+                            let both = before.filter(|_| before == after);
+                            assert_eq!(now, both, "{address} at {place}");
+                            kept += usize::from(now.is_some());
+                        }
+                    }
+                }
+                assert_eq!(kept > 0, *old != Places::default() && *new != Places::default());
+                let carried = between.carries.keys();
+                assert!(carried.clone().all(|at| old.carries.contains_key(at)));
+                assert!(carried.clone().all(|at| new.carries.contains_key(at)));
+                for (place, info) in &between.ports {
+                    let both = [old.ports.get(place), new.ports.get(place)];
+                    assert_eq!(both, [Some(info), Some(info)]);
+                }
+                assert!(between.locals.is_superset(&old.locals));
+                assert!(between.locals.is_superset(&new.locals));
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_between_two_states_leaves_nobody_where_they_differ() {
+        let crowd = |second: u8, alike: u32| {
+            let sources = (0..PLACE_ENTRIES - 10).map(|n| {
+                let host = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, second, 0, 0)) + n);
+                ((port(7, 0), host.into()), 1)
+            });
+            let alike = (0..alike).map(|n| ((port(9, 0), Ipv4Addr::from(n).into()), 1));
+            let attachments =
+                BTreeMap::from([(1, Attachment { ifindex: 7, ..Attachment::default() })]);
+            Places { attachments, sources: sources.chain(alike).collect(), ..Places::default() }
+        };
+        let between = crowd(64, 5).between(&crowd(128, 5));
+        assert!(between.sources.len() <= PLACE_ENTRIES as usize);
+        let at = |place, address: &str| found(&between.sources, place, address.parse().unwrap());
+        assert_eq!(at(port(7, 0), "10.64.0.1"), Some(NOBODY));
+        assert_eq!(at(port(9, 0), "0.0.0.3"), Some(1), "where nothing changes");
+    }
+
+    #[test]
+    fn ways_out_keep_their_numbers_whoever_leaves_and_comes() {
+        let config = testing::scene(TWO_CLUSTERS).config;
+        let network = testing::network_of(&config);
+        // Three attachments of one interface, and one of another.
+        let of = |names: &[&str], standing: &Places| {
+            let mut config = config.clone();
+            let one = config.gateway.attachments[0].clone();
+            config.gateway.attachments = (names.iter())
+                .map(|name| crate::config::Attachment {
+                    name: (*name).to_owned(),
+                    interface: if name.starts_with('x') { "eth4" } else { "eth3" }.to_owned(),
+                    ..one.clone()
+                })
+                .collect();
+            let numbers = ["a", "b", "c", "x", "y"]
+                .map(|name| crate::config::Attachment { name: name.to_owned(), ..one.clone() });
+            let mut all = config.gateway.clone();
+            all.attachments = numbers.into();
+            let numbers = Numbers::default().with(&all);
+            Places::of(&config, &network, &BTreeMap::new(), &numbers).with_ways_of(standing)
+        };
+        let mut standing = Places::default();
+        for (names, eth3, eth4) in [
+            (&["a", "b", "x"][..], Some(1), Some(4)),
+            (&["b", "x"], Some(1), Some(4)),
+            (&["b", "c", "x"], Some(1), Some(4)),
+            (&["c"], Some(1), None),
+            (&["a", "c", "x"], Some(1), Some(4)),
+            (&["x"], None, Some(4)),
+            (&["a", "x"], Some(1), Some(4)),
+        ] {
+            standing = of(names, &standing);
+            let class = |name: &str| standing.ways_out.interfaces.get(name).copied();
+            assert_eq!((class("eth3"), class("eth4")), (eth3, eth4), "{names:?}");
+            for (number, attachment) in &standing.attachments {
+                let expected = if *number == 4 { eth4 } else { eth3 };
+                assert_eq!(Some(attachment.interface_class), expected, "{names:?}");
+            }
+        }
+        // Nobody gets the number that another interface goes on with.
+        let taken = of(&["b", "x"], &of(&["a", "b", "x"], &Places::default()));
+        let others = of(&["a"], &Places::default()).with_ways_of(&taken);
+        assert_eq!(others.ways_out.interfaces.get("eth3"), Some(&1));
     }
 
     #[test]

@@ -93,6 +93,16 @@ pub struct Publisher {
     in_force: Option<InForce>,
 }
 
+/// A policy that is written and not in force yet. Nothing else may be written before it is, or is let go.
+pub struct Ready {
+    bank: u32,
+    rule_words: u32,
+    lendings: BTreeMap<Lending, u32>,
+    judged_by: JudgedBy,
+    ways_out: WaysOut,
+    identities: Vec<Identity>,
+}
+
 /// The policy in force, and where its identities stand.
 struct InForce {
     judged_by: JudgedBy,
@@ -212,8 +222,7 @@ impl Publisher {
         plan::pools(image, &self.lendings, datapath.lendable.all().len() as u32)
     }
 
-    /// Writes an image that was planned for, and swaps it in. `reserved` says which ports of an address the machine
-    /// itself uses. The generation that is now in force comes back.
+    /// Writes an image that was planned for, and swaps it in; [`Self::prepare`] and [`Self::swap`] in one.
     pub fn publish(
         &mut self,
         datapath: &Datapath,
@@ -222,6 +231,20 @@ impl Publisher {
         ways_out: &WaysOut,
         reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
     ) -> Result<u32, PublishError> {
+        let ready = self.prepare(datapath, image, pools, ways_out, reserved)?;
+        Ok(self.swap(datapath, ready))
+    }
+
+    /// Writes an image that was planned for beside the policy in force. `reserved` says which ports of an
+    /// address the machine itself uses.
+    pub fn prepare(
+        &mut self,
+        datapath: &Datapath,
+        image: &Image,
+        pools: Pools,
+        ways_out: &WaysOut,
+        reserved: &dyn Fn(Ipv4Addr) -> Vec<RangeInclusive<u16>>,
+    ) -> Result<Ready, PublishError> {
         let current = PolicyWord(datapath.settings().policy.load());
         let bank = current.bank() ^ 1;
         if let Some(swapped) = self.swapped {
@@ -244,28 +267,36 @@ impl Publisher {
             datapath.snat.set(banked(bit as u32, bank), &entry);
         }
         self.write_hosts(datapath, image, bank, &pools)?;
-        let generation = after(current);
+        Ok(Ready {
+            bank,
+            rule_words: image.rules.len().div_ceil(64) as u32,
+            lendings: pools.lendings,
+            judged_by: JudgedBy::of(image),
+            ways_out: ways_out.clone(),
+            identities: image.identities.clone(),
+        })
+    }
+
+    /// Puts what was written in force, in one step. The generation that is now in force comes back.
+    pub fn swap(&mut self, datapath: &Datapath, ready: Ready) -> u32 {
+        let Ready { bank, rule_words, lendings, judged_by, ways_out, identities } = ready;
+        // It may have moved while that was written.
+        let generation = after(PolicyWord(datapath.settings().policy.load()));
         let word = PolicyWord::new(
             generation,
             bank,
-            image.rules.len().div_ceil(64) as u32,
-            image.snat.len() as u32,
-            action(image.default_action.action),
-            log(image.default_action.log),
+            rule_words,
+            judged_by.snat.len() as u32,
+            action(judged_by.default_action.action),
+            log(judged_by.default_action.log),
         );
         datapath.settings().policy.store(word.0);
         // Not before: until then the sets of the policy in force are in use.
-        self.lendings = pools.lendings;
+        self.lendings = lendings;
         self.swapped = Some(Instant::now());
-        self.in_force = Some(InForce {
-            judged_by: JudgedBy::of(image),
-            ways_out: ways_out.clone(),
-            bank,
-            word,
-            identities: image.identities.clone(),
-            places: (0..image.identities.len() as u32).collect(),
-        });
-        Ok(generation)
+        let places = (0..identities.len() as u32).collect();
+        self.in_force = Some(InForce { judged_by, ways_out, bank, word, identities, places });
+        generation
     }
 
     /// Brings the policy in force to an image that differs from it only in who has which

@@ -41,7 +41,7 @@ pub(super) struct Doom {
     pub(super) from: u32,
     /// Whether the packet that found it out is an answer.
     pub(super) is_answer: bool,
-    /// Whether its way out is to be looked up again.
+    /// Whether its way out is to be looked up again, or was.
     pub(super) goes_anew: bool,
     /// What it is seen as outside.
     pub(super) seen_as: V4,
@@ -105,7 +105,7 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         doom.is_answer = is_reply;
         doom.seen_as = forward.rewrite().source;
         // An identity that changed moves no route; a new generation may stand for one.
-        doom.goes_anew = record.policy.load() as u32 != policy.generation();
+        doom.goes_anew |= record.policy.load() as u32 != policy.generation();
         let facts = Facts(record.facts.load());
         (doom.ingress, doom.egress) = (facts.ingress(), facts.egress());
         doom.from = self.ifindex_of(doom.ingress, key.domain);

@@ -9,7 +9,7 @@ use crate::{
     session::{self, Ending, LEASED, halves, idle, seems_expired},
     stamp::is_current,
     table::Found,
-    tables::Tables,
+    tables::{Tables, Tally},
     tcp,
     verdict::{Code, Forward},
 };
@@ -90,7 +90,14 @@ impl<T: Tables<A = V4>> Way<'_, T> {
         if !obstacle.is(Code::GO_ON) {
             return obstacle;
         }
-        if guard::stops(self.tables, &hop, rewrite.source) {
+        if guard::holds_back(self.tables, &hop, rewrite.source) {
+            // Whether its source is carried may have changed a moment ago, and ends it: that is looked
+            // at first.
+            if !doom.goes_anew && rewrite.source == self.packet.key.source {
+                doom.goes_anew = true;
+                return Code::STALE;
+            }
+            self.tables.tally(Tally::LeakStopped);
             return Code::drop(Reason::Leak);
         }
 

@@ -81,6 +81,10 @@ impl Memory {
     pub fn add_carried(&mut self, attachment: u16, prefix: Prefix) {
         self.carried.push((attachment, prefix));
     }
+    /// No attachment carries anything any more that is non-routable.
+    pub fn carry_nothing(&mut self) {
+        self.carried.clear();
+    }
     /// What the established path sees of an untagged interface.
     pub fn set_glance(&mut self, info: PortInfo) {
         self.glances.insert(info.ifindex, info);
