@@ -25,9 +25,12 @@ use lab::{Fault, Need, plan};
 use xdp::pipeline::{Fate, Hook};
 use xdp_abi::control::MARK;
 use xdp_abi::count::Counters;
+use xdp_abi::port::PairKey4;
 use xdp_abi::reason::Reason;
 
+use gateway::datapath::pairs::Cooling;
 use gateway::datapath::recycle::Recycling;
+use gateway::datapath::tables::{Datapath, lock};
 use object::{Action, Object, SHORTEST, runnable};
 use stand::{
     BLUE, CARRIED, INTERNET, RED, ROUTABLE, Rules, SLOW, Stand, TRANSIT, TRANSIT_TAG, prefix,
@@ -413,4 +416,74 @@ fn next_hops_that_no_session_uses_give_their_numbers_back() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Of two rounds, because what a packet holds when it is looked has a pair when it is given back.
+#[test]
+fn port_bitmaps_that_nobody_has_are_free_again_once() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let object = Object::load(&stand, Rules::Usual)?;
+    let Datapath { pairs, free_bitmaps, bitmaps, .. } = &object.datapath;
+    let pair = |number: u32| PairKey4 {
+        outside: [203, 0, 113, 7],
+        destination: number.to_be_bytes(),
+        destination_port: [0, 53],
+        domain: 0,
+        protocol: 17,
+    };
+    // As a packet does: what it takes has a pair, in which a port is lent.
+    let heat = |number: u32| -> Result<()> {
+        object.datapath.shared_words().hot_pairs.fetch_add(1);
+        bitmaps.get(number).context("a bitmap out of bounds")?.words[9].store(1);
+        Ok(lock(pairs).insert(pair(number), number, 0)?)
+    };
+    let take = || lock(free_bitmaps).pop(0).context("none is free");
+    let (in_a_pair, held) = (take()?, take()?);
+    heat(in_a_pair)?;
+    // The others are taken, and of those that come back later some are free.
+    let mut taken: Vec<u32> = std::iter::from_fn(|| take().ok()).collect();
+    let all = bitmaps.all().len();
+    ensure!(taken.len() == all - 2, "{} of {all}", taken.len());
+    for number in taken.drain(..all / 2) {
+        lock(free_bitmaps).push(number, 0)?;
+    }
+    // A mark that came when the pair was gone.
+    bitmaps.get(taken[0]).context("a bitmap out of bounds")?.words[3].store(1);
+    let grace = Duration::from_millis(1_100);
+    let mut cooling = Cooling::default();
+    let free = || {
+        let mut numbers: Vec<u32> = std::iter::from_fn(|| take().ok()).collect();
+        for number in &numbers {
+            lock(free_bitmaps).push(*number, 0).expect("it has just been there");
+        }
+        numbers.sort_unstable();
+        numbers
+    };
+    cooling.tend(&object.datapath);
+    ensure!(free().len() == all / 2, "given back before packets had their time");
+    heat(held)?;
+    std::thread::sleep(grace);
+    cooling.tend(&object.datapath);
+    let without = |gone: &[u32]| (0..all as u32).filter(|n| !gone.contains(n)).collect::<Vec<_>>();
+    let now = free();
+    ensure!(now == without(&[in_a_pair, held]), "{now:?}");
+    let marked = |number: u32| bitmaps.get(number).is_some_and(|one| one.words[3].load() != 0);
+    ensure!(!now.iter().any(|number| marked(*number)), "a free bitmap has a port marked");
+
+    // While some are free what a packet has left is not missed; when none is, it is.
+    while free().len() > 1 {
+        take()?;
+    }
+    std::thread::sleep(grace);
+    cooling.tend(&object.datapath);
+    std::thread::sleep(grace);
+    cooling.tend(&object.datapath);
+    ensure!(free().len() == 1, "{:?}", free());
+    take()?;
+    cooling.tend(&object.datapath);
+    std::thread::sleep(grace);
+    cooling.tend(&object.datapath);
+    ensure!(free() == without(&[in_a_pair, held]), "{:?}", free());
+    Ok(())
 }

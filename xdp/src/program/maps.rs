@@ -415,9 +415,9 @@ impl Tables for Kernel {
         if PAIRS4.insert(pair, number, BPF_NOEXIST as u64).is_ok() {
             return Some(number);
         }
-        // Another processor was first, or the map is full.
+        // Another processor was first. The daemon finds what nobody has, which it can because
+        // nothing but the daemon makes a bitmap free.
         self.shared.hot_pairs.fetch_add(u64::MAX);
-        let _ = FREE_BITMAPS.push(number, 0);
         known()
     }
     #[inline(always)]
