@@ -718,3 +718,58 @@ fn places_that_have_no_room_leave_those_that_stand() -> Result<()> {
     before.write(datapath, &others)?;
     Ok(())
 }
+
+#[test]
+fn a_policy_of_an_earlier_daemon_lends_what_it_says_until_another_is_in_force() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let mut kernel = Kernel::load(&stand)?;
+    let lending = |address: u8, first: u16| -> Result<Image> {
+        let mut image = Image::clone(&config(Rules::Usual)?.image);
+        image.snat.truncate(1);
+        let addresses = vec![Ipv4Addr::new(203, 0, 113, address)];
+        image.snat[0].action = SnatAction::Snat { addresses, ports: first..=first + 1 };
+        Ok(image)
+    };
+    // The set of the only address in a bank, and what it says of ports that policies here name.
+    let lent = |kernel: &Kernel, bank: u32| {
+        let pool = kernel.tables.pool(bank, 0).expect("a place in the tables");
+        let ports = kernel.tables.lendable(pool.lendable).expect("a set in the tables");
+        let is_lent =
+            |port: u16| ports.words[usize::from(port) / 64].load() >> (port % 64) & 1 != 0;
+        (pool.lendable, [2_000, 3_000, 4_000].map(is_lent))
+    };
+    kernel.publish(&lending(7, 2_000)?)?;
+    let bank = kernel.policy().bank();
+    let before = lent(&kernel, bank);
+    ensure!(before.1 == [true, false, false], "{before:?}");
+    kernel.publisher = Publisher::new(kernel.tables.datapath(), BTreeMap::new());
+    kernel.publish(&lending(8, 3_000)?)?;
+    ensure!(kernel.policy().bank() != bank && lent(&kernel, bank) == before, "{before:?} changed");
+    let after = lent(&kernel, bank ^ 1);
+    ensure!(after.1 == [false, true, false], "{after:?}");
+    // What it had is free from then on.
+    kernel.publish(&lending(9, 4_000)?)?;
+    let last = lent(&kernel, bank);
+    ensure!(last == (before.0, [false, false, true]), "{last:?}");
+    Ok(())
+}
+
+#[test]
+fn who_left_while_no_daemon_ran_is_in_neither_half_of_the_tables() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let mut kernel = Kernel::load(&stand)?;
+    let [stays, leaves] = [("a", 1, 0), ("b", 2, 1)];
+    kernel.publish(&teams(&[stays, leaves], 0)?)?;
+    kernel.publish(&teams(&[stays, leaves], 0)?)?;
+    // Each of two daemons writes one half.
+    for _ in 0..2 {
+        kernel.publisher = Publisher::new(kernel.tables.datapath(), BTreeMap::new());
+        kernel.publish(&teams(&[stays], 0)?)?;
+        let bank = kernel.policy().bank();
+        let of = |host: u8| kernel.tables.identity(bank, 1, V4([100, 64, 0, host])).id;
+        ensure!(of(2) == of(9) && of(1) != of(9), "who left is {}, nobody is {}", of(2), of(9));
+    }
+    Ok(())
+}

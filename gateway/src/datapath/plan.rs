@@ -4,7 +4,7 @@
 use super::publish::PublishError;
 use policy_compiler::{Image, SnatAction};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::Ipv4Addr,
 };
 use xdp_abi::policy::POOL_ADDRESSES;
@@ -63,10 +63,12 @@ pub fn number_rules(
 }
 
 /// The outside addresses of all policies, each with its place among the lendable sets, of which
-/// there are `room`. Sets that are `in_use` keep their places until they are no more.
+/// there are `room`. Sets that are `in_use` keep their places until they are no more; what is in
+/// other `foreign` places nobody knows, and it is left alone.
 pub fn pools(
     image: &Image,
     in_use: &BTreeMap<Lending, u32>,
+    foreign: &BTreeSet<u32>,
     room: u32,
 ) -> Result<Pools, PublishError> {
     let addresses = image.snat.iter().map(|policy| match &policy.action {
@@ -79,7 +81,7 @@ pub fn pools(
     }
     let mut pools = Pools::default();
     // Old and new stand side by side while they change.
-    let mut taken: HashSet<u32> = in_use.values().copied().collect();
+    let mut taken: HashSet<u32> = in_use.values().chain(foreign).copied().collect();
     for policy in &image.snat {
         let first = pools.addresses.len();
         if let SnatAction::Snat { addresses, ports } = &policy.action {
@@ -124,6 +126,14 @@ mod tests {
         image
     }
 
+    fn planned(
+        image: &Image,
+        in_use: &BTreeMap<Lending, u32>,
+        room: u32,
+    ) -> Result<Pools, PublishError> {
+        pools(image, in_use, &BTreeSet::new(), room)
+    }
+
     #[test]
     fn any_pool_that_is_allowed_can_be_exchanged_for_any_other() {
         let mut in_use = BTreeMap::new();
@@ -134,7 +144,7 @@ mod tests {
             ([203, 0, 113, 0], 1),
             ([198, 51, 100, 0], POOL_ADDRESSES),
         ] {
-            let next = pools(&lending(first, count), &in_use, LENDABLE_SETS).unwrap().lendings;
+            let next = planned(&lending(first, count), &in_use, LENDABLE_SETS).unwrap().lendings;
             let places: HashSet<u32> = next.values().copied().collect();
             assert_eq!(places.len(), count as usize, "each has a place of its own");
             assert!(places.iter().all(|place| *place < LENDABLE_SETS));
@@ -146,15 +156,16 @@ mod tests {
             in_use = next;
         }
         let all = lending([203, 0, 113, 0], POOL_ADDRESSES + 1);
-        let refused = pools(&all, &in_use, LENDABLE_SETS).unwrap_err().to_string();
+        let refused = planned(&all, &in_use, LENDABLE_SETS).unwrap_err().to_string();
         assert!(refused.contains("name 1025 outside addresses"), "{refused}");
     }
 
     #[test]
     fn smaller_tables_of_an_older_version_say_what_they_have_room_for() {
-        let old = pools(&lending([203, 0, 113, 0], 600), &BTreeMap::new(), POOL_ADDRESSES).unwrap();
+        let old =
+            planned(&lending([203, 0, 113, 0], 600), &BTreeMap::new(), POOL_ADDRESSES).unwrap();
         let next = lending([198, 51, 100, 0], 600);
-        let refused = pools(&next, &old.lendings, POOL_ADDRESSES).unwrap_err().to_string();
+        let refused = planned(&next, &old.lendings, POOL_ADDRESSES).unwrap_err().to_string();
         assert!(refused.contains("have room for 1024 of both together"), "{refused}");
     }
 

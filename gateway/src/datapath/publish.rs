@@ -17,7 +17,7 @@ use policy_compiler::{
 };
 use smartgroups::DomainId;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
     ops::RangeInclusive,
     thread,
@@ -90,6 +90,8 @@ pub struct Publisher {
     counters: BTreeMap<u32, u32>,
     /// The lendable sets in use and their places in the table.
     lendings: BTreeMap<Lending, u32>,
+    /// The places of those that the policy of an earlier daemon points at, while it is in force.
+    foreign: BTreeSet<u32>,
     in_force: Option<InForce>,
 }
 
@@ -202,7 +204,8 @@ impl Publisher {
         for key in lock(&datapath.outside).keys().flatten() {
             outside[usize::from(key.bank & 1)].push(key);
         }
-        Self { members: Members::read(datapath), outside, counters, ..Self::default() }
+        let (members, foreign) = (Members::read(datapath), lendable_in_force(datapath));
+        Self { members, outside, counters, foreign, ..Self::default() }
     }
 
     /// Which counter each rule has, to be kept for the next start.
@@ -219,7 +222,14 @@ impl Publisher {
     /// in force, before anything of it is written.
     pub fn plan(&mut self, datapath: &Datapath, image: &Image) -> Result<Pools, PublishError> {
         plan::number_rules(image, &mut self.counters, datapath.counted_rules())?;
-        plan::pools(image, &self.lendings, datapath.lendable.all().len() as u32)
+        let room = datapath.lendable.all().len() as u32;
+        let pools = |foreign: &BTreeSet<u32>| plan::pools(image, &self.lendings, foreign, room);
+        match pools(&self.foreign) {
+            // Fewer are there in tables of an older version. A start has to come into force in any
+            // case: for as long as that takes the policy before lends by sets of this one.
+            Err(PublishError::Pools { .. }) if !self.foreign.is_empty() => pools(&BTreeSet::new()),
+            planned => planned,
+        }
     }
 
     /// Writes an image that was planned for, and swaps it in; [`Self::prepare`] and [`Self::swap`] in one.
@@ -293,6 +303,7 @@ impl Publisher {
         datapath.settings().policy.store(word.0);
         // Not before: until then the sets of the policy in force are in use.
         self.lendings = lendings;
+        self.foreign.clear();
         self.swapped = Some(Instant::now());
         let places = (0..identities.len() as u32).collect();
         self.in_force = Some(InForce { judged_by, ways_out, bank, word, identities, places });
@@ -426,6 +437,23 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// The places of the lendable sets that the policy in force points at.
+fn lendable_in_force(datapath: &Datapath) -> BTreeSet<u32> {
+    let policy = PolicyWord(datapath.settings().policy.load());
+    if policy.generation() == 0 {
+        return BTreeSet::new();
+    }
+    let policies = (0..policy.snat_policies()).map(|bit| banked(bit, policy.bank()));
+    let policies = policies.filter(|place| datapath.snat.get(*place).is_some());
+    let addresses = policies.map(|place| datapath.snat.read(place)).flat_map(|snat| {
+        let first = u32::from(snat.pool);
+        first..first + u32::from(snat.addresses)
+    });
+    let places = addresses.map(|place| banked(place, policy.bank()));
+    let places = places.filter(|place| datapath.pools.get(*place).is_some());
+    places.map(|place| datapath.pools.read(place).lendable).collect()
 }
 
 /// The generation after that of a policy; zero would say that there is none.
