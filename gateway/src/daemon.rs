@@ -130,6 +130,7 @@ impl StartError {
             refused,
             EngineError::Tables(TablesError::Size { .. })
                 | EngineError::TooManyPlaces(_)
+                | EngineError::SharedPins(_)
                 | EngineError::Publish(PublishError::Counters { .. })
         )
     }

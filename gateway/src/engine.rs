@@ -32,8 +32,10 @@ use nix::net::if_::if_nametoindex;
 use policy_compiler::{Amendment, Image};
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -112,6 +114,12 @@ pub enum EngineError {
          /sys/fs/bpf"
     )]
     NotBpffs(PathBuf),
+    /// Whoever is at home there is not one gateway alone.
+    #[error(
+        "`pin_path` {0} is the root of a BPF file system, where others pin too; name a directory \
+         below it"
+    )]
+    SharedPins(PathBuf),
 }
 
 fn lines(faults: &[ConfigError]) -> String {
@@ -186,6 +194,12 @@ fn is_on_bpffs(pins: &Path) -> bool {
     found.is_some_and(|kind| kind.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
+/// Whether a directory is the root of its BPF file system, by whatever path: that has the inode 1
+/// (`simple_fill_super`).
+fn is_root_of_bpffs(pins: &Path) -> bool {
+    fs::metadata(pins).is_ok_and(|found| found.ino() == 1)
+}
+
 /// A start of which everything was looked at that can be refused by looking; nothing is touched yet.
 pub struct Looked {
     config: Arc<Config>,
@@ -233,6 +247,9 @@ impl Engine {
         let pins = config.gateway.pin_path.clone();
         if !is_on_bpffs(&pins) {
             return Err(EngineError::NotBpffs(pins));
+        }
+        if is_root_of_bpffs(&pins) {
+            return Err(EngineError::SharedPins(pins));
         }
         // Who has these very tables is named by them; nothing is made for who is refused.
         let claim = Claim::of(&pins)?;
@@ -785,7 +802,6 @@ pub struct Detached {
 mod tests {
     use super::*;
     use crate::flows::testing::{self, TWO_CLUSTERS};
-    use std::fs;
     use xdp_abi::names;
 
     #[test]

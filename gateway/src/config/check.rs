@@ -16,6 +16,9 @@ use super::settings::{Gateway, Metrics, Seconds, Timers};
 use super::tree::{Node, Path, Tree, at};
 use super::{Attachment, AttachmentKind, Findings, Hook};
 
+/// Where everybody's BPF file system is mounted.
+const BPFFS: &str = "/sys/fs/bpf";
+
 /// The longest path of a socket: what `sun_path` has room for beside its closing zero (unix(7)).
 const SOCKET_PATH: usize = 107;
 
@@ -34,6 +37,13 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
         ("state_dir", &gateway.state_dir),
     ] {
         checks.absolute(&at!["gateway", field], value);
+    }
+    if gateway.pin_path == std::path::Path::new(BPFFS) {
+        let message = format!(
+            "`pin_path` is {BPFFS}, where others pin too; expected a directory below it, such as \
+             {BPFFS}/sluice"
+        );
+        checks.error(&at!["gateway", "pin_path"], message);
     }
     let length = gateway.socket.as_os_str().len();
     if length > SOCKET_PATH {

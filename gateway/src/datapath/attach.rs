@@ -22,6 +22,7 @@ use aya::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
@@ -136,6 +137,8 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    const ALL: [Self; 3] = [Self::Xdp, Self::TcIngress, Self::TcEgress];
+
     const fn label(self) -> &'static str {
         match self {
             Self::Xdp => "XDP",
@@ -171,17 +174,26 @@ impl Place {
 fn pin(pins: &Path, ifindex: u32, place: Place) -> PathBuf {
     match place.side() {
         Some(side) if filter::needed() => pins.join(filter::pin_name(ifindex, side)),
-        _ => pins.join(format!("link-{}-{ifindex}", place.file())),
+        _ => pins.join(link_name(ifindex, place)),
     }
+}
+
+fn link_name(ifindex: u32, place: Place) -> String {
+    format!("link-{}-{ifindex}", place.file())
+}
+
+/// Whether a pin has the very name that a link of ours is given: whatever else begins like one is
+/// somebody else's.
+fn is_link(pin: &Path) -> bool {
+    let Some(name) = pin.file_name().and_then(OsStr::to_str) else { return false };
+    let number = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok());
+    number.is_some_and(|ifindex| Place::ALL.iter().any(|at| link_name(ifindex, *at) == name))
 }
 
 /// The pins of everything that is attached, in the order in which it may go: the guards at TC
 /// egress last.
 fn pinned(pins: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(pins) else { return Vec::new() };
-    let is_link = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link-"))
-    };
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
@@ -334,7 +346,7 @@ impl Attached {
 
     /// Forgets an interface that vanished: its links are dead.
     pub fn forget(&mut self, ifindex: u32, pins: &Path) {
-        for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
+        for place in Place::ALL {
             let path = pin(pins, ifindex, place);
             self.links.remove(&path);
             // It may be gone already.
@@ -475,4 +487,30 @@ fn keep(link: FdLink, interface: &str, path: &Path) -> Result<PinnedLink, Attach
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_has_the_very_name_that_it_was_given_and_nothing_else_has() {
+        for (name, expected) in [
+            ("link-xdp-3", true),
+            ("link-tc-ingress-3", true),
+            ("link-tc-egress-4294967295", true),
+            ("link-tc-egress-4294967296", false), // no interface has such a number
+            ("link-xdp-03", false),
+            ("link-xdp-+3", false),
+            ("link-xdp-", false),
+            ("link-xdp", false),
+            ("link-tc-3", false),
+            ("link-foreign", false),
+            ("link-foreign-3", false),
+            ("my-link-xdp-3", false),
+            ("link-xdp-3-old", false),
+        ] {
+            assert_eq!(is_link(&Path::new("/sys/fs/bpf/sluice").join(name)), expected, "{name}");
+        }
+    }
 }

@@ -69,11 +69,12 @@ pub(super) fn pin_name(ifindex: u32, side: TcAttachType) -> String {
 
 /// The filter that a pin stands for, if it stands for one.
 fn meaning(pin: &Path) -> Option<(u32, TcAttachType)> {
-    let (side, ifindex) = pin.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
-    let side = [TcAttachType::Ingress, TcAttachType::Egress]
-        .into_iter()
-        .find(|known| label(*known) == side)?;
-    Some((ifindex.parse().ok()?, side))
+    let name = pin.file_name()?.to_str()?;
+    let ifindex = name.strip_prefix(PREFIX)?.split_once('-')?.1.parse().ok()?;
+    // The very name that it is given: whatever else begins like one is somebody else's.
+    let sides = [TcAttachType::Ingress, TcAttachType::Egress];
+    let side = sides.into_iter().find(|side| pin_name(ifindex, *side) == name)?;
+    Some((ifindex, side))
 }
 
 /// Whether a filter of ours is there and has this program. What cannot be asked is thought to be
@@ -213,7 +214,15 @@ mod tests {
             let pin = Path::new("/sys/fs/bpf/sluice").join(pin_name(7, side));
             assert_eq!(meaning(&pin), Some((7, side)), "{}", pin.display());
         }
-        for other in ["link-tc-ingress-7", "filter-ingress-", "filter-sideways-7", "filter-7", ""] {
+        for other in [
+            "link-tc-ingress-7",
+            "filter-ingress-",
+            "filter-ingress-07",
+            "filter-egress-+7",
+            "filter-sideways-7",
+            "filter-7",
+            "",
+        ] {
             assert_eq!(meaning(Path::new(other)), None, "{other}");
         }
     }

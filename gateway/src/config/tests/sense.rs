@@ -63,6 +63,16 @@ fn settings_have_to_fit_together() {
             ],
         ),
         (
+            "  socket: /run/sluice.sock\n",
+            "  pin_path: /sys/fs/bpf/\n",
+            &[(
+                "pin_path",
+                "gateway.pin_path",
+                "`pin_path` is /sys/fs/bpf, where others pin too; expected a directory below it, \
+                 such as /sys/fs/bpf/sluice",
+            )],
+        ),
+        (
             "name: internet, interface: eth0",
             "name: internet, interface: lo",
             &[(
