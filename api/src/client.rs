@@ -37,6 +37,14 @@ pub enum ClientError {
         /// What happened.
         source: io::Error,
     },
+    /// The gateway takes what it is asked, and says nothing.
+    #[error("the gateway on {path} did not answer within {} s; does it hang?", .patience.as_secs())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
+    },
     /// The gateway went away in the middle of a stream.
     #[error("the gateway on {0} ended before its answer did")]
     Ended(PathBuf),
@@ -72,7 +80,7 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, ClientError> {
-        let body = self.send("GET", &target(path, query), None, Some(self.patience))?;
+        let body = self.send("GET", &target(path, query), None)?;
         self.read_json(body)
     }
 
@@ -83,7 +91,7 @@ impl Client {
         request: &impl Serialize,
     ) -> Result<T, ClientError> {
         let request = serde_json::to_vec(request).map_err(|error| self.answer(error))?;
-        let body = self.send("POST", path, Some(&request), Some(self.patience))?;
+        let body = self.send("POST", path, Some(&request))?;
         self.read_json(body)
     }
 
@@ -93,8 +101,9 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<impl Iterator<Item = Result<T, ClientError>> + use<T>, ClientError> {
+        let body = self.send("GET", &target(path, query), None)?;
         // A quiet network sends nothing for hours, and that is no error.
-        let body = self.send("GET", &target(path, query), None, None)?;
+        body.inner.get_ref().set_read_timeout(None).map_err(|source| self.io(source))?;
         let client = self.clone();
         Ok(body.lines().filter(|line| !matches!(line, Ok(line) if line.trim().is_empty())).map(
             move |line| {
@@ -112,7 +121,13 @@ impl Client {
     }
 
     fn io(&self, source: io::Error) -> ClientError {
-        ClientError::Io { path: self.socket.clone(), source }
+        let path = self.socket.clone();
+        // What the kernel answers when the time is over that a socket was given.
+        if source.kind() == io::ErrorKind::WouldBlock {
+            ClientError::Silent { path, patience: self.patience }
+        } else {
+            ClientError::Io { path, source }
+        }
     }
 
     fn answer(&self, what: impl ToString) -> ClientError {
@@ -141,11 +156,10 @@ impl Client {
         method: &str,
         target: &str,
         request: Option<&[u8]>,
-        patience: Option<Duration>,
     ) -> Result<Body<BufReader<UnixStream>>, ClientError> {
         let mut stream = self.connect()?;
-        stream.set_read_timeout(patience).map_err(|source| self.io(source))?;
-        stream.set_write_timeout(patience).map_err(|source| self.io(source))?;
+        stream.set_read_timeout(Some(self.patience)).map_err(|source| self.io(source))?;
+        stream.set_write_timeout(Some(self.patience)).map_err(|source| self.io(source))?;
         let body = request.unwrap_or_default();
         let mut bytes = format!(
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
@@ -154,16 +168,26 @@ impl Client {
         )
         .into_bytes();
         bytes.extend_from_slice(body);
-        stream.write_all(&bytes).map_err(|source| self.io(source))?;
+        let sent = stream.write_all(&bytes);
+        if let Err(source) = sent {
+            // Who is refused at once is told before it has asked, and nobody takes the question.
+            return Err(match read_head(BufReader::new(stream)) {
+                Ok((status, body)) if is_broken(&source) => self.refusal(status, body),
+                _ => self.io(source),
+            });
+        }
         let (status, body) = read_head(BufReader::new(stream)).map_err(|e| self.io(e))?;
         if (200..300).contains(&status) { Ok(body) } else { Err(self.refusal(status, body)) }
     }
 
     fn refusal(&self, status: u16, mut body: impl Read) -> ClientError {
-        let mut text = String::new();
-        if let Err(source) = body.read_to_string(&mut text) {
-            return self.io(source);
+        let mut text = Vec::new();
+        match body.read_to_end(&mut text) {
+            // Closed with the question unread: what was said before that is all that there is.
+            Err(source) if !is_broken(&source) => return self.io(source),
+            Ok(_) | Err(_) => {}
         }
+        let text = String::from_utf8_lossy(&text);
         ClientError::Problem(serde_json::from_str(&text).unwrap_or_else(|_| Problem {
             title: match text.trim() {
                 "" => format!("HTTP status {status}"),
@@ -179,6 +203,11 @@ impl Client {
         body.read_to_end(&mut bytes).map_err(|source| self.io(source))?;
         serde_json::from_slice(&bytes).map_err(|error| self.answer(error))
     }
+}
+
+/// Whether the far end has closed the connection, and not taken what was sent to it.
+fn is_broken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// A path with its query, in the characters that may stand in a request line.
@@ -436,6 +465,66 @@ mod tests {
             assert_eq!(error, expected);
             assert!(server.join().unwrap().ends_with("\r\n\r\n[\"body\"]"));
         }
+    }
+
+    #[test]
+    fn a_refusal_is_told_though_nobody_took_the_question() {
+        let directory = Directory::new("untaken");
+        // Less than a socket holds, so it breaks while the answer is read; and more, so it breaks
+        // while the question is sent.
+        for (n, length) in [1, 8 << 20].into_iter().enumerate() {
+            let socket = directory.0.join(n.to_string());
+            let listener = UnixListener::bind(&socket).unwrap();
+            let server = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                // Now there is something to leave unread.
+                stream.read_exact(&mut [0]).unwrap();
+                let answer = b"HTTP/1.1 503 Service Unavailable\r\n\r\n\
+                    {\"title\":\"too many\",\"status\":503,\"detail\":\"end some\"}";
+                stream.write_all(answer).unwrap();
+            });
+            let error = Client::new(&socket).post::<u8>("/", &"x".repeat(length)).unwrap_err();
+            assert_eq!(error.to_string(), "the gateway refused: end some", "{length}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_hangs_is_said_to() {
+        let directory = Directory::new("hangs");
+        let socket = directory.0.join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let client = Client { patience: Duration::from_millis(50), ..Client::new(&socket) };
+        let expected =
+            format!("the gateway on {} did not answer within 0 s; does it hang?", socket.display());
+        // The last is more than a socket holds.
+        let said = [
+            client.get::<u8>("/", &[]).unwrap_err(),
+            client.stream::<u8>("/", &[]).err().unwrap(),
+            client.post::<u8>("/", &"x".repeat(8 << 20)).unwrap_err(),
+        ];
+        assert_eq!(said.map(|error| error.to_string()), [(); 3].map(|()| expected.clone()));
+    }
+
+    #[test]
+    fn a_stream_is_waited_for_without_end_once_it_has_begun() {
+        let directory = Directory::new("quiet");
+        let socket = directory.0.join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let patience = Duration::from_millis(50);
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            thread::sleep(4 * patience);
+            stream.write_all(b"7\n").unwrap();
+            // Until the far end has read it: what is left unread would break the connection.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            io::copy(&mut stream, &mut io::sink()).unwrap();
+        });
+        let client = Client { patience, ..Client::new(&socket) };
+        let numbers: Result<Vec<u8>, _> = client.stream("/", &[]).unwrap().collect();
+        assert_eq!(numbers.unwrap(), [7]);
+        server.join().unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The whole API over a real socket, asked by the client that `sluicectl` uses.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -140,6 +141,25 @@ async fn only_tcp_has_flags() {
             }
         }
     }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_with_too_many_connections_is_told_so() {
+    let running = Running::new("api-crowded", &busy()).await;
+    let path = running.directory.join("s");
+    let silent: Vec<UnixStream> = (0..32).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    // Both sides at once, so the connection breaks at another moment each time.
+    for _ in 0..20 {
+        let refused = running.ask(|client| client.get::<Status>(path::STATUS, &[])).await;
+        let said = refused.map(drop).unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "the gateway refused: the local socket takes 32 connections of a user and 128 in all; \
+             end some"
+        );
+    }
+    drop(silent);
     running.stop().await;
 }
 
