@@ -253,6 +253,10 @@ pub struct Selector {
     /// The service that it stands behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k8s_service: Option<String>,
+    /// It is in a prefix of the site of this name, whoever has it; with `cidr` and `domain` alone
+    /// beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     /// The name of the pod, without its namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k8s_pod: Option<String>,

@@ -97,6 +97,8 @@ pub struct Selector {
     pub name: Option<String>,
     /// A pod of this name, without its namespace.
     pub pod: Option<String>,
+    /// The site of this name: all that lies in its prefixes.
+    pub site: Option<String>,
     /// With this id of its cloud.
     pub id: Option<String>,
     /// In this Kubernetes cluster.
@@ -135,10 +137,11 @@ impl Selector {
 
     /// Whether it asks for a fact that only an endpoint has.
     pub fn is_about_endpoints(&self) -> bool {
-        let Self { kind, name, pod, .. } = self;
+        let Self { kind, name, pod, site, .. } = self;
         kind.is_some()
             || name.is_some()
             || pod.is_some()
+            || site.is_some()
             || self.facts().iter().any(|(wanted, _)| wanted.is_some())
             || !self.labels.is_empty()
             || !self.expressions.is_empty()
@@ -216,6 +219,10 @@ impl Selector {
             && self.name.as_ref().is_none_or(|name| **name == *endpoint.name)
             && self.pod.as_ref().is_none_or(|pod| Some(pod.as_str()) == endpoint.pod_name())
             && self
+                .site
+                .as_ref()
+                .is_none_or(|site| endpoint.kind == EndpointKind::Site && **site == *endpoint.name)
+            && self
                 .service
                 .as_ref()
                 .is_none_or(|wanted| endpoint.services.iter().any(|service| **service == **wanted))
@@ -270,6 +277,9 @@ impl fmt::Display for Selector {
         }
         if let Some(pod) = &self.pod {
             say("k8s_pod", pod);
+        }
+        if let Some(site) = &self.site {
+            say("site", site);
         }
         for (value, word) in self.facts() {
             if let Some(value) = value {
@@ -441,6 +451,7 @@ mod tests {
             ("name", with(|s| s.name = Some("api-7f9c".into())), false),
             ("pod", with(|s| s.pod = Some("api-7f9c".into())), true),
             ("pod", with(|s| s.pod = Some("api".into())), false),
+            ("site", with(|s| s.site = Some("checkout/api-7f9c".into())), false), // it is a pod
             ("cluster", with(|s| s.cluster = Some("prod-eu".into())), true),
             ("cluster", with(|s| s.cluster = Some("prod-us".into())), false),
             ("namespace", with(|s| s.namespace = Some("checkout".into())), true),

@@ -142,6 +142,8 @@ fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact> {
         selector.scope().map(Fact::Domain),
         text(&selector.name).map(Fact::Name),
         text(&selector.pod).map(Fact::Pod),
+        selector.site.as_ref().map(|_| Fact::Kind(EndpointKind::Site)),
+        text(&selector.site).map(Fact::Name),
         text(&selector.id).map(Fact::Id),
         text(&selector.cluster).map(Fact::Cluster),
         text(&selector.namespace).map(Fact::Namespace),

@@ -130,6 +130,33 @@ fn a_prefix_and_an_endpoint_in_one_selector_are_both_asked_for() {
 }
 
 #[test]
+fn a_site_is_whoever_has_an_address_in_its_prefixes() {
+    let mut inventory = Inventory::new();
+    let endpoint = |name: &str, kind, domain, addresses: &[&str]| Endpoint {
+        addresses: addresses.iter().map(|prefix| net(prefix)).collect(),
+        ..Endpoint::new(name, kind, DomainId(domain))
+    };
+    let prefixes = ["192.168.7.0/24", "10.7.0.0/16"];
+    inventory.insert(endpoint("berlin", EndpointKind::Site, 0, &prefixes));
+    inventory.insert(endpoint("madrid", EndpointKind::Site, 0, &["192.168.8.0/24"]));
+    inventory.insert(endpoint("till", EndpointKind::Vm, 0, &["10.7.1.1/32"]));
+    inventory.insert(endpoint("shop/berlin", EndpointKind::Pod, 1, &["10.7.1.1/32"]));
+    let berlin = Selector { site: Some("berlin".into()), ..Selector::default() };
+    let office = Selector { cidr: Some(net("192.168.7.0/25")), ..berlin.clone() };
+    let groups = [SmartGroup::new("berlin", vec![berlin]), SmartGroup::new("office", vec![office])];
+    let membership = resolve(&inventory, &groups, &[]).unwrap();
+    for (domain, address, names) in [
+        (0, "192.168.7.1", &["anywhere", "berlin", "office"][..]),
+        (0, "192.168.7.128", &["anywhere", "berlin"]), // the rest of the site
+        (0, "10.7.1.1", &["anywhere", "berlin"]),      // somebody with a name of its own
+        (0, "192.168.8.1", &["anywhere"]),             // another site
+        (1, "10.7.1.1", &["anywhere"]),                // another domain
+    ] {
+        assert_groups(&membership, domain, address, names);
+    }
+}
+
+#[test]
 fn an_address_that_two_claim_is_in_the_groups_of_both_and_in_doubt_about_the_rest() {
     let mut inventory = Inventory::new();
     let both = |name: &str, team: &str| Endpoint {
@@ -407,7 +434,12 @@ fn word() -> impl Strategy<Value = String> {
 }
 
 fn kind() -> impl Strategy<Value = EndpointKind> {
-    prop_oneof![Just(EndpointKind::Pod), Just(EndpointKind::Vm), Just(EndpointKind::Subnet)]
+    prop_oneof![
+        Just(EndpointKind::Pod),
+        Just(EndpointKind::Vm),
+        Just(EndpointKind::Site),
+        Just(EndpointKind::Subnet)
+    ]
 }
 
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -511,22 +543,26 @@ fn selector() -> impl Strategy<Value = Selector> {
         proptest::option::weighted(0.4, labels()),
         proptest::collection::vec(expression(), 0..3),
         of_namespace(),
+        proptest::option::weighted(0.2, (0_u8..30).prop_map(|n| format!("ns/e{n}"))),
     )
-        .prop_map(|(cidr, domain, kind, pod, namespace, region, labels, expressions, around)| {
-            Selector {
-                cidr,
-                domain,
-                kind,
-                pod,
-                namespace,
-                region,
-                labels: labels.unwrap_or_default(),
-                expressions,
-                namespace_labels: around.0,
-                namespace_expressions: around.1,
-                ..Selector::default()
-            }
-        })
+        .prop_map(
+            |(cidr, domain, kind, pod, namespace, region, labels, expressions, around, site)| {
+                Selector {
+                    cidr,
+                    domain,
+                    kind,
+                    pod,
+                    site,
+                    namespace,
+                    region,
+                    labels: labels.unwrap_or_default(),
+                    expressions,
+                    namespace_labels: around.0,
+                    namespace_expressions: around.1,
+                    ..Selector::default()
+                }
+            },
+        )
         .prop_filter("asks for something", |selector| !selector.is_empty())
 }
 

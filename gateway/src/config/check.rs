@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use xdp_abi::config::NON_ROUTABLE;
 use xdp_abi::forward::ATTACHMENTS;
 
-use super::decode::{short, suggestion};
+use super::decode::{meant, short, suggestion};
 use super::settings::{Gateway, Metrics, Seconds, Timers};
 use super::tree::{Node, Path, Tree, at};
 use super::{Attachment, AttachmentKind, Findings, Hook};
@@ -432,6 +432,16 @@ impl Checks<'_> {
             "interface of an attachment" => {
                 attachments.iter().any(|node| node.text("interface").is_none())
             }
+            "site" => {
+                // One whose type is missing or mistyped may be it, and that has been said.
+                let may_be =
+                    |kind: Option<&str>| kind.is_none_or(|kind| meant(kind, ["site"]).is_some());
+                let is_doubtful = |node: &Node| {
+                    let is_site = is_endpoint_of(node, |kind| kind == Some("site"));
+                    is_endpoint_of(node, may_be) && (!is_site || nameless(node))
+                };
+                self.tree.root.list("documents").iter().any(is_doubtful)
+            }
             "group" => {
                 let is_group = |node: &&Node| node.text("kind") == Some("SmartGroup");
                 self.tree.root.list("documents").iter().filter(is_group).any(nameless)
@@ -493,6 +503,12 @@ impl Checks<'_> {
             self.error(&at, message);
         }
     }
+}
+
+/// Whether a document states an endpoint of such a type, as far as the type can be read.
+pub(super) fn is_endpoint_of(node: &Node, is_meant: impl Fn(Option<&str>) -> bool) -> bool {
+    let spec = node.entry("spec").map(|entry| &entry.value);
+    node.text("kind") == Some("Endpoint") && is_meant(spec.and_then(|spec| spec.text("type")))
 }
 
 /// The names of all domains that the file means to have, also of those with a mistake in them.

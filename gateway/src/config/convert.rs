@@ -334,6 +334,7 @@ fn selector(
         }),
         name: selector.name.clone(),
         pod: selector.k8s_pod.clone(),
+        site: selector.site.clone(),
         id: selector.id.clone(),
         cluster: selector.k8s_cluster_id.clone(),
         namespace: selector.k8s_namespace.clone(),

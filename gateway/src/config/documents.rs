@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use smartgroups::{GroupId, Membership};
 use xdp_abi::policy::{POOL_ADDRESSES, SNAT_POLICIES};
 
-use super::check::{Checks, domain_names, intersection, join};
+use super::check::{Checks, domain_names, intersection, is_endpoint_of, join};
 use super::convert::Inputs;
 use super::decode::{choice, decode, meant, suggestion};
 use super::settings::{Attachment, AttachmentKind, Gateway};
@@ -118,10 +118,13 @@ pub(super) fn check(
             .filter_map(|node| node.text("name"))
             .filter(|name| ![ANYWHERE, PUBLIC_INTERNET].contains(name)),
     );
+    let sites = stated.iter().filter(|node| is_endpoint_of(node, |kind| kind == Some("site")));
+    let sites = sites.filter_map(|node| node.text("name")).collect();
     let domains = domain_names(tree);
     let checks = Checks { tree, findings };
     let resolved = None;
-    let mut checks = DocumentChecks { checks, groups, domains, gateway, documents, resolved };
+    let mut checks =
+        DocumentChecks { checks, groups, sites, domains, gateway, documents, resolved };
     checks.names();
     checks.namespaces();
     checks.order();
@@ -146,6 +149,7 @@ pub(super) fn check(
 struct DocumentChecks<'a> {
     checks: Checks<'a>,
     groups: Vec<&'a str>,
+    sites: Vec<&'a str>,
     domains: Vec<&'a str>,
     gateway: Option<&'a Gateway>,
     documents: &'a [Document],
@@ -306,6 +310,22 @@ impl DocumentChecks<'_> {
                     self.checks.error(&at.child("group"), message);
                 }
                 continue;
+            }
+            if let Some(site) = &selector.site {
+                self.checks.exists(&at.child("site"), "site", site, &self.sites);
+                let part = Selector {
+                    site: selector.site.clone(),
+                    cidr: selector.cidr,
+                    domain: selector.domain.clone(),
+                    ..Selector::default()
+                };
+                if *selector != part {
+                    let message =
+                        "`site` holds whoever is there, so nothing else is asked of them; \
+                                   expected `cidr` and `domain` at most beside it"
+                            .to_owned();
+                    self.checks.error(&at.child("site"), message);
+                }
             }
             if *selector == Selector::default() && !self.checks.tree.is_damaged(&at) {
                 let message =

@@ -1,7 +1,7 @@
 //! Mistakes that a field has beside others.
 
 use super::{Config, GOOD, edited, refused};
-use crate::config::clusters;
+use crate::config::{clusters, convert};
 
 #[test]
 fn settings_have_to_fit_together() {
@@ -413,6 +413,15 @@ fn documents_have_to_fit_together() {
         ),
         (
             "type: k8s, labels: { team: payments }",
+            "site: berlin",
+            &[(
+                "site: berlin",
+                "documents[1].spec.selectors[0].site",
+                "`site` names site `berlin`, which does not exist; there is none",
+            )],
+        ),
+        (
+            "type: k8s, labels: { team: payments }",
             "group: anywhere, type: k8s",
             &[(
                 "group: anywhere",
@@ -558,6 +567,61 @@ fn documents_have_to_fit_together() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn a_site_that_a_selector_names_is_stated_and_stands_alone() {
+    let endpoint = |name: &str, kind: &str, address: &str| {
+        format!(
+            "  - {{ kind: Endpoint, name: {name}, spec: {{ type: {kind}, addresses: [{address}] }} }}\n"
+        )
+    };
+    let with = |selector: &str, endpoint: &str| {
+        edited("type: k8s, labels: { team: payments }", selector)
+            .replace("documents:\n", &format!("documents:\n{endpoint}"))
+    };
+    let berlin = endpoint("berlin", "site", "192.168.7.0/24");
+    let nothing_else = "`site` holds whoever is there, so nothing else is asked of them; expected \
+                        `cidr` and `domain` at most beside it";
+    for (selector, endpoint, said) in [
+        ("site: berlin", &berlin, None),
+        ("site: berlin, cidr: 192.168.7.0/25, domain: fabric", &berlin, None),
+        ("site: berlin, type: vm", &berlin, Some(nothing_else)),
+        ("site: berlin, labels: { a: b }", &berlin, Some(nothing_else)),
+        (
+            "site: berln",
+            &berlin,
+            Some("`site` names site `berln`, which does not exist; did you mean `berlin`?"),
+        ),
+        (
+            "site: berlin",
+            &endpoint("berlin", "vm", "192.168.7.1"),
+            Some("`site` names site `berlin`, which does not exist; there is none"),
+        ),
+        // What was meant has been said.
+        (
+            "site: berlin",
+            &endpoint("berlin", "sit", "192.168.7.1"),
+            Some(
+                "`type` is `sit`; expected `pod`, `node`, `service`, `vm`, `interface`, `subnet`, \
+                 `vpc`, `site` or `external`; did you mean `site`?",
+            ),
+        ),
+    ] {
+        let errors = match Config::parse(&with(selector, endpoint), "f.yaml") {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors,
+        };
+        let found: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(found, Vec::from_iter(said), "{selector}");
+    }
+    let config = Config::parse(&with("site: berlin", &berlin), "f.yaml").unwrap();
+    let inputs = convert::inputs(&config.gateway, &config.documents);
+    let members = smartgroups::members(&inputs.inventory, &inputs.groups, "payments").unwrap();
+    assert_eq!(
+        (members[0].prefix.to_string(), members[0].reason.to_string()),
+        ("192.168.7.0/24".to_owned(), "site `berlin` meets selector 1 (site berlin)".to_owned())
+    );
 }
 
 #[test]
