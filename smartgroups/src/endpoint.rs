@@ -41,6 +41,8 @@ pub enum EndpointKind {
     Interface,
     /// A host or network outside of everything discovery sees.
     External,
+    /// A name in DNS, which has the addresses that DNS gives for it.
+    Fqdn,
     /// A branch, data centre or other place behind a connection.
     Site,
     /// A subnet of a VPC.
@@ -52,11 +54,13 @@ pub enum EndpointKind {
 impl EndpointKind {
     /// Whether two of this kind cannot have one address, so that one of them is stale or mistaken.
     ///
-    /// Services may share an address, and places (subnets, VPCs, sites) may lie in one another.
+    /// Services and names in DNS may share an address, and places (subnets, VPCs, sites) may lie in one another.
     pub const fn is_alone_on_an_address(self) -> bool {
         match self {
             Self::Pod | Self::Node | Self::Vm | Self::Interface => true,
-            Self::Service | Self::External | Self::Site | Self::Subnet | Self::Vpc => false,
+            Self::Service | Self::External | Self::Fqdn | Self::Site | Self::Subnet | Self::Vpc => {
+                false
+            }
         }
     }
 
@@ -69,6 +73,7 @@ impl EndpointKind {
             Self::Vm => "vm",
             Self::Interface => "interface",
             Self::External => "external",
+            Self::Fqdn => "fqdn",
             Self::Site => "site",
             Self::Subnet => "subnet",
             Self::Vpc => "vpc",
@@ -151,6 +156,18 @@ impl Endpoint {
         }
     }
 
+    /// What the endpoint of a name in DNS is called. Nobody else is: what is stated or discovered has
+    /// no such word in front.
+    pub fn name_of_fqdn(fqdn: &str) -> Text {
+        format!("fqdn:{fqdn}").into()
+    }
+
+    /// The name in DNS, or `None` for anything else.
+    pub fn fqdn(&self) -> Option<&str> {
+        let name = Some(&*self.name).filter(|_| self.kind == EndpointKind::Fqdn);
+        name?.strip_prefix("fqdn:")
+    }
+
     /// The name of the pod without its namespace, or `None` for anything but a pod.
     pub fn pod_name(&self) -> Option<&str> {
         match self.kind {
@@ -160,6 +177,7 @@ impl Endpoint {
             | EndpointKind::Vm
             | EndpointKind::Interface
             | EndpointKind::External
+            | EndpointKind::Fqdn
             | EndpointKind::Site
             | EndpointKind::Subnet
             | EndpointKind::Vpc => None,

@@ -99,6 +99,8 @@ pub struct Selector {
     pub pod: Option<String>,
     /// The site of this name: all that lies in its prefixes.
     pub site: Option<String>,
+    /// An address that DNS gives for this name, in small letters and without a dot at its end.
+    pub fqdn: Option<String>,
     /// With this id of its cloud.
     pub id: Option<String>,
     /// In this Kubernetes cluster.
@@ -137,11 +139,12 @@ impl Selector {
 
     /// Whether it asks for a fact that only an endpoint has.
     pub fn is_about_endpoints(&self) -> bool {
-        let Self { kind, name, pod, site, .. } = self;
+        let Self { kind, name, pod, site, fqdn, .. } = self;
         kind.is_some()
             || name.is_some()
             || pod.is_some()
             || site.is_some()
+            || fqdn.is_some()
             || self.facts().iter().any(|(wanted, _)| wanted.is_some())
             || !self.labels.is_empty()
             || !self.expressions.is_empty()
@@ -222,6 +225,7 @@ impl Selector {
                 .site
                 .as_ref()
                 .is_none_or(|site| endpoint.kind == EndpointKind::Site && **site == *endpoint.name)
+            && self.fqdn.as_ref().is_none_or(|fqdn| Some(fqdn.as_str()) == endpoint.fqdn())
             && self
                 .service
                 .as_ref()
@@ -280,6 +284,9 @@ impl fmt::Display for Selector {
         }
         if let Some(site) = &self.site {
             say("site", site);
+        }
+        if let Some(fqdn) = &self.fqdn {
+            say("fqdn", fqdn);
         }
         for (value, word) in self.facts() {
             if let Some(value) = value {
@@ -452,6 +459,7 @@ mod tests {
             ("pod", with(|s| s.pod = Some("api-7f9c".into())), true),
             ("pod", with(|s| s.pod = Some("api".into())), false),
             ("site", with(|s| s.site = Some("checkout/api-7f9c".into())), false), // it is a pod
+            ("fqdn", with(|s| s.fqdn = Some("checkout/api-7f9c".into())), false),
             ("cluster", with(|s| s.cluster = Some("prod-eu".into())), true),
             ("cluster", with(|s| s.cluster = Some("prod-us".into())), false),
             ("namespace", with(|s| s.namespace = Some("checkout".into())), true),

@@ -144,6 +144,8 @@ fn facts_of_selector(selector: &Selector) -> impl Iterator<Item = Fact> {
         text(&selector.pod).map(Fact::Pod),
         selector.site.as_ref().map(|_| Fact::Kind(EndpointKind::Site)),
         text(&selector.site).map(Fact::Name),
+        selector.fqdn.as_ref().map(|_| Fact::Kind(EndpointKind::Fqdn)),
+        selector.fqdn.as_deref().map(|fqdn| Fact::Name(Endpoint::name_of_fqdn(fqdn))),
         text(&selector.id).map(Fact::Id),
         text(&selector.cluster).map(Fact::Cluster),
         text(&selector.namespace).map(Fact::Namespace),

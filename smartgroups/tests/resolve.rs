@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use smartgroups::{
     Change, DomainId, Endpoint, EndpointKind, Expression, ExtraPrefix, GroupId, Inventory, Labels,
-    Membership, NamespaceId, Operator, ResolveError, Resolver, Selector, SmartGroup, Truth,
+    Membership, NamespaceId, Operator, ResolveError, Resolver, Selector, SmartGroup, Text, Truth,
     groups_of, holds, members, resolve,
 };
 
@@ -437,6 +437,7 @@ fn kind() -> impl Strategy<Value = EndpointKind> {
     prop_oneof![
         Just(EndpointKind::Pod),
         Just(EndpointKind::Vm),
+        Just(EndpointKind::Fqdn),
         Just(EndpointKind::Site),
         Just(EndpointKind::Subnet)
     ]
@@ -461,8 +462,17 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
             namespace: namespace.map(Into::into),
             region: region.map(Into::into),
             labels: labels.into_iter().collect(),
-            ..Endpoint::new(format!("ns/e{number}"), kind, DomainId(domain))
+            ..Endpoint::new(name(number), kind, DomainId(domain))
         })
+}
+
+/// Some are called as names in DNS are, whatever they are.
+fn name(number: u8) -> Text {
+    if number < 5 {
+        Endpoint::name_of_fqdn(&number.to_string())
+    } else {
+        format!("ns/e{number}").into()
+    }
 }
 
 fn expression() -> impl Strategy<Value = Expression> {
@@ -497,7 +507,7 @@ fn namespaces() -> impl Strategy<Value = Vec<(NamespaceId, Labels)>> {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => endpoint().prop_map(|endpoint| Change::Endpoint(Arc::new(endpoint))),
-        2 => (0_u8..30).prop_map(|number| Change::Gone(format!("ns/e{number}").into())),
+        2 => (0_u8..30).prop_map(|number| Change::Gone(name(number))),
         1 => (word(), labels()).prop_map(|(name, labels)| {
             let id = NamespaceId { cluster: None, name: name.into() };
             Change::Namespace(id, labels.into_iter().collect())
@@ -531,6 +541,14 @@ fn written_out(membership: &Membership) -> impl PartialEq + std::fmt::Debug {
     (hosts, prefixes)
 }
 
+/// The names of a site and in DNS that are asked for: mostly none.
+fn called() -> impl Strategy<Value = (Option<String>, Option<String>)> {
+    let site = (5_u8..30).prop_map(|number| name(number).to_string());
+    let fqdn = (0_u8..5).prop_map(|number| number.to_string());
+    let weighted = proptest::option::weighted::<BoxedStrategy<String>>;
+    (weighted(0.2, site.boxed()), weighted(0.2, fqdn.boxed()))
+}
+
 fn selector() -> impl Strategy<Value = Selector> {
     let option = proptest::option::of;
     (
@@ -543,16 +561,18 @@ fn selector() -> impl Strategy<Value = Selector> {
         proptest::option::weighted(0.4, labels()),
         proptest::collection::vec(expression(), 0..3),
         of_namespace(),
-        proptest::option::weighted(0.2, (0_u8..30).prop_map(|n| format!("ns/e{n}"))),
+        called(),
     )
         .prop_map(
-            |(cidr, domain, kind, pod, namespace, region, labels, expressions, around, site)| {
+            |(cidr, domain, kind, pod, namespace, region, labels, expressions, around, called)| {
+                let (site, fqdn) = called;
                 Selector {
                     cidr,
                     domain,
                     kind,
                     pod,
                     site,
+                    fqdn,
                     namespace,
                     region,
                     labels: labels.unwrap_or_default(),

@@ -335,6 +335,7 @@ fn selector(
         name: selector.name.clone(),
         pod: selector.k8s_pod.clone(),
         site: selector.site.clone(),
+        fqdn: None,
         id: selector.id.clone(),
         cluster: selector.k8s_cluster_id.clone(),
         namespace: selector.k8s_namespace.clone(),

@@ -5,4 +5,5 @@
 //! is. Each source is a module, and each is a pure core (objects in, changes out) in a thin shell of
 //! connections and clocks.
 
+pub mod dns;
 pub mod kubernetes;
