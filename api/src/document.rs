@@ -257,6 +257,9 @@ pub struct Selector {
     /// beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// DNS gives it, in the fabric, for this name, or gave it a moment ago; with `cidr` alone beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fqdn: Option<String>,
     /// The name of the pod, without its namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k8s_pod: Option<String>,

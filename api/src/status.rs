@@ -30,6 +30,22 @@ pub struct Status {
     /// The clusters that are watched, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<ClusterStatus>,
+    /// The names in DNS that selectors name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<NameStatus>,
+}
+
+/// How well a name in DNS is known.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct NameStatus {
+    /// Which.
+    pub name: String,
+    /// How many addresses it has, or had a moment ago.
+    pub addresses: u64,
+    /// How old what is known of it may be, in seconds; `None`: nothing is known yet.
+    pub staleness: Option<u64>,
+    /// What is wrong with its last answers.
+    pub fault: Option<String>,
 }
 
 /// How well a Kubernetes cluster is known.

@@ -33,7 +33,10 @@ use nix::sys::{
 };
 use policy_compiler::Image;
 use smartgroups::Inventory;
-use smartgroups_discovery::kubernetes::Batch;
+use smartgroups_discovery::{
+    dns::{Learned, Names},
+    kubernetes::Batch,
+};
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -65,6 +68,9 @@ const MOST_BYTES: u64 = 256 << 20;
 const CHANGES: usize = 1024;
 /// Batches of clusters that are brought into force together.
 const BATCHES: usize = 256;
+/// Names whose addresses are others that are brought into force together; more of them hold back
+/// what asks.
+const NAMES: usize = 256;
 /// How often the file is looked at; it must look the same twice.
 const FILE_EVERY: Duration = Duration::from_millis(500);
 
@@ -203,7 +209,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
     let network = follower.state().clone();
     let (clusters, batches) = Clusters::new();
-    let mut live = Live::new(clusters);
+    let (sender, learned) = mpsc::channel(NAMES);
+    let mut live = Live::new(clusters, Names::spawn(sender));
     let next = live.compile(&config).map_err(EngineError::from)?;
     let image = Arc::clone(&next.image);
     let looked = Engine::look(Arc::clone(&config), Arc::clone(&image), &network, kept)?;
@@ -233,6 +240,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let in_force = named(engine.config(), engine.numbers(), &image, &inventory);
     let state = Arc::new(State::new(Arc::clone(&tables), in_force));
     live.accept(&config, next);
+    // Nobody was asked for before, so nothing changes by that.
+    live.follow_names(&config);
     let capture = Capture::new(Arc::clone(&tables), Arc::clone(&state.directories));
     let copies = Arc::clone(&capture);
     let ring = engine.datapath.take_events().expect("the ring is taken once");
@@ -268,7 +277,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         not_forwarded: Vec::new(),
         not_kept: None,
     };
-    let outcome = looped.run(changes, batches, signals).await;
+    let outcome = looped.run(changes, batches, learned, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
     let both = async { (local.await, metrics.await) };
@@ -357,6 +366,7 @@ impl Loop {
         mut self,
         mut changes: mpsc::Receiver<NetworkEvent>,
         mut batches: mpsc::Receiver<Batch>,
+        mut learned: mpsc::Receiver<Learned>,
         signals: Signals,
     ) -> Result<(), StartError> {
         let Signals { mut hang_up, mut terminate, mut interrupt } = signals;
@@ -370,6 +380,7 @@ impl Loop {
         self.keep();
         let mut waiting = Vec::new();
         let mut discovered = Vec::new();
+        let mut names = Vec::new();
         let outcome = loop {
             tokio::select! {
                 count = changes.recv_many(&mut waiting, CHANGES) => {
@@ -382,6 +393,9 @@ impl Loop {
                 }
                 _ = batches.recv_many(&mut discovered, BATCHES) => {
                     self.discovered(std::mem::take(&mut discovered));
+                }
+                _ = learned.recv_many(&mut names, NAMES) => {
+                    self.learned(&std::mem::take(&mut names));
                 }
                 _ = hang_up.recv() => {
                     self.file.is_about_to_be_read();
@@ -437,6 +451,7 @@ impl Loop {
                 let gone = self.live.accept(engine.config(), next);
                 self.forget_clusters(&gone);
                 self.look_at_clusters();
+                self.ask_for_names();
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }
@@ -514,6 +529,7 @@ impl Loop {
             self.keep();
         }
         self.look_at_clusters();
+        self.look_at_names();
         let behind = self.engine.behind().map(|why| format!("the network is not followed: {why}"));
         self.state.readiness.set(Condition::Network, behind.into_iter().collect());
         self.look_at_forwarding();

@@ -5,6 +5,7 @@
 //! cluster has said all that it knows: what it has not named by then is gone ([`Unconfirmed`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,6 +14,7 @@ use smartgroups::{
     Change, DomainId, Endpoint, EndpointKind, Inventory, Labels, NamespaceId, Pool, Subject,
     Workload,
 };
+use smartgroups_discovery::dns::{self, DnsName};
 use smartgroups_discovery::kubernetes::Settings;
 
 /// The kinds that a cluster has endpoints of.
@@ -23,6 +25,8 @@ const KINDS: [EndpointKind; 3] = [EndpointKind::Pod, EndpointKind::Service, Endp
 pub struct Recollection {
     endpoints: Vec<Remembered>,
     namespaces: Vec<Space>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<Named>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -57,6 +61,13 @@ struct Space {
     labels: BTreeMap<String, String>,
 }
 
+/// A name in DNS and who had it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Named {
+    name: String,
+    addresses: Vec<IpAddr>,
+}
+
 fn written(labels: &Labels) -> BTreeMap<String, String> {
     labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
@@ -66,7 +77,7 @@ fn read(labels: &BTreeMap<String, String>, pool: &mut Pool) -> Labels {
 }
 
 impl Recollection {
-    /// What of all that is known was discovered in clusters.
+    /// What of all that is known was discovered.
     pub fn of(all: &Inventory, stated: &Inventory) -> Self {
         let endpoints = all.endpoints().filter(|one| stated.get(&one.name).is_none());
         let text = |text: &Option<smartgroups::Text>| text.as_ref().map(ToString::to_string);
@@ -93,10 +104,32 @@ impl Recollection {
             let (cluster, name) = (text(&id.cluster)?, id.name.to_string());
             Some(Space { cluster, name, labels: written(labels) })
         });
-        Self { endpoints: endpoints.collect(), namespaces: namespaces.collect() }
+        let names = all.endpoints().filter_map(|one| {
+            let addresses = one.addresses.iter().map(IpNet::addr).collect();
+            Some(Named { name: DnsName::of(one)?.to_string(), addresses })
+        });
+        let names = names.filter(|one| !one.addresses.is_empty()).collect();
+        Self { endpoints: endpoints.collect(), namespaces: namespaces.collect(), names }
     }
 
-    /// What of it is still meant: that of clusters which are watched, where their addresses are now.
+    /// Who had the names that are asked for, as far as that is still to be taken.
+    pub fn of_names(&self, asked: &dns::Settings) -> Vec<Change> {
+        let change = |one: &Named| {
+            let name = DnsName::new(&one.name).ok().filter(|name| asked.names.contains(name))?;
+            let taken = one.addresses.iter().filter(|one| asked.rules.why_not(**one).is_none());
+            Some(Change::Endpoint(Arc::new(Endpoint {
+                addresses: taken.copied().map(IpNet::from).collect(),
+                ..Endpoint::new(
+                    Endpoint::name_of_fqdn(name.as_str()),
+                    EndpointKind::Fqdn,
+                    DomainId::FABRIC,
+                )
+            })))
+        };
+        self.names.iter().filter_map(change).collect()
+    }
+
+    /// What of clusters is still meant: of those that are watched, where their addresses are now.
     pub fn changes(&self, watched: &[Settings]) -> Vec<Change> {
         let mut pool = Pool::new();
         let scope = |cluster: &str| {
@@ -226,6 +259,39 @@ mod tests {
         // Another cluster, and pods that are in another domain now.
         assert_eq!(read.changes(&[watched("us", 1)]), []);
         assert_eq!(read.changes(&[watched("eu", 2)]).len(), 2, "the namespace and the node");
+    }
+
+    #[test]
+    fn who_had_a_name_is_remembered_and_taken_by_the_rules_of_now() {
+        let fqdn = |name: &str, addresses: &[&str]| Endpoint {
+            addresses: addresses.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            ..Endpoint::new(Endpoint::name_of_fqdn(name), EndpointKind::Fqdn, DomainId::FABRIC)
+        };
+        let mut known = known();
+        let two = ["192.0.2.1/32", "198.51.100.1/32", "2001:db8::1/128"];
+        known.insert(fqdn("api.example.com", &two));
+        known.insert(fqdn("other.example.com", &["192.0.2.2/32"]));
+        known.insert(fqdn("nobody.example.com", &[]));
+        let text = serde_json::to_string(&Recollection::of(&known, &Inventory::new())).unwrap();
+        assert!(!text.contains("nobody"), "{text}");
+        let read: Recollection = serde_json::from_str(&text).unwrap();
+        let asked = |non_routable: &str| dns::Settings {
+            names: [DnsName::new("api.example.com").unwrap()].into(),
+            servers: vec![],
+            rules: dns::Rules {
+                grace: dns::Rules::GRACE,
+                non_routable: vec![non_routable.parse().unwrap()],
+            },
+        };
+        let change = |addresses: &[&str]| {
+            vec![Change::Endpoint(Arc::new(fqdn("api.example.com", addresses)))]
+        };
+        assert_eq!(read.of_names(&asked("100.64.0.0/10")), change(&two));
+        assert_eq!(read.of_names(&asked("198.51.100.0/24")), change(&[two[0], two[2]]));
+        // What was written before there were names has none.
+        let before: Recollection =
+            serde_json::from_str(r#"{"endpoints":[],"namespaces":[]}"#).unwrap();
+        assert_eq!(before.of_names(&asked("100.64.0.0/10")), []);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use policy_compiler::{
 use smartgroups::{
     DomainId, EndpointKind, GroupId, Inventory, Labels, NamespaceId, SmartGroup, Text, Workload,
 };
+use smartgroups_discovery::dns::DnsName;
 use xdp_abi::policy::SNAT_POLICIES;
 
 use super::{Gateway, SNAT_PORTS, Tables};
@@ -317,6 +318,10 @@ fn selector(
         Some(name) => Some(*domains.get(name.as_str())?),
         None => None,
     };
+    let fqdn = match &selector.fqdn {
+        Some(fqdn) => Some(DnsName::new(fqdn).ok()?.to_string()),
+        None => None,
+    };
     Some(smartgroups::Selector {
         group: selector.group.clone(),
         cidr: selector.cidr.map(|prefix| prefix.net()),
@@ -335,7 +340,7 @@ fn selector(
         name: selector.name.clone(),
         pod: selector.k8s_pod.clone(),
         site: selector.site.clone(),
-        fqdn: None,
+        fqdn,
         id: selector.id.clone(),
         cluster: selector.k8s_cluster_id.clone(),
         namespace: selector.k8s_namespace.clone(),

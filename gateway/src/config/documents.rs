@@ -129,6 +129,7 @@ pub(super) fn check(
     checks.namespaces();
     checks.order();
     checks.default_action();
+    checks.checks.fqdns(documents);
     let mut addresses = 0;
     for (n, document) in documents.iter().enumerate() {
         let at = at!["documents", n];
@@ -327,6 +328,7 @@ impl DocumentChecks<'_> {
                     self.checks.error(&at.child("site"), message);
                 }
             }
+            self.checks.fqdn(&at, selector);
             if *selector == Selector::default() && !self.checks.tree.is_damaged(&at) {
                 let message =
                     format!("`{}` is empty; for every address name `{ANYWHERE}`", at.field());

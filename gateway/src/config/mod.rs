@@ -14,6 +14,7 @@ pub mod convert;
 mod decode;
 mod documents;
 mod files;
+pub mod names;
 mod positions;
 mod reach;
 mod room;

@@ -16,6 +16,7 @@ use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::clusters::Cluster;
+use super::names::Dns;
 
 /// This machine's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -34,6 +35,9 @@ pub struct Gateway {
     /// Kubernetes clusters that are watched.
     #[serde(default)]
     pub clusters: Vec<Cluster>,
+    /// How the names are asked for that selectors name.
+    #[serde(default)]
+    pub dns: Dns,
     /// How long idle sessions are remembered.
     #[serde(default)]
     pub timers: Timers,
@@ -281,7 +285,7 @@ impl FromStr for Seconds {
 }
 
 /// Reads text by [`FromStr`] and says what would be right.
-fn parsed<'de, D, T>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
+pub(super) fn parsed<'de, D, T>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr,

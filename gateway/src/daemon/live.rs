@@ -1,17 +1,20 @@
-//! Members of groups that are discovered: what clusters say comes into force as it arrives.
+//! Members of groups that are discovered: what clusters and DNS say comes into force as it arrives.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controller::{Clusters, Plane, Recollection, Step, Unconfirmed};
 use policy_compiler::{Amendment, CompileError, Image};
-use smartgroups::{Change, Subject, Text};
+use smartgroups::{Change, Endpoint, Subject, Text};
+use smartgroups_discovery::dns::{DnsName, Learned, NameStatus, Names};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
 
 use super::{Loop, named, with_causes};
-use crate::config::{Config, clusters, convert};
+use crate::config::{Config, clusters, convert, names};
 use crate::kept;
 use crate::serve::Condition;
 
@@ -21,6 +24,7 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(30);
 /// Who is discovered, and the policy that is kept up with that.
 pub(super) struct Live {
     clusters: Clusters,
+    names: Names,
     /// `None` as long as nothing is discovered: then a file has its image already.
     plane: Option<Plane>,
     /// What was discovered is not in force: why, as it was logged last.
@@ -39,9 +43,10 @@ pub(super) struct Next {
 }
 
 impl Live {
-    pub(super) fn new(clusters: Clusters) -> Self {
+    pub(super) fn new(clusters: Clusters, names: Names) -> Self {
         Self {
             clusters,
+            names,
             plane: None,
             behind: None,
             unconfirmed: Unconfirmed::default(),
@@ -53,21 +58,23 @@ impl Live {
 
     /// Compiles a configuration for all that is discovered.
     pub(super) fn compile(&self, config: &Config) -> Result<Next, CompileError> {
-        if config.gateway.clusters.is_empty() {
+        let asked = names::asked(&config.gateway, &config.documents);
+        if config.gateway.clusters.is_empty() && asked.names.is_empty() {
             return Ok(Next { image: Arc::clone(&config.image), plane: None });
         }
         let (policy, stated) = convert::plane(&config.gateway, &config.documents);
         let (plane, image) = match &self.plane {
             Some(plane) => plane.restated(policy, stated)?,
             None => {
-                // Until the clusters have answered, whoever was known last is there.
+                // Until the clusters and DNS have answered, whoever was known last is there.
                 let recollection = kept::discovered(&config.gateway.state_dir);
-                let known = recollection.changes(&clusters::watched(&config.gateway));
+                let mut known = recollection.changes(&clusters::watched(&config.gateway));
+                known.extend(recollection.of_names(&asked));
                 let count = known.len();
                 match Plane::new(policy.clone(), stated.clone(), known) {
                     Ok(whole) => whole,
                     Err(refused) if count > 0 => {
-                        warn!("what was known of clusters is left out: {refused}");
+                        warn!("what was known of others is left out: {refused}");
                         Plane::new(policy, stated, [])?
                     }
                     Err(refused) => return Err(refused),
@@ -98,6 +105,25 @@ impl Live {
         followed.gone
     }
 
+    /// A configuration has come into force: from now on its names are asked for. Returns what that
+    /// changes at once.
+    pub(super) fn follow_names(&mut self, config: &Config) -> Vec<Change> {
+        let asked = names::asked(&config.gateway, &config.documents);
+        let is_new = |name: &&DnsName| self.names.change(name).is_none();
+        let new: Vec<DnsName> = asked.names.iter().filter(is_new).cloned().collect();
+        let changes = self.names.follow(&asked);
+        if let Some(plane) = &self.plane {
+            // What is known of them is a recollection.
+            for name in &new {
+                let endpoint = plane.inventory().get(&Endpoint::name_of_fqdn(name.as_str()));
+                let addresses = endpoint.into_iter().flat_map(|one| one.addresses.iter());
+                let addresses: Vec<IpAddr> = addresses.map(|prefix| prefix.addr()).collect();
+                self.names.recall(name, &addresses);
+            }
+        }
+        changes
+    }
+
     /// Who there is, if anything is discovered.
     pub(super) fn inventory(&self) -> Option<&smartgroups::Inventory> {
         self.plane.as_ref().map(Plane::inventory)
@@ -119,6 +145,20 @@ fn names(changes: &[Change]) -> Vec<Text> {
     changes.iter().map(Change::subject).filter_map(name).collect()
 }
 
+/// Why a name is not known as it should be, in a sentence: nothing was ever known of it, or for longer
+/// than addresses stay nothing new was.
+fn name_fault(status: &NameStatus, grace: Duration, now: Instant) -> Option<String> {
+    let name = &status.name;
+    let why = status.fault.as_deref().unwrap_or("it is being asked for");
+    match status.staleness(now) {
+        None => Some(format!("no address of `{name}` is known yet: {why}")),
+        Some(age) if age > grace && status.fault.is_some() => {
+            Some(format!("what is known of `{name}` is {} s old: {why}", age.as_secs()))
+        }
+        Some(_) => None,
+    }
+}
+
 /// Why a cluster is not known as it should be, in a sentence.
 fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
     let cluster = &status.cluster;
@@ -137,7 +177,7 @@ fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
 impl Loop {
     /// Brings into force what clusters have said.
     pub(super) fn discovered(&mut self, batches: Vec<Batch>) {
-        let Live { plane: Some(plane), clusters, unconfirmed, .. } = &mut self.live else { return };
+        let Live { clusters, unconfirmed, .. } = &mut self.live;
         let received = batches.iter().map(|batch| batch.received).min();
         for batch in batches.iter().filter(|batch| batch.synced && batch.changes.is_empty()) {
             info!(cluster = %batch.cluster, "cluster known");
@@ -150,6 +190,29 @@ impl Loop {
                 changes.append(&mut batch.changes);
             }
         }
+        self.bring_in(changes, received);
+    }
+
+    /// Brings into force what DNS has said.
+    pub(super) fn learned(&mut self, learned: &[Learned]) {
+        let received = learned.iter().map(|one| one.received).min();
+        let names: BTreeSet<&DnsName> = learned.iter().map(|one| &one.name).collect();
+        let changes = names.into_iter().filter_map(|name| self.live.names.change(name)).collect();
+        self.bring_in(changes, received);
+        self.look_at_names();
+    }
+
+    /// Asks from now on for the names that the configuration in force has.
+    pub(super) fn ask_for_names(&mut self) {
+        let config = Arc::clone(self.engine.config());
+        let changes = self.live.follow_names(&config);
+        self.bring_in(changes, None);
+        self.look_at_names();
+    }
+
+    /// Brings changes into force that were received at this time.
+    fn bring_in(&mut self, changes: Vec<Change>, received: Option<Instant>) {
+        let Some(plane) = &mut self.live.plane else { return };
         let names = names(&changes);
         let step = plane.discover(changes);
         self.live.is_unwritten = true;
@@ -158,6 +221,15 @@ impl Loop {
         {
             self.state.observe_enforced(received.elapsed());
         }
+    }
+
+    /// Says how well names are known.
+    pub(super) fn look_at_names(&mut self) {
+        let (now, status) = (Instant::now(), self.live.names.status());
+        let grace = self.engine.config().gateway.dns.grace.duration();
+        let problems = status.iter().filter_map(|status| name_fault(status, grace, now));
+        self.state.readiness.set(Condition::Names, problems.collect());
+        self.state.set_names(status);
     }
 
     /// What was known of clusters that are not watched any more is void.
@@ -300,5 +372,34 @@ impl Loop {
 fn written_down(state_dir: &Path, all: &smartgroups::Inventory, stated: &smartgroups::Inventory) {
     if let Err(failed) = kept::write_discovered(state_dir, &Recollection::of(all, stated)) {
         warn!("{failed}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_missed_without_an_address_and_when_it_fails_for_longer_than_addresses_stay() {
+        let (now, grace) = (Instant::now() + Duration::from_secs(9_000), Duration::from_secs(600));
+        for (age, fault, expected) in [
+            (None, None, Some("no address of `a.example` is known yet: it is being asked for")),
+            (None, Some("no"), Some("no address of `a.example` is known yet: no")),
+            (Some(1), Some("no"), None),
+            (Some(600), Some("no"), None),
+            (Some(601), Some("no"), Some("what is known of `a.example` is 601 s old: no")),
+            (Some(3_600), None, None), // its TTL is as long
+        ] {
+            let status = NameStatus {
+                name: DnsName::new("a.example").unwrap(),
+                addresses: usize::from(age.is_some()),
+                confirmed: age.map(|age| now - Duration::from_secs(age)),
+                failures: 0,
+                refused: 0,
+                left_out: 0,
+                fault: fault.map(str::to_owned),
+            };
+            assert_eq!(name_fault(&status, grace, now).as_deref(), expected, "{age:?} {fault:?}");
+        }
     }
 }

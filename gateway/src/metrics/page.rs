@@ -10,6 +10,7 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use smartgroups_discovery::dns::NameStatus;
 use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::count::{Amount, Counters, RuleCount};
 use xdp_abi::reason::Reason;
@@ -62,6 +63,8 @@ pub struct Facts {
     pub contested: usize,
     /// How well clusters are known.
     pub clusters: Vec<ClusterStatus>,
+    /// How well names in DNS are known.
+    pub names: Vec<NameStatus>,
     /// How long changes of members took to be in force.
     pub enforced: Histogram,
     /// Records of the flow log, if there is one.
@@ -101,6 +104,7 @@ impl Facts {
             attached_again: state.attached_again(),
             contested: state.directories.current().inventory().contested(),
             clusters: state.clusters(),
+            names: state.names(),
             enforced: state.enforced().clone(),
             records: state.records().map(flow_export::Counts::read),
             records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
@@ -130,7 +134,11 @@ pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
     ports(&page, facts)?;
     records(&page, facts)?;
     connections(&page, facts)?;
+    if !facts.clusters.is_empty() || !facts.names.is_empty() {
+        page.0.register(Box::new(facts.enforced.clone()))?;
+    }
     clusters(&page, facts)?;
+    names(&page, facts)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&page.0.gather(), &mut text)?;
     Ok(text)
@@ -193,7 +201,6 @@ fn clusters(page: &Page, facts: &Facts) -> prometheus::Result<()> {
     if facts.clusters.is_empty() {
         return Ok(());
     }
-    page.0.register(Box::new(facts.enforced.clone()))?;
     let now = Instant::now();
     let of = |value: &dyn Fn(&ClusterStatus) -> Option<u64>| {
         let rows = facts
@@ -234,6 +241,56 @@ fn clusters(page: &Page, facts: &Facts) -> prometheus::Result<()> {
             let expire = one.credentials_expire?;
             Some(expire.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
         }),
+    )
+}
+
+/// Nothing where no name is asked for.
+fn names(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    if facts.names.is_empty() {
+        return Ok(());
+    }
+    let now = Instant::now();
+    let of = |value: &dyn Fn(&NameStatus) -> Option<u64>| {
+        let rows = facts
+            .names
+            .iter()
+            .filter_map(|one| Some(([one.name.as_str().to_owned()], value(one)?)));
+        rows.collect::<Vec<_>>()
+    };
+    page.gauge(
+        "sluice_fqdn_names",
+        "Names in DNS that selectors name and that are asked for.",
+        facts.names.len() as u64,
+    )?;
+    page.gauges(
+        "sluice_fqdn_addresses",
+        "Addresses that the name has, or had a moment ago.",
+        ["fqdn"],
+        of(&|one| Some(one.addresses as u64)),
+    )?;
+    page.gauges(
+        "sluice_fqdn_staleness_seconds",
+        "How old what is known of the name may be; its addresses are kept, whatever fails.",
+        ["fqdn"],
+        of(&|one| one.staleness(now).map(|age| age.as_secs())),
+    )?;
+    page.counters(
+        "sluice_fqdn_failures_total",
+        "Answers for the name that failed, or were empty although it had addresses.",
+        ["fqdn"],
+        of(&|one| Some(one.failures)),
+    )?;
+    page.counters(
+        "sluice_fqdn_addresses_refused_total",
+        "Answered addresses that no name makes a member of: pod prefixes, loopback, link-local, ...",
+        ["fqdn"],
+        of(&|one| Some(one.refused)),
+    )?;
+    page.counters(
+        "sluice_fqdn_addresses_left_out_total",
+        "Answered addresses for which the name has too many others.",
+        ["fqdn"],
+        of(&|one| Some(one.left_out)),
     )
 }
 

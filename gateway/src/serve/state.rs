@@ -9,6 +9,7 @@ use flow_export::Counts;
 use policy_compiler::{Amendment, Image};
 use prometheus::{Histogram, HistogramOpts};
 use smartgroups::{Inventory, Text};
+use smartgroups_discovery::dns::NameStatus;
 use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::config::PolicyWord;
 
@@ -61,6 +62,7 @@ pub struct State<L> {
     guard_unjudged: AtomicU64,
     reload: RwLock<Reload>,
     clusters: RwLock<Vec<ClusterStatus>>,
+    names: RwLock<Vec<NameStatus>>,
     enforced: Histogram,
     started: Instant,
 }
@@ -108,6 +110,7 @@ impl<L: Live> State<L> {
             guard_unjudged: AtomicU64::new(0),
             reload: RwLock::new(Reload::success()),
             clusters: RwLock::default(),
+            names: RwLock::default(),
             enforced: enforced(),
             started: Instant::now(),
         }
@@ -157,6 +160,16 @@ impl<L: Live> State<L> {
     /// How well clusters are known.
     pub fn clusters(&self) -> Vec<ClusterStatus> {
         self.clusters.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How well names in DNS are known.
+    pub fn set_names(&self, status: Vec<NameStatus>) {
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// How well names in DNS are known.
+    pub fn names(&self) -> Vec<NameStatus> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// So long after it was heard of, a change of members was in force.
@@ -266,7 +279,8 @@ fn generation<L: Live>(live: &L) -> u32 {
 fn enforced() -> Histogram {
     let options = HistogramOpts::new(
         "sluice_members_enforced_seconds",
-        "From when a change of members was received from a cluster to when the kernel's tables had it.",
+        "From when a change of members was received, from a cluster or from DNS, to when the kernel's \
+         tables had it.",
     );
     let buckets = vec![
         0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -291,13 +305,15 @@ pub enum Condition {
     Kept,
     /// The clusters that are watched are known, and what they say is in force.
     Clusters,
+    /// The names in DNS that selectors name have addresses.
+    Names,
     /// Links and addresses are followed.
     Network,
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Attached,
         Self::Policy,
         Self::Guards,
@@ -305,6 +321,7 @@ impl Condition {
         Self::Pins,
         Self::Kept,
         Self::Clusters,
+        Self::Names,
         Self::Network,
     ];
 
@@ -318,6 +335,7 @@ impl Condition {
             Self::Pins => "nobody has looked yet whether everything is pinned",
             Self::Kept => "nothing has been kept for the next start yet",
             Self::Clusters => "nobody has looked yet whether clusters are known",
+            Self::Names => "nobody has looked yet whether names have addresses",
             Self::Network => "nobody has looked yet whether the network is followed",
         }
     }

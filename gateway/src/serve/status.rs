@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::status::{
-    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, Stats, Status, TableFill,
+    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, NameStatus, Stats, Status, TableFill,
 };
 use axum::Json;
 use axum::extract::State as Extract;
-use smartgroups_discovery::kubernetes;
+use smartgroups_discovery::{dns, kubernetes};
 use xdp_abi::count::{self, Counters};
 use xdp_abi::forward::HOP_USED;
 use xdp_abi::reason::Reason;
@@ -57,7 +57,17 @@ pub(super) async fn status<L: Live>(
         sessions: live_sessions(&counters),
         attachments: attachments.collect(),
         clusters: state.clusters().iter().map(cluster).collect(),
+        names: state.names().iter().map(name).collect(),
     }))
+}
+
+fn name(status: &dns::NameStatus) -> NameStatus {
+    NameStatus {
+        name: status.name.to_string(),
+        addresses: status.addresses as u64,
+        staleness: status.staleness(Instant::now()).map(|age| age.as_secs()),
+        fault: status.fault.clone(),
+    }
 }
 
 fn cluster(status: &kubernetes::ClusterStatus) -> ClusterStatus {

@@ -83,6 +83,20 @@ impl Show for Status {
             text.push('\n');
             text.push_str(&table.render(width));
         }
+        let mut table =
+            Table::new(["FQDN", "ADDRESSES", "AGE", "FAULT"]).fit(Fit::Words, &["FAULT"]);
+        for name in &self.names {
+            table.row([
+                name.name.clone(),
+                name.addresses.to_string(),
+                or_dash(name.staleness.map(span)),
+                or_dash(name.fault.as_ref()),
+            ]);
+        }
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render(width));
+        }
         text
     }
 }
@@ -498,6 +512,24 @@ mod tests {
         let head = "CLUSTER KNOWN ENDPOINTS AGE CREDENTIALS FOR NOT FOLLOWED";
         let us = "us not yet 7 - - pods: no route; nodes: no route";
         assert_eq!(lines, [head, "eu yes 7 1m1s - -", us], "{text}");
+    }
+
+    #[test]
+    fn a_name_says_how_well_it_is_known() {
+        let status = serde_json::json!({
+            "name": "gw-1", "version": "0.1.0", "uptime": 61, "generation": 3, "healthy": true,
+            "problems": [], "sessions": 0, "attachments": [],
+            "names": [
+                { "name": "api.example.com", "addresses": 2, "staleness": 61, "fault": null },
+                { "name": "b.example", "addresses": 0, "staleness": null, "fault": "IPv4: refused" },
+            ]
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let text = status.show(usize::MAX);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().skip(2).map(words).collect();
+        let (api, b) = ("api.example.com 2 1m1s -", "b.example 0 - IPv4: refused");
+        assert_eq!(lines, ["FQDN ADDRESSES AGE FAULT", api, b], "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Mistakes that a field has beside others.
 
 use super::{Config, GOOD, edited, refused};
-use crate::config::{clusters, convert};
+use crate::config::{clusters, convert, names};
 
 #[test]
 fn settings_have_to_fit_together() {
@@ -622,6 +622,100 @@ fn a_site_that_a_selector_names_is_stated_and_stands_alone() {
         (members[0].prefix.to_string(), members[0].reason.to_string()),
         ("192.168.7.0/24".to_owned(), "site `berlin` meets selector 1 (site berlin)".to_owned())
     );
+}
+
+#[test]
+fn a_name_that_a_selector_names_can_be_asked_for_and_stands_alone() {
+    let nothing_else = "`fqdn` holds addresses of the fabric, of which nothing else is known; expected \
+                        `cidr` at most beside it";
+    for (selector, said) in [
+        ("fqdn: api.example.com", None),
+        ("fqdn: API.example.com., cidr: 10.0.0.0/8", None),
+        ("fqdn: api.example.com, domain: fabric", Some(nothing_else)),
+        ("fqdn: api.example.com, type: vm", Some(nothing_else)),
+        (
+            "fqdn: \"*.example.com\"",
+            Some(
+                "`fqdn` is \"*.example.com\", a wildcard, which DNS has no list of names for: what it \
+                 stands for is seen in requests alone, and a gateway judges packets; expected each \
+                 name by itself",
+            ),
+        ),
+        (
+            "fqdn: 10.0.0.1",
+            Some("`fqdn` is \"10.0.0.1\", an address; expected a name, or `cidr` for an address"),
+        ),
+        (
+            "fqdn: intranet",
+            Some(
+                "`fqdn` is \"intranet\", without a dot, and no search domain is tried; expected a \
+                 whole name such as api.example.com",
+            ),
+        ),
+        (
+            "fqdn: \"https://example.com\"",
+            Some(
+                "`fqdn` is \"https://example.com\", no name because of `:`; expected letters, \
+                 digits, `-`, `_` and dots, such as api.example.com",
+            ),
+        ),
+    ] {
+        let text = edited("type: k8s, labels: { team: payments }", selector);
+        let errors = match Config::parse(&text, "f.yaml") {
+            Ok(config) => {
+                assert_eq!(config.warnings, [], "who is in it is learned later: {selector}");
+                Vec::new()
+            }
+            Err(errors) => errors,
+        };
+        let found: Vec<(&str, &str)> =
+            errors.iter().map(|one| (one.path.as_str(), one.message.as_str())).collect();
+        let at = "documents[1].spec.selectors[0].fqdn";
+        assert_eq!(found, Vec::from_iter(said.map(|said| (at, said))), "{selector}");
+    }
+}
+
+#[test]
+fn names_are_asked_for_as_the_file_has_it() {
+    let selector = "fqdn: API.example.com.";
+    let text = edited("type: k8s, labels: { team: payments }", selector);
+    let with = |dns: &str| text.replace("  timers:\n", &format!("  dns: {{ {dns} }}\n  timers:\n"));
+    let asked = |text: &str| {
+        let config = Config::parse(text, "f.yaml").unwrap();
+        names::asked(&config.gateway, &config.documents)
+    };
+    let plain = asked(&text);
+    let called: Vec<&str> = plain.names.iter().map(|name| name.as_str()).collect();
+    assert_eq!((called, plain.servers.len()), (vec!["api.example.com"], 0));
+    assert_eq!(plain.rules.grace.as_secs(), 3_600);
+    assert!(plain.rules.why_not("100.64.0.1".parse().unwrap()).is_some());
+    let other = asked(&with("servers: [10.0.0.2, \"[fd00::2]:5353\"], grace: 10m"));
+    assert_eq!(other.servers, ["10.0.0.2:53", "[fd00::2]:5353"].map(|one| one.parse().unwrap()));
+    assert_eq!(other.rules.grace.as_secs(), 600);
+    let right = "an address, with a port if it is not 53, such as 10.0.0.2 or 10.0.0.2:5353";
+    for (servers, said) in [
+        ("[dns.example]", format!("`servers[0]` is \"dns.example\"; expected {right}")),
+        ("[\"10.0.0.2:0\"]", format!("`servers[0]` is \"10.0.0.2:0\"; expected {right}")),
+        ("[0.0.0.0]", format!("`servers[0]` is \"0.0.0.0\"; expected {right}")),
+        (
+            "[10.0.0.2, \"10.0.0.2:53\"]",
+            "`servers[1]` is 10.0.0.2:53, as in line 19; expected another one".to_owned(),
+        ),
+    ] {
+        let errors = Config::parse(&with(&format!("servers: {servers}")), "f.yaml").unwrap_err();
+        let found: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(found, [said], "{servers}");
+    }
+    // As many as there is room for, and one more.
+    let many = |count: usize| {
+        let selectors: Vec<String> =
+            (0..count).map(|n| format!("{{ fqdn: n{n}.example }}")).collect();
+        text.replace(&format!("{{ {selector} }}"), &selectors.join("\n        - "))
+    };
+    assert!(Config::parse(&many(1_000), "f.yaml").is_ok());
+    let errors = Config::parse(&many(1_001), "f.yaml").unwrap_err();
+    let found: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+    assert_eq!(found, ["selectors name 1001 names in DNS; expected at most 1000"]);
 }
 
 #[test]

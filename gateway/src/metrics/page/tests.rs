@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::flows::testing::{self, TWO_CLUSTERS};
+use smartgroups_discovery::dns::DnsName;
 use std::sync::Arc;
 use xdp::memory::Memory;
 
@@ -152,6 +153,39 @@ fn connections_are_counted_by_server_and_limit() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n---\n{text}");
     }
+}
+
+#[test]
+fn names_that_are_asked_for_are_counted_each() {
+    let scene = testing::scene(TWO_CLUSTERS);
+    let state = state(&scene);
+    let plain = written(&Facts::of(&state).unwrap());
+    assert!(!plain.contains("sluice_fqdn_") && !plain.contains("sluice_members_enforced"));
+    let now = Instant::now();
+    let status = |name: &str, addresses, confirmed| NameStatus {
+        name: DnsName::new(name).unwrap(),
+        addresses,
+        confirmed,
+        failures: 3,
+        refused: 2,
+        left_out: 1,
+        fault: None,
+    };
+    state.set_names(vec![status("a.example", 7, Some(now)), status("b.example", 0, None)]);
+    let text = written(&Facts::of(&state).unwrap());
+    for line in [
+        "sluice_fqdn_names 2",
+        "sluice_fqdn_addresses{fqdn=\"a.example\"} 7",
+        "sluice_fqdn_addresses{fqdn=\"b.example\"} 0",
+        "sluice_fqdn_staleness_seconds{fqdn=\"a.example\"} 0",
+        "sluice_fqdn_failures_total{fqdn=\"a.example\"} 3",
+        "sluice_fqdn_addresses_refused_total{fqdn=\"a.example\"} 2",
+        "sluice_fqdn_addresses_left_out_total{fqdn=\"a.example\"} 1",
+        "sluice_members_enforced_seconds_count 0",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line}:\n{text}");
+    }
+    assert!(!text.contains("staleness_seconds{fqdn=\"b.example\"}"), "nothing is known of it");
 }
 
 #[test]
