@@ -1,9 +1,11 @@
 //! As much of DNS as the lab needs: one question, one answer.
 //!
 //! Every name under `lab` has the address 198.51.100.10, and `whoami.lab` has a text with the
-//! address and port of whoever asks.
+//! address and port of whoever asks. What a [`Zone`] says can be changed while it is asked.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::plan::INTERNET_SERVERS;
 
@@ -14,6 +16,9 @@ const CLASS_IN: u16 = 1;
 /// This is an answer, and it is the name's own server that gives it.
 const ANSWER: u16 = 0x8400;
 const NO_SUCH_NAME: u16 = 3;
+const SERVER_FAILURE: u16 = 2;
+/// How long an answer of a zone is good, in seconds.
+const TTL: u32 = 5;
 
 /// What a name has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,52 @@ pub fn question(id: u16, name: &str) -> Vec<u8> {
     bytes.extend(kind.to_be_bytes());
     bytes.extend(CLASS_IN.to_be_bytes());
     bytes
+}
+
+/// Names and their IPv4 addresses, which a test changes.
+#[derive(Clone, Debug, Default)]
+pub struct Zone(Arc<Mutex<BTreeMap<String, Option<Vec<Ipv4Addr>>>>>);
+
+impl Zone {
+    /// From now on a name has these addresses.
+    pub fn set(&self, name: &str, addresses: &[Ipv4Addr]) {
+        self.put(name, Some(addresses.to_vec()));
+    }
+
+    /// From now on a question for the name fails.
+    pub fn fail(&self, name: &str) {
+        self.put(name, None);
+    }
+
+    fn put(&self, name: &str, addresses: Option<Vec<Ipv4Addr>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), addresses);
+    }
+
+    /// The answer to a question; none to what is no question.
+    pub fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+        let (name, end) = name(question)?;
+        let asked = question.get(HEADER..end + 4)?;
+        let kind = u16::from_be_bytes([asked[asked.len() - 4], asked[asked.len() - 3]]);
+        let id = u16::from_be_bytes([question[0], question[1]]);
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (code, addresses) = match names.get(&name) {
+            Some(Some(addresses)) if kind == TYPE_A => (0, addresses.as_slice()),
+            Some(Some(_)) => (0, &[][..]),
+            Some(None) => (SERVER_FAILURE, &[][..]),
+            None => (NO_SUCH_NAME, &[][..]),
+        };
+        let mut bytes = header(id, ANSWER | code, addresses.len() as u16);
+        bytes.extend(asked);
+        for address in addresses {
+            bytes.extend([0xc0, HEADER as u8]);
+            bytes.extend(TYPE_A.to_be_bytes());
+            bytes.extend(CLASS_IN.to_be_bytes());
+            bytes.extend(TTL.to_be_bytes());
+            bytes.extend([0, 4]);
+            bytes.extend(address.octets());
+        }
+        Some(bytes)
+    }
 }
 
 /// The answer to a question; none to what is no question.
@@ -118,6 +169,20 @@ mod tests {
             let answer = answer(&question, from).unwrap();
             assert_eq!(record(&answer, &question), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_zone_says_what_it_was_told_last() {
+        let (zone, asked) = (Zone::default(), question(7, "store.example"));
+        let code = |zone: &Zone| zone.answer(&asked).unwrap()[3] & 0xf;
+        assert_eq!(u16::from(code(&zone)), NO_SUCH_NAME);
+        for address in INTERNET_SERVERS {
+            zone.set("store.example", &[address]);
+            let answer = zone.answer(&asked).unwrap();
+            assert_eq!(record(&answer, &asked), Some(Record::Address(address)));
+        }
+        zone.fail("store.example");
+        assert_eq!(u16::from(code(&zone)), SERVER_FAILURE);
     }
 
     #[test]

@@ -143,7 +143,7 @@ pub fn tcp(
 pub fn udp(
     netns: &Netns,
     at: (Ipv4Addr, u16),
-    answer: fn(&[u8], SocketAddr) -> Option<Vec<u8>>,
+    answer: impl Fn(&[u8], SocketAddr) -> Option<Vec<u8>> + Send + 'static,
 ) -> Result<Background<()>> {
     let socket = netns.enter(|| {
         let socket = UdpSocket::bind(at).with_context(|| format!("cannot listen at {at:?}"))?;

@@ -15,6 +15,7 @@ mod identity;
 mod look;
 mod missing;
 mod moves;
+mod names;
 mod older;
 mod reach;
 mod refuse;
