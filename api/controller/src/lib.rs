@@ -3,10 +3,14 @@
 //! [`Clusters`] watches, [`Plane`] knows who there is and says what each change changes in the
 //! policy. Both run inside of a gateway; who drives them brings what they say into force.
 
+mod alarms;
 mod clusters;
 mod plane;
 mod recollection;
+mod sizes;
 
+pub use alarms::{Alarm, AlarmKind, AlarmStatus, Alarms, Growth};
 pub use clusters::{Clusters, Followed};
 pub use plane::{Plane, Policy, Step};
 pub use recollection::{Recollection, Unconfirmed};
+pub use sizes::{SizeChange, Sizes};

@@ -185,15 +185,16 @@ impl Plane {
     }
 }
 
+/// A policy and who may be in it, for tests.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
-    use policy_compiler::{Action, Log, Table};
-    use smartgroups::{Endpoint, EndpointKind, GroupId, Labels, NamespaceId, Selector};
+    use policy_compiler::{Action, Log};
+    use smartgroups::{Endpoint, EndpointKind, Selector};
 
-    const CLUSTER: DomainId = DomainId(1);
+    pub(crate) const CLUSTER: DomainId = DomainId(1);
 
-    fn pod(name: &str, host: u8, team: &str) -> Endpoint {
+    pub(crate) fn pod(name: &str, host: u8, team: &str) -> Endpoint {
         let address = format!("100.64.0.{host}/32").parse().unwrap();
         Endpoint {
             addresses: [address].into(),
@@ -204,11 +205,11 @@ mod tests {
         }
     }
 
-    fn found(name: &str, host: u8, team: &str) -> Change {
+    pub(crate) fn found(name: &str, host: u8, team: &str) -> Change {
         Change::Endpoint(Arc::new(pod(name, host, team)))
     }
 
-    fn policy(hosts: usize) -> Policy {
+    pub(crate) fn policy(hosts: usize) -> Policy {
         let team =
             Selector { labels: [("team".into(), "web".into())].into(), ..Selector::default() };
         let prod = Selector {
@@ -231,6 +232,14 @@ mod tests {
             },
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{CLUSTER, found, pod, policy};
+    use super::*;
+    use policy_compiler::Table;
+    use smartgroups::{GroupId, Labels, NamespaceId};
 
     fn groups_of(image: &Image, host: u8) -> Vec<&'static str> {
         let identity = image.identity(CLUSTER, [100, 64, 0, host].into());
