@@ -33,6 +33,25 @@ pub struct Status {
     /// The names in DNS that selectors name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<NameStatus>,
+    /// Groups that are empty since they had members, and those that grew suddenly in the last hour; the
+    /// last first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<GroupAlarm>,
+}
+
+/// A group that became empty or grew suddenly.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct GroupAlarm {
+    /// Which.
+    pub group: String,
+    /// `emptied` or `grown`.
+    pub kind: String,
+    /// How many members it had.
+    pub before: u64,
+    /// How many it had then.
+    pub now: u64,
+    /// How many seconds ago that was.
+    pub since: u64,
 }
 
 /// How well a name in DNS is known.

@@ -240,6 +240,8 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let in_force = named(engine.config(), engine.numbers(), &image, &inventory);
     let state = Arc::new(State::new(Arc::clone(&tables), in_force));
     live.accept(&config, next);
+    // There was no group before, so none did anything.
+    live.count_groups(&config, &image);
     // Nobody was asked for before, so nothing changes by that.
     live.follow_names(&config);
     let capture = Capture::new(Arc::clone(&tables), Arc::clone(&state.directories));
@@ -449,6 +451,8 @@ impl Loop {
                 let engine = &self.engine;
                 self.state.accept(named(engine.config(), engine.numbers()));
                 let gone = self.live.accept(engine.config(), next);
+                let alarms = self.live.count_groups(engine.config(), engine.image());
+                self.alarm(&alarms);
                 self.forget_clusters(&gone);
                 self.look_at_clusters();
                 self.ask_for_names();
@@ -530,6 +534,7 @@ impl Loop {
         }
         self.look_at_clusters();
         self.look_at_names();
+        self.look_at_groups();
         let behind = self.engine.behind().map(|why| format!("the network is not followed: {why}"));
         self.state.readiness.set(Condition::Network, behind.into_iter().collect());
         self.look_at_forwarding();

@@ -363,6 +363,11 @@ impl Engine {
         &self.config
     }
 
+    /// The policy in force.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
     /// Which attachment has which number.
     pub fn numbers(&self) -> &Numbers {
         &self.numbers

@@ -11,7 +11,7 @@ use lab::servers::{self, ECHO};
 use lab::{Hook, Need, Netns, Shape};
 use serde_json::json;
 
-use crate::stand::{Place, Stand, within};
+use crate::stand::{Place, Stand, eventually, within};
 
 /// Where the gateway asks: a server of its own machine.
 const DNS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 5353);
@@ -35,6 +35,68 @@ fn a_name_is_who_dns_says_and_said_and_never_a_pod_or_a_metadata_service() -> Re
     let outcome = claims(&mut stand, &zone);
     outcome.with_context(|| stand.daemon.stderr())?;
     stand.assert_sound()
+}
+
+#[test]
+fn a_group_that_grows_suddenly_or_loses_all_raises_an_alarm() -> Result<()> {
+    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+    let place = Place { shape: Shape::ThreeLegged, hook: Hook::Xdp };
+    let mut stand = place.stand_with(|config| {
+        config.remove("Rule", "teams-to-internet");
+        config.gateway["dns"] = json!({ "servers": [format!("{}:{}", DNS.0, DNS.1)] });
+        config.gateway["group_alarms"] = json!({ "percent": 50, "members": 10, "within": "2s" });
+    })?;
+    let zone = Zone::default();
+    let answers = zone.clone();
+    let _server = servers::udp(&stand.lab.gateway, DNS, move |asked, _| answers.answer(asked))?;
+    let outcome = alarms(&mut stand, &zone);
+    outcome.with_context(|| stand.daemon.stderr())?;
+    stand.assert_sound()
+}
+
+fn alarms(stand: &mut Stand, zone: &Zone) -> Result<()> {
+    let web = stand.lab.pod("prod-eu", "web").netns.clone();
+    let first = INTERNET_SERVERS[0];
+    zone.set(STORE, &[first]);
+    stand.config.add("SmartGroup", "store", json!({ "selectors": [{ "fqdn": STORE }] }));
+    stand.config.add_rule("web-to-store", 50, "permit", "web", "store");
+    stand.reload()?;
+    within(SOON, "the name is learned", || reaches(&web, first))?;
+    ensure!(stand.daemon.metric("sluice_group_alarms_total", &[])? == 0.0, "nothing was sudden");
+    ensure!(stand.daemon.metric("sluice_empty_groups", &[])? == 0.0, "every group has somebody");
+    let counted = |stand: &Stand, kind: &str| {
+        let labels = ["group=\"store\"", &format!("kind=\"{kind}\"")];
+        stand.daemon.metric("sluice_group_alarms_total", &labels)
+    };
+
+    // Not known for two seconds yet when it was learned, and for longer when it is asked for again.
+    let [a, b, c, _] = first.octets();
+    let many: Vec<Ipv4Addr> = (100..130).map(|host| Ipv4Addr::new(a, b, c, host)).collect();
+    zone.set(STORE, &many);
+    within(SOON, "the growth is told", || Ok(counted(stand, "grown")? == 1.0))?;
+    let status = stand.ctl(&["status"])?;
+    ensure!(status.contains("alarm: group `store` has grown suddenly, "), "{status}");
+    ensure!(status.contains("from 1 to 31"), "{status}");
+    ensure!(stand.daemon.get("/readyz")?.0 == 200, "an alarm is no fault");
+
+    // By a reload, as by a label that nobody has.
+    let before = json!([{ "type": "k8s", "labels": { "team": "nobody" } }]);
+    let before =
+        std::mem::replace(&mut stand.config.spec("SmartGroup", "store")["selectors"], before);
+    stand.reload()?;
+    ensure!(counted(stand, "emptied")? == 1.0, "it is not told that the group is empty");
+    let said = stand.daemon.stderr();
+    ensure!(said.contains("group `store` has become empty, it had 31 members"), "{said}");
+    eventually("it counts as empty", || {
+        Ok(stand.daemon.metric("sluice_empty_groups", &[])? == 1.0)
+    })?;
+    stand.config.spec("SmartGroup", "store")["selectors"] = before;
+    stand.reload()?;
+    within(SOON, "it is not empty any more", || {
+        let status = stand.ctl(&["status"])?;
+        Ok(!status.contains("has become empty")
+            && stand.daemon.metric("sluice_empty_groups", &[])? == 0.0)
+    })
 }
 
 fn claims(stand: &mut Stand, zone: &Zone) -> Result<()> {

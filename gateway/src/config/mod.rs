@@ -32,8 +32,8 @@ use policy_compiler::Image;
 use smartgroups::Inventory;
 
 pub use settings::{
-    Attachment, AttachmentKind, Domain, FlowLog, Gateway, Hook, Metrics, SNAT_PORTS, Seconds,
-    Tables, TcpMidstream, Timers, Tls, Vlan,
+    Attachment, AttachmentKind, Domain, FlowLog, Gateway, GroupAlarms, Hook, Metrics, SNAT_PORTS,
+    Seconds, Tables, TcpMidstream, Timers, Tls, Vlan,
 };
 
 use convert::Compiled;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use api::document::FABRIC;
 use api::value::{PortRange, Prefix4};
+use controller::Growth;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -38,6 +39,9 @@ pub struct Gateway {
     /// How the names are asked for that selectors name.
     #[serde(default)]
     pub dns: Dns,
+    /// Which growth of a group is told.
+    #[serde(default)]
+    pub group_alarms: GroupAlarms,
     /// How long idle sessions are remembered.
     #[serde(default)]
     pub timers: Timers,
@@ -424,6 +428,40 @@ impl Default for Tables {
             next_hops: 4_096,
         }
     }
+}
+
+/// A group that grows by more than both of these in a time is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GroupAlarms {
+    /// Hundredths of its members.
+    #[serde(deserialize_with = "hundredths")]
+    pub percent: u32,
+    /// Members.
+    pub members: u32,
+    /// The time.
+    pub within: Seconds,
+}
+
+impl Default for GroupAlarms {
+    fn default() -> Self {
+        let Growth { percent, members, within } = Growth::default();
+        let within = Seconds::new(within.as_secs() as u32);
+        Self { percent, members, within: within.expect("a minute is from a second to a year") }
+    }
+}
+
+impl GroupAlarms {
+    /// The same for what judges it.
+    #[must_use]
+    pub const fn growth(self) -> Growth {
+        let Self { percent, members, within } = self;
+        Growth { percent, members, within: within.duration() }
+    }
+}
+
+fn hundredths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    number(deserializer, "1 to 10000", |percent| (1..=10_000).contains(&percent))
 }
 
 /// What becomes of a TCP segment that belongs to no session.

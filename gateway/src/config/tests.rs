@@ -178,6 +178,7 @@ fn the_example_is_read_and_states_the_defaults() {
     assert_eq!(config.gateway.tables, Tables::default());
     assert_eq!(config.gateway.metrics, Metrics::default());
     assert_eq!(config.gateway.dns, names::Dns::default());
+    assert_eq!(config.gateway.group_alarms, GroupAlarms::default());
     let mut kinds: Vec<&str> = config.documents.iter().map(Document::kind).collect();
     kinds.sort_unstable();
     kinds.dedup();

@@ -6,9 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use controller::{Clusters, Plane, Recollection, Step, Unconfirmed};
+use controller::{
+    Alarm, Alarms, Clusters, Plane, Recollection, SizeChange, Sizes, Step, Unconfirmed,
+};
 use policy_compiler::{Amendment, CompileError, Image};
-use smartgroups::{Change, Endpoint, Subject, Text};
+use smartgroups::{ANYWHERE, Change, Endpoint, PUBLIC_INTERNET, Subject, Text};
 use smartgroups_discovery::dns::{DnsName, Learned, NameStatus, Names};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
@@ -30,6 +32,9 @@ pub(super) struct Live {
     /// What was discovered is not in force: why, as it was logged last.
     behind: Option<String>,
     unconfirmed: Unconfirmed,
+    alarms: Alarms,
+    /// How many members each group has in the policy in force.
+    sizes: Sizes,
     /// Something was discovered since it was written down.
     is_unwritten: bool,
     written: Instant,
@@ -50,6 +55,8 @@ impl Live {
             plane: None,
             behind: None,
             unconfirmed: Unconfirmed::default(),
+            alarms: Alarms::default(),
+            sizes: Sizes::default(),
             is_unwritten: false,
             written: Instant::now(),
             writing: None,
@@ -122,6 +129,33 @@ impl Live {
             }
         }
         changes
+    }
+
+    /// A policy has come into force, of these settings: what that did to groups.
+    pub(super) fn count_groups(&mut self, config: &Config, image: &Image) -> Vec<Alarm> {
+        self.sizes = Sizes::of(image);
+        let is_built_in = |name: &str| [ANYWHERE, PUBLIC_INTERNET].contains(&name);
+        let groups = image.groups.iter().map(|group| (group.id, group.name.as_str()));
+        let groups = groups.filter(|(_, name)| !is_built_in(name));
+        let growth = config.gateway.group_alarms.growth();
+        let is_learning = self.is_learning();
+        self.alarms.restate(groups, growth, &self.sizes, is_learning, Instant::now())
+    }
+
+    /// Members of groups have changed by this or, if that is not known, so that this is the policy now.
+    fn count_members(&mut self, change: Option<SizeChange>, image: &Image) -> Vec<Alarm> {
+        let (is_learning, now) = (self.is_learning(), Instant::now());
+        let Some(change) = change else {
+            self.sizes = Sizes::of(image);
+            return self.alarms.judge_all(&self.sizes, is_learning, now);
+        };
+        self.sizes.apply(&change);
+        self.alarms.judge(change.groups(), &self.sizes, is_learning, now)
+    }
+
+    /// Whether a cluster has not said all that it knows yet, so that groups grow by being learned.
+    fn is_learning(&self) -> bool {
+        self.clusters.status().iter().any(|cluster| !cluster.is_synced())
     }
 
     /// Who there is, if anything is discovered.
@@ -301,10 +335,13 @@ impl Loop {
             Step::Amended(_) if self.live.behind.is_some() => self.anew(),
             Step::Amended(amendment) => {
                 self.state.announce_members(&amendment, &inventory, changed);
+                let sizes = SizeChange::of(self.engine.image(), &amendment);
                 match self.engine.amend(&amendment) {
                     Ok(Some(_)) => {
                         self.state.accept_members();
                         self.caught_up();
+                        let alarms = self.live.count_members(sizes, self.engine.image());
+                        self.alarm(&alarms);
                         true
                     }
                     Ok(None) => self.anew(),
@@ -344,6 +381,8 @@ impl Loop {
                 self.state.accept(next);
                 info!(generation, "policy published for those who were discovered");
                 self.caught_up();
+                let alarms = self.live.count_members(None, self.engine.image());
+                self.alarm(&alarms);
                 true
             }
             Err(failed) => {
@@ -352,6 +391,21 @@ impl Loop {
                 false
             }
         }
+    }
+
+    /// Tells what groups did.
+    pub(super) fn alarm(&self, alarms: &[Alarm]) {
+        for alarm in alarms {
+            warn!("{alarm}");
+        }
+        if !alarms.is_empty() {
+            self.look_at_groups();
+        }
+    }
+
+    /// Says what is to be told of groups.
+    pub(super) fn look_at_groups(&self) {
+        self.state.set_alarms(self.live.alarms.status(Instant::now()));
     }
 
     fn caught_up(&mut self) {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use api::policy::PairFill;
 use api::status::TableFill;
+use controller::AlarmStatus;
 use flow_export::Counted;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -65,6 +66,8 @@ pub struct Facts {
     pub clusters: Vec<ClusterStatus>,
     /// How well names in DNS are known.
     pub names: Vec<NameStatus>,
+    /// What is to be told of groups.
+    pub alarms: AlarmStatus,
     /// How long changes of members took to be in force.
     pub enforced: Histogram,
     /// Records of the flow log, if there is one.
@@ -105,6 +108,7 @@ impl Facts {
             contested: state.directories.current().inventory().contested(),
             clusters: state.clusters(),
             names: state.names(),
+            alarms: state.alarms(),
             enforced: state.enforced().clone(),
             records: state.records().map(flow_export::Counts::read),
             records_fail: state.records().is_some_and(|counts| counts.fault().is_some()),
@@ -139,6 +143,7 @@ pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
     }
     clusters(&page, facts)?;
     names(&page, facts)?;
+    groups(&page, &facts.alarms)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&page.0.gather(), &mut text)?;
     Ok(text)
@@ -241,6 +246,23 @@ fn clusters(page: &Page, facts: &Facts) -> prometheus::Result<()> {
             let expire = one.credentials_expire?;
             Some(expire.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
         }),
+    )
+}
+
+fn groups(page: &Page, alarms: &AlarmStatus) -> prometheus::Result<()> {
+    page.counters(
+        "sluice_group_alarms_total",
+        "How often a group became empty or grew suddenly, by the group and by which (emptied, grown).",
+        ["group", "kind"],
+        alarms
+            .counts
+            .iter()
+            .map(|(group, kind, count)| ([group.clone(), kind.as_str().to_owned()], *count)),
+    )?;
+    page.gauge(
+        "sluice_empty_groups",
+        "Groups that no address is in at present.",
+        alarms.empty as u64,
     )
 }
 

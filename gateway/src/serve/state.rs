@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use controller::AlarmStatus;
 use flow_export::Counts;
 use policy_compiler::{Amendment, Image};
 use prometheus::{Histogram, HistogramOpts};
@@ -63,6 +64,7 @@ pub struct State<L> {
     reload: RwLock<Reload>,
     clusters: RwLock<Vec<ClusterStatus>>,
     names: RwLock<Vec<NameStatus>>,
+    alarms: RwLock<AlarmStatus>,
     enforced: Histogram,
     started: Instant,
 }
@@ -111,6 +113,7 @@ impl<L: Live> State<L> {
             reload: RwLock::new(Reload::success()),
             clusters: RwLock::default(),
             names: RwLock::default(),
+            alarms: RwLock::default(),
             enforced: enforced(),
             started: Instant::now(),
         }
@@ -170,6 +173,16 @@ impl<L: Live> State<L> {
     /// How well names in DNS are known.
     pub fn names(&self) -> Vec<NameStatus> {
         self.names.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is to be told of groups.
+    pub fn set_alarms(&self, status: AlarmStatus) {
+        *self.alarms.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// What is to be told of groups.
+    pub fn alarms(&self) -> AlarmStatus {
+        self.alarms.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// So long after it was heard of, a change of members was in force.

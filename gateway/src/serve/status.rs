@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::status::{
-    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, NameStatus, Stats, Status, TableFill,
+    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, GroupAlarm, NameStatus, Stats,
+    Status, TableFill,
 };
 use axum::Json;
 use axum::extract::State as Extract;
+use controller::Alarm;
 use smartgroups_discovery::{dns, kubernetes};
 use xdp_abi::count::{self, Counters};
 use xdp_abi::forward::HOP_USED;
@@ -58,7 +60,18 @@ pub(super) async fn status<L: Live>(
         attachments: attachments.collect(),
         clusters: state.clusters().iter().map(cluster).collect(),
         names: state.names().iter().map(name).collect(),
+        alarms: state.alarms().active.iter().map(alarm).collect(),
     }))
+}
+
+fn alarm(alarm: &Alarm) -> GroupAlarm {
+    GroupAlarm {
+        group: alarm.group.clone(),
+        kind: alarm.kind.as_str().to_owned(),
+        before: alarm.before as u64,
+        now: alarm.now as u64,
+        since: alarm.at.elapsed().as_secs(),
+    }
 }
 
 fn name(status: &dns::NameStatus) -> NameStatus {

@@ -3,7 +3,7 @@
 use api::explain::Explanation;
 use api::policy::{Identities, Member, Rules, Snat, SnatPolicyStatus};
 use api::session::{ClearResponse, ObjectRef, Party, Session, Sessions};
-use api::status::{Amount, Maps, Programs, Stats, Status};
+use api::status::{Amount, GroupAlarm, Maps, Programs, Stats, Status};
 use serde::Serialize;
 
 use crate::table::{Fit, Table, list, or_dash, span};
@@ -49,6 +49,17 @@ impl Show for Status {
         }
         if let Some(fault) = &self.flow_log_fault {
             text.push_str(&format!("flow records cannot be written: {fault}\n"));
+        }
+        for GroupAlarm { group, kind, before, now, since } in &self.alarms {
+            let since = span(*since);
+            text.push_str(&match kind.as_str() {
+                "emptied" => {
+                    format!("alarm: group `{group}` has become empty, {since} ago, from {before}\n")
+                }
+                kind => format!(
+                    "alarm: group `{group}` has {kind} suddenly, {since} ago, from {before} to {now}\n"
+                ),
+            });
         }
         let mut table = Table::new(["#", "NAME", "KIND", "DOMAIN", "INTERFACE", "VLAN", "HOOK"])
             .fit(Fit::Words, &["NAME", "DOMAIN"])
@@ -512,6 +523,25 @@ mod tests {
         let head = "CLUSTER KNOWN ENDPOINTS AGE CREDENTIALS FOR NOT FOLLOWED";
         let us = "us not yet 7 - - pods: no route; nodes: no route";
         assert_eq!(lines, [head, "eu yes 7 1m1s - -", us], "{text}");
+    }
+
+    #[test]
+    fn alarms_stand_where_problems_do() {
+        let status = serde_json::json!({
+            "name": "gw-1", "version": "0.1.0", "uptime": 61, "generation": 3, "healthy": true,
+            "problems": [], "sessions": 0, "attachments": [],
+            "alarms": [
+                { "group": "web", "kind": "emptied", "before": 12, "now": 0, "since": 61 },
+                { "group": "db", "kind": "grown", "before": 10, "now": 200, "since": 7 },
+            ]
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        assert_eq!(
+            status.show(usize::MAX),
+            "gw-1 0.1.0: healthy, up 1m1s, generation 3, 0 sessions\n\
+             alarm: group `web` has become empty, 1m1s ago, from 12\n\
+             alarm: group `db` has grown suddenly, 7s ago, from 10 to 200\n"
+        );
     }
 
     #[test]

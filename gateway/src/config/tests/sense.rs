@@ -719,6 +719,28 @@ fn names_are_asked_for_as_the_file_has_it() {
 }
 
 #[test]
+fn the_growth_that_is_told_is_a_part_and_a_number_and_a_time() {
+    let with = |alarms: &str| {
+        GOOD.replace("  timers:\n", &format!("  group_alarms: {{ {alarms} }}\n  timers:\n"))
+    };
+    let config = Config::parse(&with("percent: 200, members: 0, within: 10m"), "f.yaml").unwrap();
+    let growth = config.gateway.group_alarms.growth();
+    assert_eq!((growth.percent, growth.members, growth.within.as_secs()), (200, 0, 600));
+    for (alarms, said) in [
+        ("percent: 0", "`percent` is 0; expected 1 to 10000"),
+        ("percent: 10001", "`percent` is 10001; expected 1 to 10000"),
+        (
+            "within: 0s",
+            "`within` is \"0s\"; expected a time from 1s to 8760h, such as 300s, 124m or 2h4m",
+        ),
+    ] {
+        let errors = Config::parse(&with(alarms), "f.yaml").unwrap_err();
+        let found: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(found, [said], "{alarms}");
+    }
+}
+
+#[test]
 fn snat_policies_have_to_hold_together() {
     refused(&[
         (

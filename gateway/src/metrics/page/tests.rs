@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::flows::testing::{self, TWO_CLUSTERS};
+use controller::AlarmKind;
 use smartgroups_discovery::dns::DnsName;
 use std::sync::Arc;
 use xdp::memory::Memory;
@@ -186,6 +187,23 @@ fn names_that_are_asked_for_are_counted_each() {
         assert!(text.lines().any(|one| one == line), "{line}:\n{text}");
     }
     assert!(!text.contains("staleness_seconds{fqdn=\"b.example\"}"), "nothing is known of it");
+}
+
+#[test]
+fn what_groups_did_is_counted_by_group_and_kind() {
+    let scene = testing::scene(TWO_CLUSTERS);
+    let state = state(&scene);
+    let counts =
+        vec![("web".to_owned(), AlarmKind::Emptied, 2), ("web".to_owned(), AlarmKind::Grown, 1)];
+    state.set_alarms(AlarmStatus { active: vec![], empty: 3, counts });
+    let text = written(&Facts::of(&state).unwrap());
+    for line in [
+        "sluice_group_alarms_total{group=\"web\",kind=\"emptied\"} 2",
+        "sluice_group_alarms_total{group=\"web\",kind=\"grown\"} 1",
+        "sluice_empty_groups 3",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line}:\n{text}");
+    }
 }
 
 #[test]
