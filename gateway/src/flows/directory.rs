@@ -5,9 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::document::FABRIC;
+use ipnet::IpNet;
 use policy_compiler::{Amendment, Identity, Image};
 use rpds::{HashTrieMapSync, QueueSync, VectorSync};
-use smartgroups::{AddressTable, Conflict, DomainId, Endpoint, GroupId, Inventory, Text};
+use smartgroups::{
+    AddressTable, Conflict, DomainId, Endpoint, EndpointKind, GroupId, Inventory, Text,
+};
 
 use crate::config::Gateway;
 use crate::datapath::numbers::Numbers;
@@ -176,7 +179,9 @@ impl Directory {
     ) -> Self {
         let mut new = Self { generation, inventory: inventory.clone(), ..self.clone() };
         for endpoint in changed.iter().filter_map(|name| self.inventory.shared(name)) {
-            for prefix in &endpoint.addresses {
+            for prefix in
+                endpoint.addresses.iter().filter(|one| self.is_left(endpoint, one, inventory))
+            {
                 let address = (endpoint.domain, prefix.addr());
                 let identity = self.table.lookup(address.0, address.1).unwrap_or(NOBODY);
                 let endpoint = Arc::clone(endpoint);
@@ -195,6 +200,19 @@ impl Directory {
             new.table.put_prefix(*domain, *prefix, id(index));
         }
         new
+    }
+
+    /// Whether it has to be remembered that an endpoint, which has changed, had an address. Of a name in
+    /// DNS nothing changes but which addresses it has, often, and many of them stay; and those that
+    /// somebody else is named by were never its own in a record.
+    fn is_left(&self, endpoint: &Endpoint, prefix: &IpNet, now: &Inventory) -> bool {
+        if endpoint.kind != EndpointKind::Fqdn {
+            return true;
+        }
+        let has = |one: &Endpoint| one.addresses.binary_search(prefix).is_ok();
+        let owner = self.inventory.lookup(endpoint.domain, prefix.addr());
+        !now.get(&endpoint.name).is_some_and(has)
+            && owner.is_some_and(|owner| owner.name == endpoint.name)
     }
 
     fn remember(&mut self, before: &Self) {
@@ -632,6 +650,39 @@ mod tests {
         let all: usize = former.owners.values().map(|owners| owners.len()).sum();
         assert_eq!((all, former.order.len()), (MOST_FORMER, MOST_FORMER));
         assert!(former.owners.values().flat_map(|owners| owners.iter()).all(|one| one.until >= 10));
+    }
+
+    #[test]
+    fn of_a_name_the_addresses_are_remembered_that_left_it_and_were_its_own() {
+        let scene = testing::scene(TWO_CLUSTERS);
+        let directories = Directories::new(scene.directory(1));
+        let name = Endpoint::name_of_fqdn("store.example");
+        let fqdn = |addresses: &[&str]| Endpoint {
+            addresses: addresses.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            ..Endpoint::new(name.clone(), EndpointKind::Fqdn, DomainId::FABRIC)
+        };
+        let [first, second, vm] = ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"];
+        let mut inventory = scene.config.inventory.clone();
+        inventory.insert(Endpoint {
+            addresses: [vm.parse().unwrap()].into(),
+            ..Endpoint::new("vm-1", EndpointKind::Vm, DomainId::FABRIC)
+        });
+        for (at, addresses) in [(100, &[first, vm][..]), (200, &[first, second]), (300, &[second])]
+        {
+            inventory.insert(fqdn(addresses));
+            let changed = [name.clone()];
+            let before = directories.in_force();
+            let amended = before.amended(1, &Amendment::default(), &inventory, &changed, at);
+            directories.announce_amended(amended);
+            assert!(directories.accept(1));
+        }
+        let book = directories.book();
+        let owners = &book.newest().former.owners;
+        let left: Vec<(IpAddr, u64)> = owners
+            .iter()
+            .flat_map(|((_, address), all)| all.iter().map(|one| (*address, one.until)))
+            .collect();
+        assert_eq!(left, [("192.0.2.1".parse().unwrap(), 300)]);
     }
 
     #[test]
