@@ -34,6 +34,8 @@ type Zone = BTreeMap<(String, RecordType), Says>;
 struct Server {
     zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<(String, RecordType)>>>,
+    /// From which ports.
+    ports: Arc<Mutex<Vec<u16>>>,
 }
 
 impl Server {
@@ -47,6 +49,7 @@ impl Server {
             let mut buffer = [0; 4_096];
             loop {
                 let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+                by_udp.ports.lock().unwrap().push(from.port());
                 if let Some(answer) = by_udp.answer(&buffer[..length], false) {
                     udp.send_to(&answer, from).await.unwrap();
                 }
@@ -202,6 +205,13 @@ async fn addresses_of_both_families_are_learned_also_by_way_of_other_names() {
     asked.until("many.example", &many.iter().map(String::as_str).collect::<Vec<_>>()).await;
     asked.until_fault("bad.example", "100.64.0.1 is non-routable, 169.254.169.254 is").await;
     assert_eq!(asked.addresses("bad.example"), [""; 0]);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let range: Vec<u16> = range.split_whitespace().map(|port| port.parse().unwrap()).collect();
+    let ports = server.ports.lock().unwrap().clone();
+    assert!(ports.len() >= 8, "{ports:?}");
+    for port in ports {
+        assert!((range[0]..=range[1]).contains(&port), "{port} may be lent to a flow");
+    }
 }
 
 #[tokio::test]

@@ -91,6 +91,9 @@ fn options() -> ResolverOpts {
     options.attempts = ATTEMPTS;
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
+    // By the kernel, from the ports that are the machine's own: a gateway lends all others to flows, and
+    // an answer to one of those would be another flow's.
+    options.os_port_selection = true;
     options
 }
 
