@@ -313,6 +313,15 @@ impl Book {
         }
     }
 
+    /// Somebody else is asked from now on: whatever failed is due.
+    pub fn ask_again(&mut self, now: Instant) {
+        for side in self.names.values_mut().flat_map(|known| &mut known.sides) {
+            if side.failures_in_a_row > 0 && side.due.is_some() {
+                side.due = Some(now);
+            }
+        }
+    }
+
     /// What is to be asked now, at most so many: what has waited longest first. It is being asked
     /// from then on, until [`Book::hear`].
     pub fn due(&mut self, now: Instant, most: usize) -> Vec<Question> {

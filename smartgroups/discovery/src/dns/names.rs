@@ -89,8 +89,12 @@ impl Names {
     /// asked for any more, and addresses that are refused now.
     pub fn follow(&self, settings: &Settings) -> Vec<Change> {
         let mut book = self.shared.book();
-        self.shared.servers().clone_from(&settings.servers);
-        let (gone, changed) = book.follow(&settings.names, settings.rules.clone(), Instant::now());
+        let now = Instant::now();
+        let (gone, changed) = book.follow(&settings.names, settings.rules.clone(), now);
+        let before = std::mem::replace(&mut *self.shared.servers(), settings.servers.clone());
+        if before != settings.servers {
+            book.ask_again(now);
+        }
         self.shared.other.notify_one();
         gone.iter().chain(&changed).map(|name| book.change(name)).collect()
     }

@@ -127,6 +127,13 @@ fn a_name_is_asked_for_when_its_ttl_ends_within_bounds() {
     desk.answer(at, &["192.0.2.1"], 60);
     desk.fail(at + 60);
     assert_eq!(desk.due(Family::V4), at + 65, "failures in a row begin anew");
+    desk.hear(
+        at + 60,
+        Family::V6,
+        Answer::Addresses { addresses: ips(&["2001:db8::1"]), ttl: seconds(60) },
+    );
+    desk.book.ask_again(desk.start + seconds(at + 61));
+    assert_eq!((desk.due(Family::V4), desk.due(Family::V6)), (at + 61, at + 120), "who has failed");
 }
 
 #[test]
