@@ -180,7 +180,13 @@ fn claims(stand: &mut Stand, zone: &Zone) -> Result<()> {
     stand.reload()?;
     within(SOON, "nobody has the name any more", || {
         Ok(!reaches(&web, first)? && !reaches(&web, second)?)
-    })
+    })?;
+    // Nor is that remembered until somebody names it again.
+    stand.daemon.stop()?;
+    let kept = stand.lab.site().files().join("state/discovered.json");
+    let kept = std::fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
+    ensure!(!kept.contains(STORE), "{kept}");
+    stand.daemon.restart()
 }
 
 fn to(address: Ipv4Addr) -> SocketAddrV4 {

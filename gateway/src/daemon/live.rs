@@ -10,7 +10,7 @@ use controller::{
     Alarm, Alarms, Clusters, Plane, Recollection, SizeChange, Sizes, Step, Unconfirmed,
 };
 use policy_compiler::{Amendment, CompileError, Image};
-use smartgroups::{ANYWHERE, Change, Endpoint, PUBLIC_INTERNET, Subject, Text};
+use smartgroups::{ANYWHERE, Change, Endpoint, Inventory, PUBLIC_INTERNET, Subject, Text};
 use smartgroups_discovery::dns::{DnsName, Learned, NameStatus, Names};
 use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
 use tracing::{error, info, warn};
@@ -35,6 +35,8 @@ pub(super) struct Live {
     alarms: Alarms,
     /// How many members each group has in the policy in force.
     sizes: Sizes,
+    /// Something is in force: what was written down before is of another time.
+    has_begun: bool,
     /// Something was discovered since it was written down.
     is_unwritten: bool,
     written: Instant,
@@ -57,6 +59,7 @@ impl Live {
             unconfirmed: Unconfirmed::default(),
             alarms: Alarms::default(),
             sizes: Sizes::default(),
+            has_begun: false,
             is_unwritten: false,
             written: Instant::now(),
             writing: None,
@@ -74,7 +77,11 @@ impl Live {
             Some(plane) => plane.restated(policy, stated)?,
             None => {
                 // Until the clusters and DNS have answered, whoever was known last is there.
-                let recollection = kept::discovered(&config.gateway.state_dir);
+                let recollection = if self.has_begun {
+                    Recollection::default()
+                } else {
+                    kept::discovered(&config.gateway.state_dir)
+                };
                 let mut known = recollection.changes(&clusters::watched(&config.gateway));
                 known.extend(recollection.of_names(&asked));
                 let count = known.len();
@@ -95,7 +102,10 @@ impl Live {
     /// nothing is known any more are returned.
     pub(super) fn accept(&mut self, config: &Config, next: Next) -> Vec<String> {
         let is_first = self.plane.is_none();
+        // Whoever was discovered is not to be remembered when nobody is any more.
+        self.is_unwritten |= !is_first && next.plane.is_none();
         self.plane = next.plane;
+        self.has_begun = true;
         self.behind = None;
         let watched = clusters::watched(&config.gateway);
         let mut followed = self.clusters.follow(&watched);
@@ -153,19 +163,26 @@ impl Live {
         self.alarms.judge(change.groups(), &self.sizes, is_learning, now)
     }
 
+    /// Who there is and who of them is stated, as copies that cost nothing; nobody if nobody is
+    /// discovered.
+    fn everybody(&self) -> (Inventory, Inventory) {
+        let plane = self.plane.as_ref();
+        plane.map(|plane| (plane.inventory().clone(), plane.stated().clone())).unwrap_or_default()
+    }
+
     /// Whether a cluster has not said all that it knows yet, so that groups grow by being learned.
     fn is_learning(&self) -> bool {
         self.clusters.status().iter().any(|cluster| !cluster.is_synced())
     }
 
     /// Who there is, if anything is discovered.
-    pub(super) fn inventory(&self) -> Option<&smartgroups::Inventory> {
+    pub(super) fn inventory(&self) -> Option<&Inventory> {
         self.plane.as_ref().map(Plane::inventory)
     }
 }
 
 impl Next {
-    pub(super) fn inventory<'a>(&'a self, config: &'a Config) -> &'a smartgroups::Inventory {
+    pub(super) fn inventory<'a>(&'a self, config: &'a Config) -> &'a Inventory {
         self.plane.as_ref().map_or(&config.inventory, Plane::inventory)
     }
 }
@@ -240,7 +257,9 @@ impl Loop {
     pub(super) fn ask_for_names(&mut self) {
         let config = Arc::clone(self.engine.config());
         let changes = self.live.follow_names(&config);
-        self.bring_in(changes, None);
+        if !changes.is_empty() {
+            self.bring_in(changes, None);
+        }
         self.look_at_names();
     }
 
@@ -297,12 +316,10 @@ impl Loop {
 
     /// Writes down who was discovered, beside everything else; not while it is still written.
     fn remember(&mut self) {
-        let Some(plane) = &self.live.plane else { return };
         if self.live.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
-        // Copies that cost nothing: what they are made of is written by somebody else.
-        let (all, stated) = (plane.inventory().clone(), plane.stated().clone());
+        let (all, stated) = self.live.everybody();
         let state_dir = self.engine.config().gateway.state_dir.clone();
         self.live.is_unwritten = false;
         self.live.written = Instant::now();
@@ -315,9 +332,9 @@ impl Loop {
         if let Some(writing) = self.live.writing.take() {
             let _ = writing.await;
         }
-        if let (true, Some(plane)) = (self.live.is_unwritten, &self.live.plane) {
-            let state_dir = &self.engine.config().gateway.state_dir;
-            written_down(state_dir, plane.inventory(), plane.stated());
+        if self.live.is_unwritten {
+            let (all, stated) = self.live.everybody();
+            written_down(&self.engine.config().gateway.state_dir, &all, &stated);
         }
     }
 
@@ -423,7 +440,7 @@ impl Loop {
     }
 }
 
-fn written_down(state_dir: &Path, all: &smartgroups::Inventory, stated: &smartgroups::Inventory) {
+fn written_down(state_dir: &Path, all: &Inventory, stated: &Inventory) {
     if let Err(failed) = kept::write_discovered(state_dir, &Recollection::of(all, stated)) {
         warn!("{failed}");
     }
