@@ -399,6 +399,35 @@ mod tests {
         );
     }
     #[test]
+    fn a_name_and_a_site_are_reasons_of_their_own() {
+        let mut inventory = Inventory::new();
+        for (name, kind, address) in [
+            (Endpoint::name_of_fqdn("api.example.com"), EndpointKind::Fqdn, "192.0.2.1/32"),
+            (Endpoint::name_of_fqdn("example.com"), EndpointKind::Fqdn, "192.0.2.2/32"),
+            ("api.example.com".into(), EndpointKind::Site, "10.7.0.0/16"),
+        ] {
+            let addresses = [address.parse().unwrap()].into();
+            let endpoint = Endpoint::new(name, kind, DomainId::FABRIC);
+            inventory.insert(Endpoint { addresses, ..endpoint });
+        }
+        let called = || Some("api.example.com".to_owned());
+        let groups = [SmartGroup::new(
+            "both",
+            vec![
+                Selector { fqdn: called(), ..Selector::default() },
+                Selector { site: called(), ..Selector::default() },
+            ],
+        )];
+        assert_eq!(
+            listed(&inventory, &groups, "both"),
+            [
+                "0 192.0.2.1/32: fqdn `fqdn:api.example.com` meets selector 1 (fqdn api.example.com)",
+                "0 10.7.0.0/16: site `api.example.com` meets selector 2 (site api.example.com)",
+            ]
+        );
+    }
+
+    #[test]
     fn a_group_is_listed_once_however_many_ways_lead_to_it() {
         // Each level names the one below twice and excludes it by way of another: two ways, so
         // 2^40 of them all together.
