@@ -66,6 +66,12 @@ impl Inventory {
         }
     }
 
+    /// All endpoints whose names begin so.
+    pub fn beginning_with(&self, start: &str) -> Vec<Subject> {
+        let from = self.names_from(start).take_while(|name| name.starts_with(start));
+        from.map(|name| Subject::Endpoint(Text::clone(name))).collect()
+    }
+
     /// All that is known of a cluster.
     pub fn of_cluster(&self, cluster: &str) -> Vec<Subject> {
         let is_of = |name: &Option<Text>| name.as_deref() == Some(cluster);
@@ -73,5 +79,23 @@ impl Inventory {
         let endpoints = endpoints.map(|endpoint| Subject::Endpoint(endpoint.name.clone()));
         let namespaces = self.namespaces().filter(|(id, _)| is_of(&id.cluster));
         endpoints.chain(namespaces.map(|(id, _)| Subject::Namespace(id.clone()))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DomainId, EndpointKind};
+
+    #[test]
+    fn those_whose_names_begin_alike_are_found_and_no_others() {
+        let mut inventory = Inventory::new();
+        for name in ["aws:a", "aws:a.b/1", "aws:a/1", "aws:a/2", "aws:a0/1", "a/1"] {
+            inventory.insert(Endpoint::new(name, EndpointKind::Vm, DomainId::FABRIC));
+        }
+        let named = |name: &str| Subject::Endpoint(name.into());
+        assert_eq!(inventory.beginning_with("aws:a/"), [named("aws:a/1"), named("aws:a/2")]);
+        assert_eq!(inventory.beginning_with("aws:b/"), []);
+        assert_eq!(inventory.beginning_with("").len(), inventory.len());
     }
 }

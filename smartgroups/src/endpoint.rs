@@ -109,6 +109,8 @@ pub struct Endpoint {
     pub name: Text,
     /// What it is.
     pub kind: EndpointKind,
+    /// What its owner calls it, which others may be called too; a selector's `name` finds it.
+    pub given_name: Option<Text>,
     /// The routing domain of its addresses.
     pub domain: DomainId,
     /// Its addresses (as /32 or /128) and prefixes.
@@ -141,6 +143,7 @@ impl Endpoint {
         Self {
             name: name.into(),
             kind,
+            given_name: None,
             domain,
             addresses: Box::default(),
             id: None,

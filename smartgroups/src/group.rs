@@ -93,7 +93,7 @@ pub struct Selector {
     pub domain: Option<DomainId>,
     /// An endpoint of this kind; `type: k8s` is [`EndpointKind::Pod`].
     pub kind: Option<EndpointKind>,
-    /// An endpoint of exactly this name.
+    /// An endpoint of exactly this name, or called so by its owner.
     pub name: Option<String>,
     /// A pod of this name, without its namespace.
     pub pod: Option<String>,
@@ -219,7 +219,9 @@ impl Selector {
         let wanted = self.facts();
         let mut others = wanted.iter().filter(|(_, word)| *word != SERVICE).zip(facts);
         self.kind.is_none_or(|kind| kind == endpoint.kind)
-            && self.name.as_ref().is_none_or(|name| **name == *endpoint.name)
+            && self.name.as_ref().is_none_or(|name| {
+                **name == *endpoint.name || Some(name.as_str()) == endpoint.given_name.as_deref()
+            })
             && self.pod.as_ref().is_none_or(|pod| Some(pod.as_str()) == endpoint.pod_name())
             && self
                 .site
@@ -421,6 +423,7 @@ mod tests {
     fn pod() -> Endpoint {
         Endpoint {
             addresses: ["100.64.1.10/32".parse().unwrap()].into(),
+            given_name: Some("front".into()),
             cluster: Some("prod-eu".into()),
             namespace: Some("checkout".into()),
             services: ["api".into(), "front".into()].into(),
@@ -456,6 +459,7 @@ mod tests {
             ("kind", with(|s| s.kind = Some(EndpointKind::Node)), false),
             ("name", with(|s| s.name = Some("checkout/api-7f9c".into())), true),
             ("name", with(|s| s.name = Some("api-7f9c".into())), false),
+            ("name", with(|s| s.name = Some("front".into())), true), // what it is called
             ("pod", with(|s| s.pod = Some("api-7f9c".into())), true),
             ("pod", with(|s| s.pod = Some("api".into())), false),
             ("site", with(|s| s.site = Some("checkout/api-7f9c".into())), false), // it is a pod

@@ -56,6 +56,8 @@ fn facts_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = Fact> {
         Some(Fact::Kind(endpoint.kind)),
         Some(Fact::Domain(endpoint.domain)),
         Some(Fact::Name(endpoint.name.clone())),
+        // Of one that is called what its name is, once.
+        endpoint.given_name.clone().filter(|name| *name != endpoint.name).map(Fact::Name),
         endpoint.pod_name().map(|name| Fact::Pod(name.into())),
         endpoint.id.clone().map(Fact::Id),
         endpoint.cluster.clone().map(Fact::Cluster),

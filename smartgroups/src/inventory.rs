@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -211,6 +212,12 @@ impl Inventory {
     /// Who claims exactly this prefix, in order of ownership.
     pub(crate) fn claimants(&self, domain: DomainId, prefix: IpNet) -> &[Arc<Endpoint>] {
         self.by_prefix.get(&(domain, prefix)).map_or(&[], |claimants| claimants)
+    }
+
+    /// The names of endpoints from this one on, sorted.
+    pub(crate) fn names_from(&self, start: &str) -> impl Iterator<Item = &Text> {
+        let range = (Bound::Included(start), Bound::Unbounded);
+        self.by_name.range::<str, _>(range).map(|(name, _)| name)
     }
 
     /// The endpoint of a name.

@@ -454,15 +454,19 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
         0_u16..3,
         proptest::option::of(word()),
         proptest::option::of(word()),
+        proptest::option::of(word()),
         labels(),
         0_u8..30,
     )
-        .prop_map(|(addresses, kind, domain, namespace, region, labels, number)| Endpoint {
-            addresses: addresses.into(),
-            namespace: namespace.map(Into::into),
-            region: region.map(Into::into),
-            labels: labels.into_iter().collect(),
-            ..Endpoint::new(name(number), kind, DomainId(domain))
+        .prop_map(|(addresses, kind, domain, called, namespace, region, labels, number)| {
+            Endpoint {
+                addresses: addresses.into(),
+                given_name: called.map(Into::into),
+                namespace: namespace.map(Into::into),
+                region: region.map(Into::into),
+                labels: labels.into_iter().collect(),
+                ..Endpoint::new(name(number), kind, DomainId(domain))
+            }
         })
 }
 
@@ -556,6 +560,7 @@ fn selector() -> impl Strategy<Value = Selector> {
         proptest::option::weighted(0.3, (0_u16..3).prop_map(DomainId)),
         proptest::option::weighted(0.3, kind()),
         proptest::option::weighted(0.1, (0_u8..30).prop_map(|n| format!("e{n}"))),
+        proptest::option::weighted(0.2, word()),
         option(word()),
         proptest::option::weighted(0.2, word()),
         proptest::option::weighted(0.4, labels()),
@@ -564,7 +569,7 @@ fn selector() -> impl Strategy<Value = Selector> {
         called(),
     )
         .prop_map(
-            |(cidr, domain, kind, pod, namespace, region, labels, expressions, around, called)| {
+            |(cidr, domain, kind, pod, name, namespace, region, labels, expressions, around, called)| {
                 let (site, fqdn) = called;
                 Selector {
                     cidr,
@@ -573,6 +578,7 @@ fn selector() -> impl Strategy<Value = Selector> {
                     pod,
                     site,
                     fqdn,
+                    name,
                     namespace,
                     region,
                     labels: labels.unwrap_or_default(),

@@ -288,6 +288,7 @@ fn endpoint(
             EndpointType::Site => EndpointKind::Site,
             EndpointType::External => EndpointKind::External,
         },
+        given_name: None,
         domain: *domains.get(spec.domain.as_str())?,
         addresses: spec.addresses.iter().map(|prefix| prefix.net()).collect(),
         id: text(&spec.id),
