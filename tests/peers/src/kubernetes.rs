@@ -301,7 +301,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A port that nobody listens on. Somebody may take it before it is used; then the server says so.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("loopback has no port")?;
     Ok(listener.local_addr().context("a listener has an address")?.port())
 }

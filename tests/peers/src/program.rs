@@ -6,29 +6,49 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
     name: &'static str,
+    /// What stands before the version in the line of `required` that has it.
     module: &'static str,
-    /// Its go.mod, which alone says the version: the script that builds reads the same line.
-    go_mod: &'static str,
+    /// Its go.mod or requirements.txt, which alone says the version: the script that builds reads the
+    /// same line.
+    required: &'static str,
+    /// Where it is in the directory of its name and version, if it has one.
+    file: Option<&'static str>,
+    /// What building it takes.
+    takes: &'static str,
 }
 
 /// etcd, in which an API server keeps its objects.
 pub const ETCD: Program = Program {
     name: "etcd",
     module: "go.etcd.io/etcd/server/v3",
-    go_mod: include_str!("../etcd/go.mod"),
+    required: include_str!("../etcd/go.mod"),
+    file: None,
+    takes: "minutes and Go",
 };
 
 /// The API server of Kubernetes.
 pub const KUBE_APISERVER: Program = Program {
     name: "kube-apiserver",
     module: "k8s.io/kubernetes",
-    go_mod: include_str!("../kube-apiserver/go.mod"),
+    required: include_str!("../kube-apiserver/go.mod"),
+    file: None,
+    takes: "minutes and Go",
+};
+
+/// AWS, as moto has it.
+pub const MOTO: Program = Program {
+    name: "moto",
+    module: "moto==",
+    required: include_str!("../moto/requirements.txt"),
+    // Written last, when all the others are there.
+    file: Some("run"),
+    takes: "a minute and Python",
 };
 
 impl Program {
-    /// The version, as `v1.2.3`.
+    /// The version, as `v1.2.3` or `1.2.3`.
     pub fn version(&self) -> &'static str {
-        let required = self.go_mod.lines().find_map(|line| {
+        let required = self.required.lines().find_map(|line| {
             let line = line.trim();
             line.strip_prefix("require ").unwrap_or(line).strip_prefix(self.module)
         });
@@ -37,7 +57,8 @@ impl Program {
 
     /// Where `scripts/peers.sh` puts it.
     pub fn path(&self) -> PathBuf {
-        cache().join(format!("{}-{}", self.name, self.version()))
+        let path = cache().join(format!("{}-{}", self.name, self.version()));
+        self.file.map_or_else(|| path.clone(), |file| path.join(file))
     }
 
     /// Its name, without the version.
@@ -60,9 +81,10 @@ pub fn cache() -> PathBuf {
 pub fn missing(programs: &[Program]) -> Option<String> {
     programs.iter().find(|program| !program.path().is_file()).map(|program| {
         format!(
-            "{} {} is not built; `scripts/peers.sh` builds it, which takes minutes and Go",
+            "{} {} is not built; `scripts/peers.sh` builds it, which takes {}",
             program.name,
-            program.version()
+            program.version(),
+            program.takes
         )
     })
 }
@@ -93,15 +115,19 @@ mod tests {
 
     #[test]
     fn the_version_is_that_of_the_module_file() {
-        for (program, major) in [(ETCD, "v3."), (KUBE_APISERVER, "v1.")] {
+        for (program, major, file) in
+            [(ETCD, "v3.", ""), (KUBE_APISERVER, "v1.", ""), (MOTO, "5.1.", "/run")]
+        {
             assert!(program.version().starts_with(major), "{program:?}");
-            assert!(program.path().ends_with(format!("{}-{}", program.name, program.version())));
+            let path = format!("{}-{}{file}", program.name, program.version());
+            assert!(program.path().ends_with(path), "{:?}", program.path());
         }
     }
 
     #[test]
     fn what_is_not_built_is_named_with_what_builds_it() {
-        let absent = Program { name: "absent", module: "m", go_mod: "require m v1.2.3\n" };
+        let absent =
+            Program { name: "absent", required: "require m v1.2.3\n", module: "m", ..ETCD };
         let why = missing(&[absent]).unwrap();
         assert!(why.starts_with("absent v1.2.3 is not built; `scripts/peers.sh`"), "{why}");
     }
