@@ -24,6 +24,7 @@ mod course;
 mod endpoint;
 #[cfg(feature = "fuzz")]
 pub mod foreign;
+mod issuer;
 mod kind;
 mod object;
 mod owner;
@@ -37,5 +38,6 @@ mod watch;
 pub use access::{Access, AccessError};
 pub use cluster::{Batch, Cluster, Settings};
 pub use endpoint::{ClusterName, ClusterNameError, Scope};
+pub use issuer::{IssueError, IssuedToken, Issuer};
 pub use kind::Kind;
 pub use status::{ClusterStatus, KindStatus};
