@@ -168,6 +168,21 @@ async fn accounts_are_entered_by_their_roles_and_fail_each_for_itself() {
     .await;
     assert_eq!(one.kind(REGION, Kind::Vpc).failures, 0, "nothing was asked with an old one");
 
+    let by_base: BTreeSet<String> = fake
+        .asked()
+        .into_iter()
+        .filter(|(account, ..)| account == BASE)
+        .map(|(_, service, action)| format!("{service}:{action}"))
+        .collect();
+    let allowed: serde_json::Value =
+        serde_json::from_str(include_str!("../iam/gateway-policy.json")).unwrap();
+    let allowed = allowed["Statement"][0]["Action"].as_str().unwrap();
+    assert_eq!(
+        by_base,
+        BTreeSet::from([allowed.to_owned()]),
+        "the base becomes others, and no more"
+    );
+
     fake.trust(OTHER_ACCOUNT, false);
     let refused = |it: &Follower| it.error(REGION, Kind::Vpc).contains("AccessDenied");
     other.until("the role is refused", refused).await;
