@@ -15,6 +15,7 @@
 //! a VPC has a domain of its own, they are an endpoint beside the other, in the fabric.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use smartgroups::{Change, DomainId, Endpoint, EndpointKind, Labels, Text};
@@ -49,7 +50,7 @@ impl View {
         let gone = known.keys().filter(|name| !after.contains_key(*name));
         changes.extend(gone.map(|name| Change::Gone(Text::clone(name))));
         let new = after.iter().filter(|(name, endpoint)| known.get(*name) != Some(endpoint));
-        changes.extend(new.map(|(_, endpoint)| Change::Endpoint(Box::new(endpoint.clone()))));
+        changes.extend(new.map(|(_, endpoint)| Change::Endpoint(Arc::new(endpoint.clone()))));
         *known = after;
     }
 

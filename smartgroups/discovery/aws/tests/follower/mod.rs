@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smartgroups::{Change, Endpoint};
@@ -19,7 +20,7 @@ pub(crate) struct Follower {
     account: Account,
     batches: mpsc::Receiver<Batch>,
     start: String,
-    pub(crate) endpoints: BTreeMap<String, Endpoint>,
+    pub(crate) endpoints: BTreeMap<String, Arc<Endpoint>>,
     pub(crate) synced: bool,
     /// All changes, in order.
     pub(crate) changes: Vec<Change>,
@@ -63,7 +64,7 @@ impl Follower {
         for change in &batch.changes {
             match change.clone() {
                 Change::Endpoint(endpoint) => {
-                    self.endpoints.insert(endpoint.name.to_string(), *endpoint);
+                    self.endpoints.insert(endpoint.name.to_string(), endpoint);
                 }
                 Change::Gone(name) => {
                     self.endpoints.remove(&*name).expect("what is removed was there");
