@@ -276,6 +276,59 @@ fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
     values[0]
 }
 
+/// The addition to the unit that sets `ip_forward` late, as the manual has it.
+fn forwarding(manual: &str) -> &str {
+    let (_, rest) = manual.split_once("```ini\n").unwrap();
+    let (addition, _) = rest.split_once("```").unwrap();
+    assert!(addition.contains("forwarding.conf"), "{addition}");
+    addition
+}
+
+/// What the addition has a shell do: by the fourth argument. First beside a daemon that has ended, then
+/// beside one whose metrics are only for those who have a token.
+const FORWARDING: &str = r#"
+site 1
+echo secret-of-this-gateway-and-nobody-else >"$1/token"
+chmod 600 "$1/token"
+configure "$POD" "metrics: { token_file: $1/token }"
+sed -i 's|socket: .*|socket: /run/sluice/sluice.sock|' "$1/sluice.yaml"
+echo 0 >/proc/sys/net/ipv4/ip_forward
+PATH="$3:$PATH"
+forward() {
+    MAINPID=$1 timeout 60 sh -c "$command" 2>/dev/null || echo "ended with $?"
+    cat /proc/sys/net/ipv4/ip_forward
+}
+command=$4
+"$program" version >/dev/null &
+wait $!
+forward $!
+"$program" run --config "$1/sluice.yaml" 2>"$1/said" &
+daemon=$!
+forward $daemon
+kill $daemon
+wait $daemon
+"#;
+
+#[test]
+fn forwarding_begins_with_the_daemon_and_not_without() {
+    const WHAT: &str = "forwarding that begins late";
+    let built = Path::new(GATEWAY).with_file_name("sluicectl");
+    if !built.exists() {
+        return skip(WHAT, "sluicectl is not built");
+    }
+    if !can_run(WHAT, &["timeout", "sysctl"]) {
+        return;
+    }
+    let manual = read("docs/operations.md");
+    let (_, command) = forwarding(&manual).split_once("sh -c '").unwrap();
+    let (command, _) = command.split_once('\'').unwrap();
+    let directory = built.parent().unwrap().to_str().unwrap();
+    let output = run(FORWARDING, "forwarding", &[directory, command]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(said, "ended with 1\n0\n1\n", "{output:?}");
+}
+
 #[test]
 fn systemd_finds_nothing_wrong_with_the_unit() {
     let directory = scratch("unit");
@@ -283,6 +336,9 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     let installed = setting(&unit(), "ExecStart").split_once(' ').unwrap().0.to_owned();
     let file = directory.join("sluice-gateway.service");
     fs::write(&file, unit().replace(&installed, GATEWAY)).unwrap();
+    let more = directory.join("sluice-gateway.service.d");
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("forwarding.conf"), forwarding(&read("docs/operations.md"))).unwrap();
     let verify = Command::new("systemd-analyze")
         .args(["verify", "--recursive-errors=one", "--man=no"])
         .arg(&file)
