@@ -82,7 +82,7 @@ impl Table {
         object::set_order(&mut feed, order)?;
         object::set_order(&mut idle, order)?;
         {
-            let mut programs = sluice.engine()?.datapath.object();
+            let mut programs = sluice.datapath()?.object();
             let fd = programs.xdp(XDP_INGRESS)?.fd()?;
             object::set_next(&mut feed, fd)?;
         }

@@ -28,7 +28,9 @@ pub(crate) trait Dut: Send + Sync {
     fn forget_flows(&mut self) -> Result<()>;
 
     /// What runs beside the traffic, on a thread of its own, while `sending`.
-    fn beside(&self, _sending: &AtomicBool) {}
+    fn beside(&self, _sending: &AtomicBool) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The kernel's forwarding and nothing else.

@@ -269,7 +269,7 @@ pub(crate) const CONTESTS: &[Contest] = &[
         load: Load::Established(1_000_000),
         rows: &[row(
             "churn_cost",
-            "1 M sessions, 100 identity changes a second / none",
+            "1 M sessions, 100 pods a second change to another identity / none",
             Figure::Cost(1, 0),
             Some(Goal::AtMost(1.1)),
         )],

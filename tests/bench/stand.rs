@@ -67,7 +67,7 @@ impl Stand {
         let start = Barrier::new(cores.len());
         let sending = AtomicBool::new(true);
         let rates = thread::scope(|scope| {
-            scope.spawn(|| self.dut.beside(&sending));
+            let beside = scope.spawn(|| self.dut.beside(&sending));
             let workers: Vec<_> = cores
                 .iter()
                 .map(|core| {
@@ -79,6 +79,7 @@ impl Stand {
                 .collect();
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             sending.store(false, Ordering::Relaxed);
+            beside.join().unwrap_or_else(|e| std::panic::resume_unwind(e))?;
             results
                 .into_iter()
                 .map(|result| result.unwrap_or_else(|e| std::panic::resume_unwind(e)))

@@ -2,10 +2,10 @@
 //! daemon does it.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,9 @@ use gateway::datapath::tables::Datapath;
 use gateway::engine::{Engine, detach};
 use gateway::kept::Kept;
 use gateway::net::Follower;
+use policy_compiler::{Amendment, Image};
 use serde_json::json;
+use smartgroups::DomainId;
 use xdp_abi::event::ENDED_REOPENED;
 use xdp_abi::session::{Link, Meta, State};
 
@@ -53,13 +55,50 @@ pub(crate) struct Sluice {
 }
 
 struct Running {
-    engine: Engine,
+    engine: Mutex<Engine>,
+    datapath: Arc<Datapath>,
     config: Arc<Config>,
     events: Mutex<RingBuf<MapData>>,
     /// Frames come out of a veth in NAPI only below an XDP program.
     _napi: Option<Ebpf>,
-    /// Which address changes its identity next.
-    next_change: AtomicU32,
+    churn: Mutex<Churn>,
+}
+
+/// Pods that change their identity one after the other, as discovery has them do: each to one of
+/// two that pods have, and with the next change to the other.
+struct Churn {
+    /// Every pod, and the index of the identity that it has.
+    pods: Vec<(DomainId, IpAddr, u32)>,
+    /// The two.
+    identities: [u32; 2],
+    /// How many changes there were.
+    changes: u32,
+}
+
+impl Churn {
+    fn new(image: &Image) -> Result<Self> {
+        let is_pod = |address: IpAddr| {
+            let IpAddr::V4(address) = address else { return false };
+            (FIRST_SOURCE..FIRST_SOURCE + SOURCES).contains(&u32::from(address))
+        };
+        let pods: Vec<_> = image.hosts.iter().copied().filter(|host| is_pod(host.1)).collect();
+        ensure!(pods.len() == SOURCES as usize, "the policy knows {} pods", pods.len());
+        let one = pods[0].2;
+        let other = pods.iter().map(|pod| pod.2).find(|identity| *identity != one);
+        let other = other.context("all pods have the same identity")?;
+        Ok(Self { pods, identities: [one, other], changes: 0 })
+    }
+
+    /// The next change; what it says of a pod differs from what was so.
+    fn next(&mut self) -> Amendment {
+        let which = self.changes.wrapping_mul(2_654_435_761) % SOURCES;
+        self.changes = self.changes.wrapping_add(1);
+        let (domain, address, identity) = &mut self.pods[which as usize];
+        let [one, other] = self.identities;
+        *identity = if *identity == one { other } else { one };
+        let hosts = vec![(*domain, *address, Some(*identity))];
+        Amendment { hosts, ..Amendment::default() }
+    }
 }
 
 impl Sluice {
@@ -104,11 +143,6 @@ impl Sluice {
         self
     }
 
-    /// The engine, once it is set up.
-    pub(crate) fn engine(&self) -> Result<&Engine> {
-        Ok(&self.running()?.engine)
-    }
-
     /// Where its maps are pinned, once it is set up.
     pub(crate) fn pins(&self) -> Result<&Path> {
         Ok(&self.running()?.config.gateway.pin_path)
@@ -116,7 +150,7 @@ impl Sluice {
 
     /// The tables, once it is set up.
     pub(crate) fn datapath(&self) -> Result<&Datapath> {
-        Ok(&self.running()?.engine.datapath)
+        Ok(&self.running()?.datapath)
     }
 
     fn running(&self) -> Result<&Running> {
@@ -170,7 +204,7 @@ impl Sluice {
     /// Empties the ring of events.
     pub(crate) fn drain(&self) {
         let Some(running) = &self.running else { return };
-        let mut events = running.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = lock(&running.events);
         while events.next().is_some() {}
     }
 }
@@ -204,13 +238,15 @@ impl Dut for Sluice {
             }
         };
         let engine = Engine::start(Arc::clone(&config), &network, Kept::default())?;
-        let events = engine.datapath.take_events().context("the ring of events is taken")?;
+        let datapath = Arc::clone(&engine.datapath);
+        let events = datapath.take_events().context("the ring of events is taken")?;
         self.running = Some(Running {
-            engine,
+            engine: Mutex::new(engine),
+            datapath,
+            churn: Mutex::new(Churn::new(&config.image)?),
             config,
             events: Mutex::new(events),
             _napi: napi,
-            next_change: AtomicU32::new(0),
         });
         Ok(())
     }
@@ -235,7 +271,7 @@ impl Dut for Sluice {
     }
 
     /// Reads the events, as the daemon does, and changes identities if that is asked for.
-    fn beside(&self, sending: &AtomicBool) {
+    fn beside(&self, sending: &AtomicBool) -> Result<()> {
         let start = Instant::now();
         let mut changed = 0;
         while sending.load(Ordering::Relaxed) {
@@ -245,23 +281,28 @@ impl Dut for Sluice {
             let due = (start.elapsed().as_secs_f64() * f64::from(CHANGES_PER_SECOND)) as u32;
             while changed < due {
                 changed += 1;
-                let change = running.next_change.fetch_add(1, Ordering::Relaxed);
-                let address = FIRST_SOURCE + change.wrapping_mul(2_654_435_761) % SOURCES;
-                running.engine.touch(1, Ipv4Addr::from(address));
+                let change = lock(&running.churn).next();
+                let judged_again = lock(&running.engine).amend(&change)?;
+                ensure!(judged_again.is_some(), "{change:?} is none of the policy in force");
             }
         }
+        Ok(())
     }
 }
 
 impl Drop for Sluice {
     fn drop(&mut self) {
-        let Some(Running { engine, config, .. }) = self.running.take() else { return };
-        drop(engine);
+        let Some(Running { engine, datapath, config, .. }) = self.running.take() else { return };
+        drop((engine, datapath));
         // The last guard goes with the namespace.
         if let Err(error) = detach(&config, false) {
             eprintln!("{} leaves something behind: {error}", self.name);
         }
     }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A directory for the pins of one gateway, in the file system that [`private_pins`] mounted.
@@ -287,4 +328,26 @@ pub(crate) fn private_pins() -> Result<()> {
     fs::create_dir_all(BPFFS).with_context(|| format!("cannot make {BPFFS}"))?;
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
         .context("cannot mount a BPF file system")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_change_gives_a_pod_another_identity_and_never_a_new_one() {
+        let config = Sluice::new(1 << 17).config(Path::new("/sys/fs/bpf/bench")).unwrap();
+        let mut churn = Churn::new(&config.image).unwrap();
+        let mut now: BTreeMap<_, _> =
+            churn.pods.iter().map(|(_, address, identity)| (*address, *identity)).collect();
+        for _ in 0..3 * SOURCES {
+            let change = churn.next();
+            assert!(change.identities.is_empty() && change.prefixes.is_empty(), "{change:?}");
+            let [(_, address, Some(identity))] = change.hosts[..] else { panic!("{change:?}") };
+            let before = now.insert(address, identity).unwrap();
+            assert!(before != identity && churn.identities.contains(&identity), "{change:?}");
+        }
+        assert_eq!(now.len(), SOURCES as usize);
+    }
 }
