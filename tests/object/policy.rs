@@ -9,7 +9,7 @@
 //! that occur and ports are borders of the ranges that occur, just inside and just outside.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -19,8 +19,9 @@ use gateway::datapath::numbers::Numbers;
 use gateway::datapath::object::{Hooks, Sizes};
 use gateway::datapath::places::Places;
 use gateway::datapath::publish::{Publisher, WaysOut};
-use gateway::datapath::tables::Datapath;
+use gateway::datapath::tables::{Datapath, lock};
 use gateway::flows::live::Tables4;
+use gateway::net::Address;
 use ipnet::{IpNet, Ipv4Net};
 use lab::Need;
 use policy_compiler::{
@@ -716,6 +717,60 @@ fn places_that_have_no_room_leave_those_that_stand() -> Result<()> {
     some.write(datapath, &before)?;
     others.write(datapath, &some)?;
     before.write(datapath, &others)?;
+    Ok(())
+}
+
+#[test]
+fn addresses_and_links_make_room_for_others_and_what_fails_leaves_nothing() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let kernel = Kernel::load(&stand)?;
+    let datapath = kernel.tables.datapath();
+    let config = config(Rules::Usual)?;
+    let numbers = Numbers::default().with(&config.gateway);
+    // So many addresses of each family from some number on, beside those of the stand.
+    let with = |numbers_of: std::ops::Range<u32>| {
+        let mut network = stand.network.clone();
+        for number in numbers_of {
+            for address in [
+                IpAddr::V4(Ipv4Addr::from(0x0ae6_0000 + number)),
+                IpAddr::V6(Ipv6Addr::from(0xfd00 << 112 | u128::from(number))),
+            ] {
+                let prefix_len = if address.is_ipv4() { 32 } else { 128 };
+                let own = Address { ifindex: 1, address, prefix_len, scope: 0, secondary: true };
+                network.addresses.insert((1, address, prefix_len), own);
+            }
+        }
+        Places::of(&config, &network, &served(), &numbers)
+    };
+    let written = |places: &Places| {
+        let mut found: Vec<_> =
+            lock(&datapath.locals).keys().flatten().map(Ipv4Addr::from).collect();
+        found.sort_unstable();
+        found.into_iter().eq(places.locals.iter().copied())
+    };
+    let (some, others) = (with(0..4_000), with(150..4_150));
+    ensure!(some.too_many().is_none() && others.too_many().is_none());
+    some.write(datapath, &Places::default())?;
+    others.write(datapath, &some)?;
+    ensure!(written(&others) && lock(&datapath.locals6).keys().count() >= 4_000);
+    some.write(datapath, &others)?;
+
+    // What a table refuses has not half changed it; and it is no obstacle to what comes then.
+    let strays: Vec<_> = (0..60).map(|n: u8| [192, 0, 2, n]).collect();
+    for stray in &strays {
+        lock(&datapath.locals).insert(stray, 1, 0)?;
+    }
+    let count = || lock(&datapath.locals).keys().count();
+    let before = count();
+    ensure!(with(0..4_080).write(datapath, &some).is_err(), "it has found room");
+    ensure!(count() == before, "{} of {before} addresses", count());
+    for stray in &strays {
+        lock(&datapath.locals).remove(stray)?;
+    }
+    let few = with(0..5);
+    few.write(datapath, &some)?;
+    ensure!(written(&few), "{} addresses", count());
     Ok(())
 }
 

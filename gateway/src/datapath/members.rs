@@ -1,10 +1,11 @@
 //! Who has which identity, in the tables of one bank.
 //!
 //! The tables of a policy in force change while packets are judged by them, entry by entry. So the
-//! order matters: at any moment each address has either the identity that it had or the one that it
-//! is about to have, and never that of a prefix that shows only for a moment in between.
+//! order matters ([`nested`]): at any moment each address has either the identity that it had or the one
+//! that it is about to have, and never that of a prefix that shows only for a moment in between.
 
 use super::{
+    nested::{self, in_turn},
     publish::PublishError,
     tables::{Datapath, lock, prefix_key},
 };
@@ -20,7 +21,7 @@ use xdp_abi::policy::{HostKey4, IdentityRef, PrefixKey4};
 /// An address, or all of a prefix, in its domain.
 pub(super) type Place = (DomainId, Ipv4Net);
 /// Who is there, by the place of its identity in the tables; nobody of their own if there is none.
-pub(super) type Change = (Place, Option<u32>);
+pub(super) type Change = nested::Change<DomainId, u32>;
 
 /// The bits of a prefix's key before its address, which match whole.
 const FIXED: u32 = 32;
@@ -136,19 +137,6 @@ impl Members {
     }
 }
 
-/// Changes in the order in which they are written. What comes, the longest prefix first, so that
-/// nothing shorter shows where something longer is about to be; then what goes, the shortest first, so
-/// that nothing shorter shows where something longer was. Without room beside one another what goes
-/// has to go first.
-fn in_turn(changes: &[Change], have_room: bool) -> Vec<Change> {
-    let mut changes = changes.to_vec();
-    changes.sort_unstable_by_key(|((_, net), at)| match at {
-        Some(_) => (!have_room, HOST - net.prefix_len()),
-        None => (have_room, net.prefix_len()),
-    });
-    changes
-}
-
 /// A single address has this identity, or none of its own. It may be gone already: then there is
 /// nothing to remove.
 fn write_host(
@@ -203,68 +191,4 @@ pub(super) fn entries<T: Copy>(
         IpNet::V6(_) => None,
     });
     hosts.chain(prefixes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Few prefixes within one another, so that every way of hiding and showing comes up.
-    fn nets() -> impl Strategy<Value = HashMap<Place, u32>> {
-        let net = (0..8_u32, 29..=HOST).prop_map(|(low, length)| {
-            let address = Ipv4Addr::from(0x6440_0000 | low);
-            (DomainId(1), Ipv4Net::new_assert(address, length).trunc())
-        });
-        prop::collection::hash_map(net, 0..4_u32, 0..8)
-    }
-
-    fn seen(table: &HashMap<Place, u32>, address: u32) -> Option<u32> {
-        let address = Ipv4Addr::from(address);
-        let around = table.iter().filter(|((_, net), _)| net.contains(&address));
-        around.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, at)| *at)
-    }
-
-    proptest! {
-        #[test]
-        fn every_address_goes_from_what_it_was_to_what_it_is(old in nets(), new in nets()) {
-            let gone = old.keys().filter(|place| !new.contains_key(place));
-            let gone = gone.map(|place| (*place, None));
-            let come = new.iter().filter(|(place, at)| old.get(place) != Some(at));
-            let changes: Vec<_> =
-                gone.chain(come.map(|(place, at)| (*place, Some(*at)))).collect();
-            let mut table = old.clone();
-            for (place, at) in in_turn(&changes, true) {
-                match at {
-                    Some(at) => table.insert(place, at),
-                    None => table.remove(&place),
-                };
-                for address in 0x6440_0000..0x6440_0008 {
-                    let now = seen(&table, address);
-                    prop_assert!(
-                        now == seen(&old, address) || now == seen(&new, address),
-                        "{} of {:?} on the way to {:?}", address, old, new
-                    );
-                }
-            }
-            prop_assert_eq!(table, new);
-        }
-
-        #[test]
-        fn without_room_a_table_never_holds_more_than_before_or_after(old in nets(), new in nets()) {
-            let gone = old.keys().filter(|place| !new.contains_key(place));
-            let gone = gone.map(|place| (*place, None));
-            let changes: Vec<_> =
-                gone.chain(new.iter().map(|(place, at)| (*place, Some(*at)))).collect();
-            let mut table = old.clone();
-            for (place, at) in in_turn(&changes, false) {
-                match at {
-                    Some(at) => table.insert(place, at),
-                    None => table.remove(&place),
-                };
-                prop_assert!(table.len() <= old.len().max(new.len()));
-            }
-            prop_assert_eq!(table, new);
-        }
-    }
 }

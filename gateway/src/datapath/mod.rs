@@ -14,6 +14,7 @@ mod link;
 pub mod managed;
 mod members;
 pub mod memory;
+mod nested;
 mod non_routable;
 pub mod numbers;
 pub mod object;

@@ -6,7 +6,7 @@
 
 use super::{
     behind::{self, NOBODY, Sources},
-    hops,
+    hops, nested,
     numbers::Numbers,
     publish::WaysOut,
     tables::{Datapath, lock, prefix_key},
@@ -16,7 +16,10 @@ use crate::{
     net::{Link, NetworkState},
 };
 use api::value::Prefix4;
-use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
+use aya::{
+    Pod,
+    maps::{HashMap as HashTable, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
 use ipnet::Ipv4Net;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
@@ -25,8 +28,8 @@ use std::{
 };
 use xdp_abi::forward::{
     ATTACHED, Attachment, FABRIC, INTERFACES, KIND_CONNECTION, KIND_INTERNET, KIND_SPOKE,
-    LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PLACE_ENTRIES, PORT_PREFIXES, PORTS, PortAddress4,
-    PortInfo, ROUTABLE, port,
+    LINK_ENTRIES, LINK_REDIRECT, LINK_UP, LinkInfo, NO_GLANCE, PLACE_ENTRIES, PORT_PREFIXES, PORTS,
+    PortAddress4, PortInfo, ROUTABLE, port,
 };
 use xdp_abi::session::NETWORK_EPOCH;
 
@@ -257,14 +260,15 @@ impl Places {
     /// What has no room in the tables, in words: then nothing of this is to be written.
     pub fn too_many(&self) -> Option<String> {
         let stated = [
-            ("sources", self.sources.len()),
-            ("routes", self.routes.len()),
-            ("carries", self.carries.len()),
-            ("addresses of the machine", self.locals.len()),
-            ("IPv6 addresses of the machine", self.locals6.len()),
+            ("sources", self.sources.len(), PLACE_ENTRIES),
+            ("routes", self.routes.len(), PLACE_ENTRIES),
+            ("carries", self.carries.len(), PLACE_ENTRIES),
+            ("addresses of the machine", self.locals.len(), PLACE_ENTRIES),
+            ("IPv6 addresses of the machine", self.locals6.len(), PLACE_ENTRIES),
+            ("interfaces and VLANs", self.links.len(), LINK_ENTRIES),
         ];
-        let room = PLACE_ENTRIES as usize;
-        let (what, need) = stated.into_iter().find(|(_, need)| *need > room)?;
+        let (what, need, room) =
+            stated.into_iter().find(|(_, need, room)| *need > *room as usize)?;
         Some(format!("there are {need} {what} in all; there is room for {room}"))
     }
 
@@ -369,10 +373,15 @@ impl Places {
         Self { locals: self.locals.clone(), locals6: self.locals6.clone(), ..between }
     }
 
-    /// Brings the tables from `before` to this. If that fails, what says who may come from where
-    /// and leave as what is as it was.
+    /// Brings the tables from `before` to this. If that fails, everything is as it was: what was
+    /// written by half would be in the way of whatever comes next.
     pub fn write(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
-        self.write_or_restore(datapath, before, || before.prefix_tables())
+        let written = self.write_or_restore(datapath, before, || before.prefix_tables());
+        if written.is_err() {
+            // It had room.
+            let _ = before.write_machine(datapath, self);
+        }
+        written
     }
 
     /// The same for places that are in force: next hops follow, also if not all of it could be written; a
@@ -406,33 +415,7 @@ impl Places {
         prefixes(&datapath.sources, &self.sources, &before.sources)?;
         prefixes(&datapath.routes, &self.routes, &before.routes)?;
         prefixes(&datapath.carries, &self.carries, &before.carries)?;
-        {
-            let mut links = lock(&datapath.links);
-            for (ifindex, info) in &self.links {
-                links.insert(ifindex, *info, 0)?;
-            }
-            for ifindex in before.links.keys().filter(|ifindex| !self.links.contains_key(ifindex)) {
-                let _ = links.remove(ifindex);
-            }
-        }
-        {
-            let mut locals = lock(&datapath.locals);
-            for address in &self.locals {
-                locals.insert(address.octets(), 1, 0)?;
-            }
-            for address in before.locals.difference(&self.locals) {
-                let _ = locals.remove(&address.octets());
-            }
-        }
-        {
-            let mut locals = lock(&datapath.locals6);
-            for address in &self.locals6 {
-                locals.insert(address.octets(), 1, 0)?;
-            }
-            for address in before.locals6.difference(&self.locals6) {
-                let _ = locals.remove(&address.octets());
-            }
-        }
+        self.write_machine(datapath, before)?;
         for place in before.ports.keys().filter(|place| !self.ports.contains_key(place)) {
             datapath.ports.set(*place, &PortInfo::default());
         }
@@ -446,6 +429,19 @@ impl Places {
             datapath.attachments.set(u32::from(*number), attachment);
         }
         Ok(())
+    }
+
+    /// Links, and the machine's own addresses.
+    fn write_machine(&self, datapath: &Datapath, before: &Self) -> Result<(), MapError> {
+        let links = self.links.iter().map(|(ifindex, info)| (*ifindex, *info)).collect();
+        let gone = before.links.keys().filter(|ifindex| !self.links.contains_key(ifindex));
+        entries(&datapath.links, links, gone.copied().collect(), LINK_ENTRIES)?;
+        let locals = self.locals.iter().map(|address| (address.octets(), 1)).collect();
+        let gone = before.locals.difference(&self.locals).map(Ipv4Addr::octets);
+        entries(&datapath.locals, locals, gone.collect(), PLACE_ENTRIES)?;
+        let locals = self.locals6.iter().map(|address| (address.octets(), 1)).collect();
+        let gone = before.locals6.difference(&self.locals6).map(Ipv6Addr::octets);
+        entries(&datapath.locals6, locals, gone.collect(), PLACE_ENTRIES)
     }
 
     /// One attachment behind one link.
@@ -591,17 +587,54 @@ fn prefix_place((place, prefix): &(u32, Ipv4Net)) -> Key<PortAddress4> {
 /// Brings a prefix map from one state to another.
 fn prefixes(map: &PrefixMap, wanted: &PrefixTable, before: &PrefixTable) -> Result<(), MapError> {
     let mut map = lock(map);
-    let gone = || before.keys().filter(|place| !wanted.contains_key(place));
-    // What goes on has its prefix all the time; what comes waits for room if it has to.
-    let is_tight = wanted.len() + gone().count() > PLACE_ENTRIES as usize;
-    if is_tight {
-        gone().for_each(|place| drop(map.remove(&prefix_place(place))));
+    for (place, number) in turns(wanted, before, PLACE_ENTRIES as usize) {
+        match number {
+            Some(number) => map.insert(&prefix_place(&place), u32::from(number), 0)?,
+            // It may be gone already: then there is nothing to remove.
+            None => drop(map.remove(&prefix_place(&place))),
+        }
     }
-    for (place, number) in wanted {
-        map.insert(&prefix_place(place), u32::from(*number), 0)?;
+    Ok(())
+}
+
+/// What changes, in an order in which nobody is taken for whom he is neither before nor after. What
+/// comes waits for room if it has to; then some are nobody for a moment.
+fn turns(wanted: &PrefixTable, before: &PrefixTable, room: usize) -> Vec<nested::Change<u32, u16>> {
+    let gone = before.keys().filter(|place| !wanted.contains_key(place));
+    let gone: Vec<_> = gone.map(|place| (*place, None)).collect();
+    let is_tight = wanted.len() + gone.len() > room;
+    let come = wanted.iter().filter(|(place, number)| before.get(place) != Some(number));
+    let come = come.map(|(place, number)| (*place, Some(*number)));
+    let changes: Vec<_> = gone.into_iter().chain(come).collect();
+    if is_tight {
+        let stays = |place: &_| wanted.get(place).filter(|_| before.contains_key(place)).copied();
+        nested::in_turn_without_room(&changes, stays)
+    } else {
+        nested::in_turn(&changes, true)
+    }
+}
+
+/// Brings a hash map with room for so many entries to one state from another. What goes on is there
+/// all the time; what comes waits for room if it has to.
+fn entries<K: Pod, V: Pod>(
+    map: &Mutex<HashTable<MapData, K, V>>,
+    wanted: Vec<(K, V)>,
+    gone: Vec<K>,
+    room: u32,
+) -> Result<(), MapError> {
+    let mut map = lock(map);
+    let make_room = |map: &mut HashTable<MapData, K, V>| {
+        gone.iter().for_each(|key| drop(map.remove(key)));
+    };
+    let is_tight = wanted.len() + gone.len() > room as usize;
+    if is_tight {
+        make_room(&mut map);
+    }
+    for (key, value) in wanted {
+        map.insert(key, value, 0)?;
     }
     if !is_tight {
-        gone().for_each(|place| drop(map.remove(&prefix_place(place))));
+        make_room(&mut map);
     }
     Ok(())
 }
@@ -867,6 +900,48 @@ mod tests {
             (vec![("10.0.0.0/8", 1), ("10.1.0.0/16", 2), ("0.0.0.0/0", 0), ("9.0.0.0/8", 4)], None),
         ] {
             assert_eq!(glance(&prefixes).as_deref(), expected, "{prefixes:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_widened_or_narrowed_lets_nobody_else_through() {
+        let table = |texts: &[(&str, u16)]| -> PrefixTable {
+            texts.iter().map(|(net, number)| ((7, net.parse().unwrap()), *number)).collect()
+        };
+        let narrow = table(&[("203.0.113.0/24", 1)]);
+        let wide = table(&[("0.0.0.0/0", 1), ("10.31.0.0/16", NOBODY), ("10.64.0.0/10", NOBODY)]);
+        let less = table(&[("0.0.0.0/0", 1), ("10.31.0.0/16", NOBODY), ("10.128.0.0/9", NOBODY)]);
+        let seen = |table: &PrefixTable, address: &str| {
+            let address: Ipv4Addr = address.parse().unwrap();
+            let around = table.iter().filter(|((_, net), _)| net.contains(&address));
+            let longest = around.max_by_key(|((_, net), _)| net.prefix_len());
+            longest.map_or(NOBODY, |(_, number)| *number)
+        };
+        for (before, wanted, room) in [
+            (&narrow, &wide, 8),
+            (&narrow, &wide, 3),
+            (&wide, &narrow, 8),
+            (&wide, &narrow, 3),
+            (&wide, &less, 8),
+            (&wide, &less, 3), // what stays is away while there is no room for what is within it
+        ] {
+            let mut table = before.clone();
+            for (place, number) in turns(wanted, before, room) {
+                match number {
+                    Some(number) => table.insert(place, number),
+                    None => table.remove(&place),
+                };
+                assert!(table.len() <= room, "{table:?}");
+                let forged = seen(&table, "10.31.99.1");
+                assert_eq!(forged, NOBODY, "{table:?} on the way from {before:?} to {wanted:?}");
+                let gone = seen(&table, "10.64.9.9");
+                let may_be = [seen(before, "10.64.9.9"), seen(wanted, "10.64.9.9"), NOBODY];
+                assert!(
+                    may_be.contains(&gone),
+                    "{table:?} on the way from {before:?} to {wanted:?}"
+                );
+            }
+            assert_eq!(&table, wanted);
         }
     }
 

@@ -79,6 +79,8 @@ pub struct PortAddress4 {
 /// Entries of each table of places: prefixes that are sources, routes or carried, of all
 /// attachments together, and the machine's own addresses.
 pub const PLACE_ENTRIES: u32 = 4096;
+/// Interfaces, those of VLANs too.
+pub const LINK_ENTRIES: u32 = 1024;
 
 /// What the datapath has to know of an interface.
 #[derive(

@@ -23,8 +23,8 @@ use xdp_abi::{
     count::{Counters, RuleCount},
     event::Event4,
     forward::{
-        ATTACHMENTS as ATTACHMENTS_ROOM, Attachment, Hop, LinkInfo, NextHop, NextHopKey,
-        PLACE_ENTRIES, PORTS as PORTS_ROOM, PortAddress4, PortInfo,
+        ATTACHMENTS as ATTACHMENTS_ROOM, Attachment, Hop, LINK_ENTRIES, LinkInfo, NextHop,
+        NextHopKey, PLACE_ENTRIES, PORTS as PORTS_ROOM, PortAddress4, PortInfo,
     },
     policy::{
         CLASS_TABLE, HostKey4, IdentityRef, POOL_ADDRESSES, PoolAddress, PrefixKey4,
@@ -59,7 +59,8 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static RULE_COUNTS: PerCpuArray<RuleCount> = PerCpuArray::with_max_entries(1024, 0);
 #[map]
-static HOSTS4: HashMap<HostKey4, IdentityRef> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+static HOSTS4: HashMap<HostKey4, IdentityRef> =
+    HashMap::with_max_entries(LINK_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
 static PREFIXES4: LpmTrie<PrefixKey4, IdentityRef> =
     LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
