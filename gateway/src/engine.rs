@@ -11,7 +11,7 @@ use crate::{
         hops, layout,
         managed::Managed,
         numbers::Numbers,
-        object::{Sizes, settle},
+        object::{Hooks, Sizes, settle},
         pairs::Cooling,
         places::Places,
         plan::Pools,
@@ -237,7 +237,7 @@ impl Engine {
         network: &NetworkState,
         kept: Kept,
     ) -> Result<Looked, EngineError> {
-        let served = interfaces::served(&config, network);
+        let served = interfaces::served(&config, network, Hooks::ALL);
         let numbers = kept.numbers.with(&config.gateway);
         let places = Places::of(&config, network, &served, &numbers);
         refuse_too_many(&places)?;
@@ -407,11 +407,12 @@ impl Engine {
         fixed::refuse(&self.config, &config).map_err(EngineError::Config)?;
         let numbers = self.numbers.with(&config.gateway);
         announce(&config, &numbers);
-        let served = interfaces::served(&config, network);
+        let loaded = self.datapath.hooks;
+        let served = interfaces::served(&config, network, loaded);
         let places = Places::of(&config, network, &served, &numbers).with_ways_of(&self.places);
         refuse_too_many(&places)?;
         interfaces::refuse_new(&config, &places.missing, &interfaces::devices(&self.config))
-            .and_then(|()| interfaces::refuse_not_loaded(&config, &places, self.datapath.hooks))
+            .and_then(|()| interfaces::refuse_not_loaded(&config, &self.config, &places, loaded))
             .map_err(EngineError::Config)?;
         let pools = self.publisher.plan(&self.datapath, &image)?;
         if numbers != self.numbers {
@@ -616,7 +617,7 @@ impl Engine {
             }
             self.managed.forget(*ifindex);
         }
-        let served = interfaces::served(&self.config, network);
+        let served = interfaces::served(&self.config, network, self.datapath.hooks);
         let places =
             Places::of(&self.config, network, &served, &self.numbers).with_ways_of(&self.places);
         if places != self.places {

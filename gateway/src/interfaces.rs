@@ -13,8 +13,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Which hook serves each interface.
-pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Served> {
+/// Which hook serves each interface. Where it is left to us it is one whose programs are `loaded`, as
+/// far as that is possible: before any are, all of them may be.
+pub fn served(config: &Config, network: &NetworkState, loaded: Hooks) -> BTreeMap<String, Served> {
     let mut served = BTreeMap::new();
     for attachment in &config.gateway.attachments {
         // Attachments that share an interface share its hook.
@@ -28,7 +29,7 @@ pub fn served(config: &Config, network: &NetworkState) -> BTreeMap<String, Serve
                 let link = network.links.values().find(|link| link.name == attachment.interface);
                 link.map_or(Served::Tc, |link| {
                     let ask = || net::xdp_features(link.ifindex).ok().flatten();
-                    suitable(link.kind.as_deref(), ask)
+                    chosen(suitable(link.kind.as_deref(), ask), loaded)
                 })
             }
         };
@@ -47,6 +48,14 @@ fn suitable(kind: Option<&str>, ask: impl FnOnce() -> Option<XdpFeatures>) -> Se
     match ask() {
         Some(xdp) if xdp.native && xdp.redirect => Served::Xdp,
         Some(_) | None => Served::Tc,
+    }
+}
+
+/// TC serves any interface; XDP none that it does not suit, whatever else is not loaded.
+fn chosen(suitable: Served, loaded: Hooks) -> Served {
+    match suitable {
+        Served::Xdp if loaded.xdp => Served::Xdp,
+        Served::Xdp | Served::Tc => Served::Tc,
     }
 }
 
@@ -122,15 +131,21 @@ pub fn refuse_none(config: &Config, places: &Places) -> Result<(), Vec<ConfigErr
     refuse(config, "interface", faults)
 }
 
-/// Refuses an interface that is to be served by programs which are not loaded.
+/// Refuses an interface that is to be served by programs which are not loaded, if the file asks for
+/// that: not where one that is `in_force` as it is stated came back under another driver.
 ///
 /// # Errors
 /// The attachments there.
 pub fn refuse_not_loaded(
     config: &Config,
+    in_force: &Config,
     places: &Places,
     loaded: Hooks,
 ) -> Result<(), Vec<ConfigError>> {
+    let is_stated_anew = |stated: &Attachment| {
+        let known = in_force.gateway.attachments.iter();
+        !known.into_iter().any(|at| (&at.interface, at.hook) == (&stated.interface, stated.hook))
+    };
     let lacking = |interface: &str| {
         let (_, hook) = places.interfaces.values().find(|(name, _)| name == interface)?;
         match hook {
@@ -138,15 +153,15 @@ pub fn refuse_not_loaded(
             Served::Tc => (!loaded.tc).then_some("TC"),
         }
     };
-    let faults =
-        config.gateway.attachments.iter().filter_map(|Attachment { name, interface, .. }| {
-            let hook = lacking(interface)?;
-            let message = format!(
-                "`{interface}` would be served by {hook}, and so far no interface is; that takes a \
+    let stated = config.gateway.attachments.iter().filter(|stated| is_stated_anew(stated));
+    let faults = stated.filter_map(|Attachment { name, interface, .. }| {
+        let hook = lacking(interface)?;
+        let message = format!(
+            "`{interface}` would be served by {hook}, and so far no interface is; that takes a \
              restart"
-            );
-            Some((name.as_str(), message))
-        });
+        );
+        Some((name.as_str(), message))
+    });
     refuse(config, "hook", faults)
 }
 
@@ -183,7 +198,8 @@ mod tests {
         let mut network = testing::network_of(&config);
         network.links.retain(|ifindex, _| !missing.contains(ifindex));
         let numbers = Numbers::default().with(&config.gateway);
-        let places = Places::of(&config, &network, &served(&config, &network), &numbers);
+        let places =
+            Places::of(&config, &network, &served(&config, &network, Hooks::ALL), &numbers);
         (config, places)
     }
 
@@ -204,9 +220,13 @@ mod tests {
     #[test]
     fn a_hook_whose_programs_are_not_loaded_is_refused_where_it_is_asked_for() {
         let (config, places) = without(&[], Hook::Xdp);
-        assert_eq!(refuse_not_loaded(&config, &places, in_use(&places)), Ok(()));
+        let (before, _) = without(&[], Hook::Tc);
+        assert_eq!(refuse_not_loaded(&config, &before, &places, in_use(&places)), Ok(()));
         let loaded = Hooks { xdp: false, tc: true };
-        let [refused] = &refuse_not_loaded(&config, &places, loaded).unwrap_err()[..] else {
+        // What was in force as it is stated now has changed by itself.
+        assert_eq!(refuse_not_loaded(&config, &config, &places, loaded), Ok(()));
+        let [refused] = &refuse_not_loaded(&config, &before, &places, loaded).unwrap_err()[..]
+        else {
             panic!("one")
         };
         assert_eq!(
@@ -230,6 +250,20 @@ mod tests {
             (Some("veth"), can(true, true), Served::Tc),
         ] {
             assert_eq!(suitable(kind, || xdp), hook, "{kind:?} {xdp:?}");
+        }
+    }
+
+    #[test]
+    fn a_hook_that_is_left_to_us_is_one_that_is_loaded_where_that_serves() {
+        let hooks = |xdp, tc| Hooks { xdp, tc };
+        for (suitable, loaded, hook) in [
+            (Served::Xdp, Hooks::ALL, Served::Xdp),
+            (Served::Xdp, hooks(true, false), Served::Xdp),
+            (Served::Xdp, hooks(false, true), Served::Tc),
+            (Served::Tc, Hooks::ALL, Served::Tc),
+            (Served::Tc, hooks(true, false), Served::Tc), // it takes a restart
+        ] {
+            assert_eq!(chosen(suitable, loaded), hook, "{suitable:?} {loaded:?}");
         }
     }
 

@@ -53,6 +53,17 @@ pub enum AttachError {
         /// The interface.
         interface: String,
     },
+    /// No interface was served in this way when the daemon started.
+    #[error(
+        "`{interface}` can only be served by {hook}, whose programs were not loaded at the start \
+         because no interface needed them; a restart loads them"
+    )]
+    NotLoaded {
+        /// The interface.
+        interface: String,
+        /// `XDP` or `TC ingress`.
+        hook: &'static str,
+    },
     /// Another interface came to have its name meanwhile.
     #[error("`{interface}` is another interface than it was a moment ago; it is tried again")]
     Renamed {
@@ -389,6 +400,12 @@ fn attach(
         hook: place.label(),
         source,
     };
+    if !datapath.hooks.have(program) {
+        return Err(AttachError::NotLoaded {
+            interface: interface.to_owned(),
+            hook: place.label(),
+        });
+    }
     let renamed = || AttachError::Renamed { interface: interface.to_owned() };
     let name = program;
     let mut object = datapath.object();

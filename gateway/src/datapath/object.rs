@@ -228,6 +228,21 @@ pub struct Hooks {
     pub tc: bool,
 }
 
+impl Hooks {
+    /// Whatever there may be.
+    pub const ALL: Self = Self { xdp: true, tc: true };
+
+    /// Whether the program of this name is loaded.
+    pub fn have(self, program: &str) -> bool {
+        match program {
+            names::XDP_INGRESS => self.xdp,
+            names::TC_INGRESS => self.tc,
+            // What serves both.
+            _ => true,
+        }
+    }
+}
+
 /// Arrays of tail-call targets. The kernel empties one when no pin and no process holds it, so
 /// they are pinned; but every load has its own, because a packet must not change from the
 /// programs of one load to those of another in the middle.
