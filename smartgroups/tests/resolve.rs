@@ -569,7 +569,19 @@ fn selector() -> impl Strategy<Value = Selector> {
         called(),
     )
         .prop_map(
-            |(cidr, domain, kind, pod, name, namespace, region, labels, expressions, around, called)| {
+            |(
+                cidr,
+                domain,
+                kind,
+                pod,
+                name,
+                namespace,
+                region,
+                labels,
+                expressions,
+                around,
+                called,
+            )| {
                 let (site, fqdn) = called;
                 Selector {
                     cidr,
