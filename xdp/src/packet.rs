@@ -107,8 +107,9 @@ pub struct Packet<A> {
 }
 
 impl Packet<V4> {
-    /// Whether it is a lease of an address (DHCP, RFC 2131): for the machine, whose address that may
-    /// not be yet. Nobody else's way leads through a router.
+    /// Whether it may be a lease of an address (DHCP, RFC 2131): for the machine, whose address that
+    /// may not be yet. Through a router goes only what answers who has an address already and renews
+    /// it at its server (section 4.4.5), which is the packet of a session.
     #[inline(always)]
     pub const fn is_lease(&self) -> bool {
         matches!(self.kind, Kind::Udp)

@@ -485,8 +485,9 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
     let to = [d0, d1, d2, d3, d4, d5];
     match packet::ipv4(frame, layer.network) {
         Ok(Parsed::Packet(read)) => {
-            if read.is_lease() || is_for_another(tables, ifindex, layer.vlan, &to, read.key.source)
-            {
+            let place = port(ifindex, layer.vlan);
+            let is_lease = read.is_lease() && !is_of_session(tables, place, &mut { read.key });
+            if is_lease || is_for_another(tables, ifindex, layer.vlan, &to, read.key.source) {
                 done.code = Code::PASS;
                 return;
             }
@@ -498,7 +499,7 @@ pub fn read<T: Tables<A = V4>, F: Frame>(
                     return;
                 }
                 done.code = Code::drop(reason);
-                belonging(tables, port(ifindex, layer.vlan), read.key.source, done);
+                belonging(tables, place, read.key.source, done);
                 return;
             }
         }
@@ -550,9 +551,9 @@ fn read_ports<F: Frame>(frame: &F, network: u32, key: &mut Key<V4>) -> bool {
     more & 0x1f == 0 && offset == 0
 }
 
-/// Whether a fragment to the machine is for a session that shares its address: the kernel would put
-/// the packet together and refuse it in the session's name. Of later fragments alone it makes
-/// nothing.
+/// Whether a packet that looks like the machine's own is for a session. A lease may answer somebody
+/// behind the gateway. A fragment may be to an address that sessions share: the kernel would put the
+/// packet together and refuse it in the session's name; of later fragments alone it makes nothing.
 #[inline(never)]
 fn is_of_session<T: Tables<A = V4>>(tables: &T, place: u32, key: &mut Key<V4>) -> bool {
     let number = tables.attachment_of(place, key.source).unwrap_or(0);
@@ -587,7 +588,12 @@ pub fn continued<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &
 /// The packet of an unknown flow.
 #[inline(always)]
 pub fn opened<T: Tables<A = V4>, F: Frame>(tables: &T, frame: &mut F, work: &mut Work) {
-    let Work { packet, arrival, decision, plan, .. } = work;
+    let Work { done, packet, arrival, decision, plan, .. } = work;
+    // Its session was over.
+    if packet.is_lease() {
+        done.code = Code::PASS;
+        return;
+    }
     decide::opened(tables, packet, arrival, decision, plan);
     decided(work);
     send(frame, work);

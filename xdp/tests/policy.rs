@@ -376,6 +376,31 @@ fn a_lease_of_an_address_is_the_machine_s_whatever_its_address_is() {
 }
 
 #[test]
+fn a_lease_that_is_renewed_through_the_gateway_is_its_session_s_by_every_way() {
+    let mut lab = scene("permit any -> any all").build();
+    let renewed = || udp("198.51.100.9:67", "10.1.1.7:68");
+    let offered = || udp("198.51.100.9:67", "10.1.1.8:68");
+    // Options and tags take the longer way by themselves.
+    let by_every_way = |lab: &Lab, build: Build| {
+        let plain = build.frame();
+        let slowly = xdp::memory::MemoryFrame::new(sent_to(5, &plain));
+        [
+            lab.send(5, &plain).fate,
+            lab.gateway.process_slowly(5, slowly, lab.now).fate,
+            lab.send(5, &build.options(&[1; 4]).frame()).fate,
+        ]
+    };
+    assert_eq!(by_every_way(&lab, renewed()), [Fate::Pass; 3], "nobody has asked yet");
+    lab.forward(4, &udp("10.1.1.7:68", "198.51.100.9:67").frame());
+    let sent = by_every_way(&lab, renewed());
+    assert!(sent.iter().all(|fate| matches!(fate, Fate::Transmit(..))), "{sent:?}");
+    assert_eq!(by_every_way(&lab, offered()), [Fate::Pass; 3], "to somebody else");
+    lab.pass_seconds(3_600);
+    assert_eq!(by_every_way(&lab, renewed()), [Fate::Pass; 3], "too late");
+    lab.assert_books();
+}
+
+#[test]
 fn fragments_of_an_answer_are_not_the_machine_s_though_it_has_the_address() {
     let scene = Scene::read(&TWO_CLUSTERS.replace("link 5", "link 5\nlocal 203.0.113.7"));
     let lab = scene.and("permit any -> any all").build();

@@ -46,7 +46,15 @@ fn address() -> impl Strategy<Value = String> {
 }
 
 fn end() -> impl Strategy<Value = String> {
-    let port = prop_oneof![Just(80u16), Just(443), Just(53), 2000u16..2004, any::<u16>()];
+    let port = prop_oneof![
+        Just(80u16),
+        Just(443),
+        Just(53),
+        Just(67),
+        Just(68),
+        2000u16..2004,
+        any::<u16>()
+    ];
     (address(), port).prop_map(|(address, port)| format!("{address}:{port}"))
 }
 
