@@ -21,7 +21,7 @@ use crate::{
     kept::{self, Kept, KeptError},
     metrics::{self, MetricsError},
     net::{Concern, Follower, NetworkEvent},
-    serve::{self, Condition, InForce, SocketError, State},
+    serve::{self, Condition, InForce, SocketError, SocketFile, State},
     watched::Watched,
     whole,
 };
@@ -262,6 +262,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     };
     let routes = serve::router(Arc::clone(&state)).merge(capture.routes());
     let tally = Arc::clone(&state.connections.local);
+    let socket_file = socket.file();
     let local = tokio::spawn(socket.serve(routes, tally, until_end(end.subscribe())));
     let metrics = tokio::spawn(metrics.serve(Arc::clone(&state), until_end(end.subscribe())));
     let problems = Vec::new();
@@ -272,6 +273,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         state,
         capture,
         file,
+        socket_file,
         problems,
         refused: None,
         unsuited: BTreeSet::new(),
@@ -314,6 +316,7 @@ struct Loop {
     state: Arc<State<Tables4>>,
     capture: Arc<Capture<Tables4>>,
     file: Watched,
+    socket_file: SocketFile,
     /// What is wrong with the interfaces, as it was logged last.
     problems: Vec<String>,
     /// Why a program is not on its interface, as it was said last.
@@ -529,6 +532,10 @@ impl Loop {
             .lost_pin()
             .map(|pin| format!("the pin {} is gone: a restart would lose sessions", pin.display()));
         self.state.readiness.set(Condition::Pins, lost.into_iter().collect());
+        let lost = self.socket_file.lost().map(|path| {
+            format!("the socket {} is gone: sluicectl finds nobody until a restart", path.display())
+        });
+        self.state.readiness.set(Condition::Socket, lost.into_iter().collect());
         if self.not_kept.is_some() {
             self.keep();
         }

@@ -46,7 +46,7 @@ fn traffic_does_not_need_the_daemon(place: Place) -> Result<()> {
         a_daemon_dead_for_longer_than_every_timer_is_not_missed,
         tcp_connections_expire_and_come_again_with_no_daemon,
         a_daemon_that_is_asked_to_stop_leaves_everything_at_work,
-        a_pin_that_somebody_takes_away_is_missed_before_a_restart,
+        what_somebody_takes_away_is_missed_before_a_restart,
         a_guard_that_cannot_be_put_back_is_said,
         a_size_that_was_changed_meanwhile_is_refused_and_sessions_live_on,
         numbers_of_attachments_that_are_lost_are_missed_while_sessions_live,
@@ -209,22 +209,27 @@ fn a_daemon_that_is_asked_to_stop_leaves_everything_at_work(stand: &mut Stand) -
     stand.daemon.restart()
 }
 
-fn a_pin_that_somebody_takes_away_is_missed_before_a_restart(stand: &mut Stand) -> Result<()> {
+fn what_somebody_takes_away_is_missed_before_a_restart(stand: &mut Stand) -> Result<()> {
     let pins = stand.lab.site().pins();
     let link = std::fs::read_dir(&pins)?
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .find(|name| name.contains("egress-"))
         .context("something is attached")?;
-    for name in [names::SLOTS4, &link] {
-        let (pin, away) = (pins.join(name), pins.join("away"));
-        std::fs::rename(&pin, &away)?;
-        let said = format!("the pin {} is gone: a restart would lose sessions", pin.display());
+    let socket = stand.lab.site().files().join("sluice.sock");
+    for (path, said) in [
+        (pins.join(names::SLOTS4), "the pin PATH is gone: a restart would lose sessions"),
+        (pins.join(&link), "the pin PATH is gone: a restart would lose sessions"),
+        (socket, "the socket PATH is gone: sluicectl finds nobody until a restart"),
+    ] {
+        let away = path.with_file_name("away");
+        std::fs::rename(&path, &away)?;
+        let said = said.replace("PATH", &path.display().to_string());
         eventually("it is missed", || {
             let (status, body) = stand.daemon.get("/readyz")?;
             Ok(status == 503 && body.contains(&said))
         })?;
-        std::fs::rename(&away, &pin)?;
+        std::fs::rename(&away, &path)?;
         eventually("it is back", || Ok(stand.daemon.get("/readyz")?.0 == 200))?;
     }
     Ok(())

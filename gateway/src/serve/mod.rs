@@ -24,7 +24,7 @@ pub use explain::explain;
 pub(crate) use problem::asked;
 pub use problem::{Refusal, no_such_method};
 pub use route::ask_route;
-pub use socket::{Socket, SocketError};
+pub use socket::{Socket, SocketError, SocketFile};
 pub use state::{Condition, Connections, InForce, Readiness, Reload, State};
 
 /// All routes of the local API.

@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,11 +46,39 @@ pub enum SocketError {
     },
 }
 
+/// The file by which a socket is found.
+#[derive(Clone, Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Its device and inode: somebody else's may come to have its name.
+    made: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), made: identity(path)? })
+    }
+
+    /// Its path, if somebody has removed it or put another in its place: nobody finds the socket any
+    /// more. What cannot be looked at is thought to be as it was.
+    pub fn lost(&self) -> Option<&Path> {
+        let is_lost = match identity(&self.path) {
+            Ok(found) => found != self.made,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        is_lost.then_some(&*self.path)
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
 /// A listening socket; its file goes away with it.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    file: SocketFile,
     group: Option<Gid>,
 }
 
@@ -79,7 +107,13 @@ impl Socket {
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         give(path, group, if group.is_some() { 0o660 } else { 0o600 }).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), group })
+        let file = SocketFile::of(path).map_err(failed)?;
+        Ok(Self { listener, file, group })
+    }
+
+    /// The file by which it is found.
+    pub fn file(&self) -> SocketFile {
+        self.file.clone()
     }
 
     /// Answers until `end` comes.
@@ -95,8 +129,10 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = fs::remove_file(&self.path);
+        // It may be gone already, or be somebody else's by now.
+        if self.file.lost().is_none() {
+            let _ = fs::remove_file(&self.file.path);
+        }
     }
 }
 
@@ -244,5 +280,22 @@ mod tests {
         let error = Socket::open(&path).unwrap_err();
         assert!(matches!(error, SocketError::NoSocket(_)), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "important");
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_file_is_gone_or_another_s_is_lost() {
+        let directory = Directory::new("lost-socket");
+        let path = directory.0.join("sluice.sock");
+        let socket = Socket::open(&path).unwrap();
+        let file = socket.file();
+        assert_eq!(file.lost(), None);
+        fs::rename(&path, directory.0.join("aside")).unwrap();
+        assert_eq!(file.lost(), Some(&*path));
+        fs::write(&path, "another's").unwrap();
+        assert_eq!(file.lost(), Some(&*path));
+        drop(socket);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+        fs::rename(directory.0.join("aside"), &path).unwrap();
+        assert_eq!(file.lost(), None);
     }
 }

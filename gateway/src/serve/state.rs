@@ -322,6 +322,8 @@ pub enum Condition {
     Names,
     /// Links and addresses are followed.
     Network,
+    /// Whoever looks for the local API finds its socket.
+    Socket,
 }
 
 impl Condition {
@@ -336,6 +338,7 @@ impl Condition {
         Self::Clusters,
         Self::Names,
         Self::Network,
+        Self::Socket,
     ];
 
     /// Before anybody has said how it is.
@@ -350,6 +353,7 @@ impl Condition {
             Self::Clusters => "nobody has looked yet whether clusters are known",
             Self::Names => "nobody has looked yet whether names have addresses",
             Self::Network => "nobody has looked yet whether the network is followed",
+            Self::Socket => "nobody has looked yet whether the local API is found",
         }
     }
 }
