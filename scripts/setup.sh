@@ -2,7 +2,7 @@
 # Installs what building and testing need and this machine lacks, and says what and why.
 #
 # Made for Debian 12 with rustup. Safe to repeat: what is there is left alone, and when nothing
-# is missing nothing but one line is printed. Never asks. With --all also what only
+# is missing one line says so, and without Go another what that leaves out. Never asks. With --all also what only
 # `make test-all` uses.
 set -euo pipefail
 cd "$(dirname "$0")/.."

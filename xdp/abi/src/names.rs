@@ -130,7 +130,7 @@ pub const TC_EGRESS: &str = "tc_egress";
 /// Ends what has expired or was cleared; run by the daemon ([`crate::control::Order`]).
 pub const CONTROL: &str = "control";
 
-/// Every map, for pinning; `PENDING` lives for one packet only.
+/// Every map, for pinning.
 pub const ALL: [&str; 42] = [
     LOCALS6,
     MONITORS,
