@@ -7,25 +7,24 @@ use anyhow::{Context as _, Result, ensure};
 use lab::client::{self, Attempt};
 use lab::plan::INTERNET_SERVERS;
 use lab::servers::ECHO;
-use lab::{Api, Hook, Need, Netns, Shape};
+use lab::{Api, Netns};
 use peers::{ETCD, KUBE_APISERVER};
 use serde_json::json;
 
-use crate::stand::{Place, Stand, within};
+use crate::stand::{Place, Stand, everywhere, within};
 
 const INTERNET: SocketAddrV4 = SocketAddrV4::new(INTERNET_SERVERS[0], ECHO);
 const PODS: &str = "/api/v1/namespaces/checkout/pods";
 /// On a machine that does other things besides.
 const SOON: Duration = Duration::from_secs(20);
 
-#[test]
-fn pods_are_who_their_labels_say_as_soon_as_the_api_server_says_so() -> Result<()> {
-    lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
+everywhere!(pods_are_who_their_labels_say_as_soon_as_the_api_server_says_so);
+
+fn pods_are_who_their_labels_say_as_soon_as_the_api_server_says_so(place: Place) -> Result<()> {
     if let Some(why) = peers::missing(&[ETCD, KUBE_APISERVER]) {
         peers::say_skipped("scenarios::identity::pods::here", &why);
         return Ok(());
     }
-    let place = Place { shape: Shape::ThreeLegged, hook: Hook::Xdp };
     let mut stand = place.stand_with(|config| {
         // What the file no longer says, the cluster does.
         for pod in ["web", "api"] {
