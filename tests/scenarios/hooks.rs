@@ -29,10 +29,30 @@ fn is_outside(interface: &str) -> bool {
     ["eth-internet", "eth-transit"].contains(&interface)
 }
 
-/// The interface of one cluster, which keeps the hook that the others lose: programs of both kinds
-/// are loaded only if some interface had each when the daemon started.
-fn is_us(interface: &str) -> bool {
-    interface == "eth-us"
+/// The interface of one cluster, or where all share one an interface that nobody uses: it keeps the hook
+/// that the others lose. Programs of both kinds are loaded only if some interface had each when the
+/// daemon started.
+fn stays(interface: &str) -> bool {
+    ["eth-us", SPARE].contains(&interface)
+}
+
+const SPARE: &str = "spare0";
+
+/// One more interface, with an attachment of its own.
+fn add_spare(stand: &mut Stand, hook: &str) -> Result<()> {
+    stand.daemon.stop()?;
+    stand.lab.gateway.ip(&format!(
+        "link add {SPARE} type veth peer name spare1\n\
+         link set {SPARE} up\n\
+         link set spare1 up\n"
+    ))?;
+    let attachments = stand.config.gateway["attachments"].as_array_mut().expect("a list");
+    attachments.push(json!({
+        "name": "spare", "interface": SPARE, "kind": "connection", "hook": hook,
+        "sources": ["172.31.0.0/16"], "routes": ["172.31.0.0/16"],
+    }));
+    stand.config.write(stand.daemon.config())?;
+    stand.daemon.restart()
 }
 
 #[test]
@@ -69,17 +89,28 @@ fn everybody_is_reached_both_ways(stand: &mut Stand) -> Result<()> {
 
 #[test]
 fn an_interface_changes_its_hook_by_a_reload() -> Result<()> {
+    an_interface_changes_its_hook(Shape::ThreeLegged)
+}
+
+#[test]
+fn the_one_interface_changes_its_hook_by_a_reload() -> Result<()> {
+    an_interface_changes_its_hook(Shape::OneArmed)
+}
+
+fn an_interface_changes_its_hook(shape: Shape) -> Result<()> {
     lab::require!(Need::Lab, Need::Nftables, Need::Bpffs, Need::Gateway, Need::Ctl);
     for [first, second] in [["xdp", "tc"], ["tc", "xdp"]] {
         println!("{first}, then {second}, then {first}");
-        let place = Place { shape: Shape::ThreeLegged, hook: Hook::Xdp };
-        let mut stand = place.stand_with(|config| {
-            set_hooks(config, first, |interface| !is_us(interface));
-            set_hooks(config, second, is_us);
+        let mut stand = Place { shape, hook: Hook::Xdp }.stand_with(|config| {
+            set_hooks(config, first, |interface| !stays(interface));
+            set_hooks(config, second, stays);
         })?;
+        if shape == Shape::OneArmed {
+            add_spare(&mut stand, second)?;
+        }
         serves(&stand, first)?;
         for hook in [second, first] {
-            set_hooks(&mut stand.config, hook, |interface| !is_us(interface));
+            set_hooks(&mut stand.config, hook, |interface| !stays(interface));
             stand.reload()?;
             serves(&stand, hook)?;
         }
@@ -113,7 +144,11 @@ fn serves(stand: &Stand, hook: &str) -> Result<()> {
 /// counts them.
 fn redirected(stand: &Stand) -> Result<u64> {
     let mut sum = 0;
-    for interface in ["eth-eu", "eth-internet"] {
+    let interfaces: &[&str] = match stand.lab.shape {
+        Shape::ThreeLegged => &["eth-eu", "eth-internet"],
+        Shape::OneArmed | Shape::OneArmedTrunk => &["eth0"],
+    };
+    for interface in interfaces {
         let counts = stand.lab.gateway.run("ethtool", &["-S", interface])?;
         let lines = counts.lines().filter_map(|line| line.split_once("_xdp_redirect: "));
         let mut queues = lines.peekable();
