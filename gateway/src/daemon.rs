@@ -635,6 +635,23 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_the_pinned_tables_is_for_good_and_what_may_change_is_not() {
+        let size = TablesError::Size { table: "rules", found: 1, wanted: 2 };
+        let counters = PublishError::Counters { need: 3, room: 2 };
+        let file = PathBuf::from("/etc/sluice.yaml");
+        for (refused, is_for_good) in [
+            (StartError::Engine(size.into()), true),
+            (StartError::Engine(EngineError::TooManyPlaces("there are 5,000".into())), true),
+            (StartError::Engine(counters.into()), true),
+            (StartError::Engine(PublishError::Pools { room: 2 }.into()), false),
+            (StartError::Engine(EngineError::Config(vec![])), false),
+            (StartError::Written(file), false),
+        ] {
+            assert_eq!(refused.is_for_good(), is_for_good, "{refused}");
+        }
+    }
+
+    #[test]
     fn a_kernel_that_is_too_old_is_refused_in_a_sentence() {
         for (release, refused) in [
             ("5.19.17", true),

@@ -38,14 +38,14 @@ use xdp::policy::{judge, parties};
 use xdp::snat::{FlowFacts, matching};
 use xdp::tables::{Route, Tables as _};
 use xdp_abi::config::PolicyWord;
-use xdp_abi::forward::Attachment;
+use xdp_abi::forward::{Attachment, port};
 use xdp_abi::policy::{ACTION_DENY, ACTION_PERMIT, ACTION_REJECT, LOG_END, LOG_START, Snat};
 
 #[path = "../../policy-compiler/tests/borders/mod.rs"]
 #[allow(missing_docs, reason = "part of the compiler's own tests")]
 mod borders;
 
-use crate::stand::{CARRIED, Rules, Stand, config, served};
+use crate::stand::{BLUE, CARRIED, RED, Rules, Stand, TRANSIT, config, served};
 use crate::traffic::Dice;
 use crate::{Told, seed};
 use borders::{DOMAINS, Policy, around};
@@ -717,6 +717,48 @@ fn places_that_have_no_room_leave_those_that_stand() -> Result<()> {
     some.write(datapath, &before)?;
     others.write(datapath, &some)?;
     before.write(datapath, &others)?;
+    Ok(())
+}
+
+/// A daemon before this one had every attachment of the stand, and an address more.
+#[test]
+fn places_that_left_while_no_daemon_ran_are_forgotten_by_a_start() -> Result<()> {
+    lab::require!(Need::Lab);
+    let stand = Stand::new()?;
+    let kernel = Kernel::load(&stand)?;
+    let datapath = kernel.tables.datapath();
+    let mut config = config(Rules::Usual)?;
+    let numbers = Numbers::default().with(&config.gateway);
+    let number = |name: &str| numbers.of(name).context("every attachment has a number");
+    let of = |config: &Config, network: &_| Places::of(config, network, &served(), &numbers);
+    let mut network = stand.network.clone();
+    for address in ["10.230.0.1", "fd00::1"] {
+        let address: IpAddr = address.parse()?;
+        let prefix_len = if address.is_ipv4() { 32 } else { 128 };
+        let own = Address { ifindex: 1, address, prefix_len, scope: 0, secondary: true };
+        network.addresses.insert((1, address, prefix_len), own);
+    }
+    let six: Ipv6Addr = "fd00::1".parse()?;
+    // Whether each of these is known: a source, a route, what is carried, an attachment, addresses.
+    let known = |kernel: &Kernel| -> Result<[bool; 6]> {
+        let tables = &kernel.tables;
+        let (blue, transit) = (number("blue")?, number("transit")?);
+        let pod = V4([100, 64, 0, 1]);
+        Ok([
+            tables.attachment_of(port(BLUE, 0), pod) == Some(blue),
+            tables.attachment_towards(port(TRANSIT, 0), V4([10, 9, 9, 9])) == Some(transit),
+            tables.carries(transit, V4([100, 64, 9, 1])),
+            tables.attachment(blue).is_some_and(|one| one.ifindex == BLUE),
+            tables.is_local(V4([10, 230, 0, 1])),
+            lock(&datapath.locals6).keys().flatten().any(|at| Ipv6Addr::from(at) == six),
+        ])
+    };
+    of(&config, &network).begin(datapath)?;
+    ensure!(known(&kernel)? == [true; 6], "{:?}", known(&kernel)?);
+    config.gateway.attachments.retain(|one| !["blue", "transit"].contains(&one.name.as_str()));
+    of(&config, &stand.network).begin(datapath)?;
+    ensure!(known(&kernel)? == [false; 6], "{:?}", known(&kernel)?);
+    ensure!(kernel.tables.attachment_of(port(RED, 0), V4([100, 64, 0, 1])) == Some(number("red")?));
     Ok(())
 }
 
