@@ -739,8 +739,9 @@ fn places_that_left_while_no_daemon_ran_are_forgotten_by_a_start() -> Result<()>
         network.addresses.insert((1, address, prefix_len), own);
     }
     let six: Ipv6Addr = "fd00::1".parse()?;
-    // Whether each of these is known: a source, a route, what is carried, an attachment, addresses.
-    let known = |kernel: &Kernel| -> Result<[bool; 6]> {
+    // Whether each of these is known: a source, a route, what is carried, an attachment, its link, what is
+    // seen of it at a glance, addresses.
+    let known = |kernel: &Kernel| -> Result<[bool; 8]> {
         let tables = &kernel.tables;
         let (blue, transit) = (number("blue")?, number("transit")?);
         let pod = V4([100, 64, 0, 1]);
@@ -749,15 +750,24 @@ fn places_that_left_while_no_daemon_ran_are_forgotten_by_a_start() -> Result<()>
             tables.attachment_towards(port(TRANSIT, 0), V4([10, 9, 9, 9])) == Some(transit),
             tables.carries(transit, V4([100, 64, 9, 1])),
             tables.attachment(blue).is_some_and(|one| one.ifindex == BLUE),
+            lock(&datapath.links).get(&BLUE, 0).is_ok(),
+            datapath.ports.get(BLUE).is_some_and(|info| info.ifindex == BLUE),
             tables.is_local(V4([10, 230, 0, 1])),
             lock(&datapath.locals6).keys().flatten().any(|at| Ipv6Addr::from(at) == six),
         ])
     };
-    of(&config, &network).begin(datapath)?;
-    ensure!(known(&kernel)? == [true; 6], "{:?}", known(&kernel)?);
+    // As a start does, from whatever stands.
+    let begin = |places: Places| -> Result<()> {
+        let standing = Places::standing(datapath);
+        let between = standing.between(&places);
+        between.write(datapath, &standing)?;
+        Ok(places.write(datapath, &between)?)
+    };
+    begin(of(&config, &network))?;
+    ensure!(known(&kernel)? == [true; 8], "{:?}", known(&kernel)?);
     config.gateway.attachments.retain(|one| !["blue", "transit"].contains(&one.name.as_str()));
-    of(&config, &stand.network).begin(datapath)?;
-    ensure!(known(&kernel)? == [false; 6], "{:?}", known(&kernel)?);
+    begin(of(&config, &stand.network))?;
+    ensure!(known(&kernel)? == [false; 8], "{:?}", known(&kernel)?);
     ensure!(kernel.tables.attachment_of(port(RED, 0), V4([100, 64, 0, 1])) == Some(number("red")?));
     Ok(())
 }
