@@ -30,6 +30,9 @@ pub struct Status {
     /// The clusters that are watched, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<ClusterStatus>,
+    /// The cloud accounts that are followed, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cloud_accounts: Vec<AccountStatus>,
     /// The names in DNS that selectors name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<NameStatus>,
@@ -82,6 +85,27 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_expire_in: Option<u64>,
     /// The kinds that are not followed at present, each with why.
+    pub faults: Vec<String>,
+}
+
+/// How well a cloud account is known.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AccountStatus {
+    /// Its name.
+    pub name: String,
+    /// The number that its cloud knows it by, once it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether it was known once in all regions who is behind which address.
+    pub synced: bool,
+    /// How many endpoints it has.
+    pub endpoints: u64,
+    /// How old what is known of it may be, in seconds; `None`: it is not known yet.
+    pub staleness: Option<u64>,
+    /// Seconds until its credentials end, where they do; zero: they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_expire_in: Option<u64>,
+    /// What cannot be fetched at present: region and kind, why, since when, and how old what is known is.
     pub faults: Vec<String>,
 }
 

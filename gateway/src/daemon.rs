@@ -25,7 +25,7 @@ use crate::{
     watched::Watched,
     whole,
 };
-use controller::Clusters;
+use controller::{Discovery, Heard};
 use live::Live;
 use nix::sys::{
     signal::{SigSet, Signal as Number},
@@ -33,10 +33,7 @@ use nix::sys::{
 };
 use policy_compiler::Image;
 use smartgroups::Inventory;
-use smartgroups_discovery::{
-    dns::{Learned, Names},
-    kubernetes::Batch,
-};
+use smartgroups_discovery::dns::{Learned, Names};
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -66,8 +63,6 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 const MOST_BYTES: u64 = 256 << 20;
 /// Changes of the network that may wait, and are followed together.
 const CHANGES: usize = 1024;
-/// Batches of clusters that are brought into force together.
-const BATCHES: usize = 256;
 /// Names whose addresses are others that are brought into force together; more of them hold back
 /// what asks.
 const NAMES: usize = 256;
@@ -208,9 +203,9 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
     let socket = serve::Socket::open(&config.gateway.socket)?;
     let metrics = metrics::Bound::bind(&config.gateway.metrics).await?;
     let network = follower.state().clone();
-    let (clusters, batches) = Clusters::new();
+    let (discovery, heard) = Discovery::new();
     let (sender, learned) = mpsc::channel(NAMES);
-    let mut live = Live::new(clusters, Names::spawn(sender));
+    let mut live = Live::new(discovery, Names::spawn(sender));
     let next = live.compile(&config).map_err(EngineError::from)?;
     let image = Arc::clone(&next.image);
     let looked = Engine::look(Arc::clone(&config), Arc::clone(&image), &network, kept)?;
@@ -281,7 +276,7 @@ pub async fn run(path: PathBuf) -> Result<(), StartError> {
         not_forwarded: Vec::new(),
         not_kept: None,
     };
-    let outcome = looped.run(changes, batches, learned, signals).await;
+    let outcome = looped.run(changes, heard, learned, signals).await;
     // Nobody is left who could be waiting for an answer.
     let _ = end.send(true);
     let both = async { (local.await, metrics.await) };
@@ -370,7 +365,7 @@ impl Loop {
     async fn run(
         mut self,
         mut changes: mpsc::Receiver<NetworkEvent>,
-        mut batches: mpsc::Receiver<Batch>,
+        mut heard: Heard,
         mut learned: mpsc::Receiver<Learned>,
         signals: Signals,
     ) -> Result<(), StartError> {
@@ -384,7 +379,6 @@ impl Loop {
         // Not before: until then neighbours may be kept on interfaces that have left the file.
         self.keep();
         let mut waiting = Vec::new();
-        let mut discovered = Vec::new();
         let mut names = Vec::new();
         let outcome = loop {
             tokio::select! {
@@ -396,9 +390,7 @@ impl Loop {
                     self.network_changed(&waiting);
                     waiting.clear();
                 }
-                _ = batches.recv_many(&mut discovered, BATCHES) => {
-                    self.discovered(std::mem::take(&mut discovered));
-                }
+                batches = heard.next() => self.discovered(batches),
                 _ = learned.recv_many(&mut names, NAMES) => {
                     self.learned(&std::mem::take(&mut names));
                 }
@@ -456,9 +448,9 @@ impl Loop {
                 let gone = self.live.accept(engine.config(), next);
                 let alarms = self.live.count_groups(engine.config(), engine.image());
                 self.alarm(&alarms);
-                self.forget_clusters(&gone);
-                self.look_at_clusters();
+                self.forget(&gone);
                 self.ask_for_names();
+                self.look_at_discovery();
                 self.show_places();
                 info!(generation, took = ?begun.elapsed(), "policy published");
             }
@@ -539,8 +531,7 @@ impl Loop {
         if self.not_kept.is_some() {
             self.keep();
         }
-        self.look_at_clusters();
-        self.look_at_names();
+        self.look_at_discovery();
         self.look_at_groups();
         let behind = self.engine.behind().map(|why| format!("the network is not followed: {why}"));
         self.state.readiness.set(Condition::Network, behind.into_iter().collect());

@@ -6,8 +6,8 @@
 //! A group has **grown suddenly** when it has more members than a [`Growth::within`] ago by more than
 //! [`Growth::percent`] of them and by more than [`Growth::members`]. It is compared with what it was
 //! then and not with its least since, so that pods that are replaced are no growth. What is first
-//! heard of is none either: a group that is new, and all of them while clusters are still being learned,
-//! are judged when they have been known for that long.
+//! heard of is none either: a group that is new, and all of them while clusters or accounts are still
+//! being learned, are judged when they have been known for that long.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;

@@ -10,6 +10,8 @@ use policy_compiler::{
 };
 use smartgroups::{Change, DomainId, Inventory, SmartGroup, Subject};
 
+use crate::Source;
+
 /// What is compiled, beside who there is.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -175,12 +177,12 @@ impl Plane {
         self.is_full
     }
 
-    /// What was discovered of a cluster is void.
-    pub fn forget(&mut self, cluster: &str) -> Step {
-        for subject in self.hidden.of_cluster(cluster) {
+    /// What was discovered by the word of a cluster or an account is void.
+    pub fn forget(&mut self, source: &Source) -> Step {
+        for subject in source.known(&self.hidden) {
             self.hidden.apply(subject.gone());
         }
-        let gone = self.compiler.inventory().of_cluster(cluster);
+        let gone = source.known(self.compiler.inventory());
         self.discover(gone.into_iter().map(Subject::gone))
     }
 }
@@ -281,7 +283,9 @@ mod tests {
             assert_eq!(groups_of(&image, host), expected, "{host}");
         }
         let mut image = image;
-        let Step::Amended(amendment) = plane.forget("eu") else { panic!("nothing was forgotten") };
+        let Step::Amended(amendment) = plane.forget(&Source::Cluster("eu".to_owned())) else {
+            panic!("nothing was forgotten")
+        };
         image.amend(&amendment);
         for (host, expected) in [(2, &[][..]), (3, &["web"])] {
             assert_eq!(groups_of(&image, host), expected, "{host}");

@@ -1,8 +1,8 @@
 //! What was discovered, remembered over a restart.
 //!
-//! A gateway that starts knows nobody until its clusters have answered, and judges live flows
-//! meanwhile. So what was discovered is written down and taken for true at the start, until the
-//! cluster has said all that it knows: what it has not named by then is gone ([`Unconfirmed`]).
+//! A gateway that starts knows nobody until its clusters, its accounts and DNS have answered, and judges
+//! live flows meanwhile. So what was discovered is written down and taken for true at the start, until
+//! each has said all that it knows: what it has not named by then is gone ([`Unconfirmed`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,10 +15,19 @@ use smartgroups::{
     Workload,
 };
 use smartgroups_discovery::dns::{self, DnsName};
-use smartgroups_discovery::kubernetes::Settings;
 
-/// The kinds that a cluster has endpoints of.
-const KINDS: [EndpointKind; 3] = [EndpointKind::Pod, EndpointKind::Service, EndpointKind::Node];
+use crate::{Source, Wanted};
+
+/// The kinds that clusters and accounts have endpoints of.
+const KINDS: [EndpointKind; 7] = [
+    EndpointKind::Pod,
+    EndpointKind::Service,
+    EndpointKind::Node,
+    EndpointKind::Vm,
+    EndpointKind::Interface,
+    EndpointKind::Subnet,
+    EndpointKind::Vpc,
+];
 
 /// What was discovered, in a form that is written to a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -35,7 +44,12 @@ struct Remembered {
     kind: String,
     domain: u16,
     addresses: Vec<IpNet>,
-    cluster: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,6 +82,19 @@ struct Named {
     addresses: Vec<IpAddr>,
 }
 
+impl Named {
+    /// Who has the name, if it is asked for, as far as that is still to be taken.
+    fn change(&self, asked: &dns::Settings) -> Option<Change> {
+        let name = DnsName::new(&self.name).ok().filter(|name| asked.names.contains(name))?;
+        let taken = self.addresses.iter().filter(|one| asked.rules.why_not(**one).is_none());
+        let name = Endpoint::name_of_fqdn(name.as_str());
+        Some(Change::Endpoint(Arc::new(Endpoint {
+            addresses: taken.copied().map(IpNet::from).collect(),
+            ..Endpoint::new(name, EndpointKind::Fqdn, DomainId::FABRIC)
+        })))
+    }
+}
+
 fn written(labels: &Labels) -> BTreeMap<String, String> {
     labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
@@ -79,25 +106,28 @@ fn read(labels: &BTreeMap<String, String>, pool: &mut Pool) -> Labels {
 impl Recollection {
     /// What of all that is known was discovered.
     pub fn of(all: &Inventory, stated: &Inventory) -> Self {
-        let endpoints = all.endpoints().filter(|one| stated.get(&one.name).is_none());
+        // Names are written down apart.
+        let is_discovered =
+            |one: &&Endpoint| one.fqdn().is_none() && stated.get(&one.name).is_none();
+        let endpoints = all.endpoints().filter(is_discovered);
         let text = |text: &Option<smartgroups::Text>| text.as_ref().map(ToString::to_string);
-        let endpoints = endpoints.filter_map(|one| {
-            Some(Remembered {
-                name: one.name.to_string(),
-                kind: one.kind.to_string(),
-                domain: one.domain.0,
-                addresses: one.addresses.to_vec(),
-                cluster: text(&one.cluster)?,
-                id: text(&one.id),
-                namespace: text(&one.namespace),
-                services: one.services.iter().map(ToString::to_string).collect(),
-                service_account: text(&one.service_account),
-                workload: (one.workload.as_ref())
-                    .map(|workload| (workload.kind.to_string(), workload.name.to_string())),
-                region: text(&one.region),
-                zone: text(&one.zone),
-                labels: written(&one.labels),
-            })
+        let endpoints = endpoints.map(|one| Remembered {
+            name: one.name.to_string(),
+            kind: one.kind.to_string(),
+            domain: one.domain.0,
+            addresses: one.addresses.to_vec(),
+            given_name: text(&one.given_name),
+            cluster: text(&one.cluster),
+            account: text(&one.account),
+            id: text(&one.id),
+            namespace: text(&one.namespace),
+            services: one.services.iter().map(ToString::to_string).collect(),
+            service_account: text(&one.service_account),
+            workload: (one.workload.as_ref())
+                .map(|workload| (workload.kind.to_string(), workload.name.to_string())),
+            region: text(&one.region),
+            zone: text(&one.zone),
+            labels: written(&one.labels),
         });
         let namespaces = all.namespaces().filter(|(id, _)| stated.namespace(id).is_none());
         let namespaces = namespaces.filter_map(|(id, labels)| {
@@ -112,28 +142,22 @@ impl Recollection {
         Self { endpoints: endpoints.collect(), namespaces: namespaces.collect(), names }
     }
 
-    /// Who had the names that are asked for, as far as that is still to be taken.
-    pub fn of_names(&self, asked: &dns::Settings) -> Vec<Change> {
-        let change = |one: &Named| {
-            let name = DnsName::new(&one.name).ok().filter(|name| asked.names.contains(name))?;
-            let taken = one.addresses.iter().filter(|one| asked.rules.why_not(**one).is_none());
-            Some(Change::Endpoint(Arc::new(Endpoint {
-                addresses: taken.copied().map(IpNet::from).collect(),
-                ..Endpoint::new(
-                    Endpoint::name_of_fqdn(name.as_str()),
-                    EndpointKind::Fqdn,
-                    DomainId::FABRIC,
-                )
-            })))
-        };
-        self.names.iter().filter_map(change).collect()
-    }
-
-    /// What of clusters is still meant: of those that are watched, where their addresses are now.
-    pub fn changes(&self, watched: &[Settings]) -> Vec<Change> {
+    /// What of it is still meant: that of those who are followed, where their addresses are now, and of
+    /// the names that are asked for.
+    pub fn changes(&self, wanted: &Wanted) -> Vec<Change> {
         let mut pool = Pool::new();
         let scope = |cluster: &str| {
-            watched.iter().map(|one| &one.scope).find(|scope| scope.cluster.as_str() == cluster)
+            let mut all = wanted.clusters.iter().map(|one| &one.scope);
+            all.find(|scope| scope.cluster.as_str() == cluster)
+        };
+        // Which VPC an endpoint is in is not written down, only where that was.
+        let is_of_account = |one: &Remembered| {
+            let mut all = wanted.accounts.iter().map(|one| &one.scope);
+            let account = all.find(|scope| one.name.starts_with(&scope.account.beginning()));
+            let domain = DomainId(one.domain);
+            account.is_some_and(|scope| {
+                domain == DomainId::FABRIC || scope.domains.values().any(|one| *one == domain)
+            })
         };
         let mut changes = Vec::with_capacity(self.endpoints.len() + self.namespaces.len());
         for space in self.namespaces.iter().filter(|space| scope(&space.cluster).is_some()) {
@@ -142,19 +166,26 @@ impl Recollection {
             changes.push(Change::Namespace(NamespaceId { cluster, name }, labels));
         }
         for one in &self.endpoints {
-            let Some(scope) = scope(&one.cluster) else { continue };
             let Some(kind) = KINDS.into_iter().find(|kind| kind.as_str() == one.kind) else {
                 continue;
             };
-            let domain = if kind == EndpointKind::Pod { scope.pods } else { scope.nodes };
-            if DomainId(one.domain) != domain {
+            let domain = DomainId(one.domain);
+            let is_meant = match &one.cluster {
+                Some(cluster) => scope(cluster).is_some_and(|scope| {
+                    domain == if kind == EndpointKind::Pod { scope.pods } else { scope.nodes }
+                }),
+                None => is_of_account(one),
+            };
+            if !is_meant {
                 continue;
             }
             let mut text = |text: &Option<String>| text.as_deref().map(|text| pool.text(text));
             let endpoint = Endpoint {
                 addresses: one.addresses.clone().into(),
                 id: text(&one.id),
-                cluster: text(&Some(one.cluster.clone())),
+                given_name: text(&one.given_name),
+                cluster: text(&one.cluster),
+                account: text(&one.account),
                 namespace: text(&one.namespace),
                 service_account: text(&one.service_account),
                 region: text(&one.region),
@@ -167,28 +198,29 @@ impl Recollection {
             };
             changes.push(Change::Endpoint(Arc::new(endpoint)));
         }
+        changes.extend(self.names.iter().filter_map(|one| one.change(&wanted.names)));
         changes
     }
 }
 
-/// What is taken for true although its cluster has not said so yet, by the cluster.
+/// What is taken for true although whoever knows it has not said so yet.
 #[derive(Debug, Default)]
-pub struct Unconfirmed(BTreeMap<String, BTreeSet<Subject>>);
+pub struct Unconfirmed(BTreeMap<Source, BTreeSet<Subject>>);
 
 impl Unconfirmed {
-    /// All that is known of a cluster waits until the cluster says it again.
-    pub fn doubt(&mut self, cluster: &str, inventory: &Inventory) {
-        self.0.insert(cluster.to_owned(), inventory.of_cluster(cluster).into_iter().collect());
+    /// All that is known by somebody's word waits until it is said again.
+    pub fn doubt(&mut self, source: &Source, inventory: &Inventory) {
+        self.0.insert(source.clone(), source.known(inventory).into_iter().collect());
     }
 
-    /// A cluster has said something, and maybe all that it knows: what it did not name by then is
-    /// gone, which is added to the changes.
-    pub fn hear(&mut self, cluster: &str, is_all: bool, changes: &mut Vec<Change>) {
-        let Some(waiting) = self.0.get_mut(cluster) else { return };
+    /// Somebody has said something, and maybe all that he knows: what was not named by then is gone,
+    /// which is added to the changes.
+    pub fn hear(&mut self, source: &Source, is_all: bool, changes: &mut Vec<Change>) {
+        let Some(waiting) = self.0.get_mut(source) else { return };
         for change in changes.iter() {
             waiting.remove(&change.subject());
         }
-        if is_all && let Some(waiting) = self.0.remove(cluster) {
+        if is_all && let Some(waiting) = self.0.remove(source) {
             changes.extend(waiting.into_iter().map(Subject::gone));
         }
     }
@@ -197,12 +229,39 @@ impl Unconfirmed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smartgroups_discovery::kubernetes::{Access, ClusterName, Scope};
+    use smartgroups_aws::{self as aws, AccountName};
+    use smartgroups_discovery::kubernetes::{Access, ClusterName, Scope, Settings};
 
-    fn watched(name: &str, pods: u16) -> Settings {
+    fn watched(name: &str, pods: u16) -> Wanted {
         let cluster = ClusterName::new(name).unwrap();
         let scope = Scope { cluster, pods: DomainId(pods), nodes: DomainId::FABRIC };
-        Settings::new(scope, Access::InCluster)
+        let clusters = vec![Settings::new(scope, Access::InCluster)];
+        Wanted { clusters, ..Wanted::default() }
+    }
+
+    /// An account with a VPC in a domain of its own.
+    fn followed(name: &str, domain: u16) -> Wanted {
+        let account = AccountName::new(name).unwrap();
+        let scope = aws::Scope { account, domains: [("vpc-1".into(), DomainId(domain))].into() };
+        let accounts = vec![aws::Settings::new(scope, vec!["eu-central-1".to_owned()])];
+        Wanted { accounts, ..Wanted::default() }
+    }
+
+    fn eu() -> Source {
+        Source::Cluster("eu".to_owned())
+    }
+
+    fn vm(name: &str, domain: DomainId) -> Endpoint {
+        Endpoint {
+            given_name: Some("web".into()),
+            addresses: ["10.0.0.2/32".parse().unwrap()].into(),
+            id: Some("i-1".into()),
+            account: Some("111122223333".into()),
+            region: Some("eu-central-1".into()),
+            zone: Some("eu-central-1a".into()),
+            labels: [("Name", "web")].into(),
+            ..Endpoint::new(name, EndpointKind::Vm, domain)
+        }
     }
 
     fn shop() -> NamespaceId {
@@ -248,7 +307,7 @@ mod tests {
         let text = serde_json::to_string(&Recollection::of(&known(), &stated)).unwrap();
         let read: Recollection = serde_json::from_str(&text).unwrap();
         let mut again = Inventory::new();
-        for change in read.changes(&[watched("eu", 1)]) {
+        for change in read.changes(&watched("eu", 1)) {
             again.apply(change);
         }
         for name in ["eu/shop/api", "node:eu/a"] {
@@ -257,8 +316,35 @@ mod tests {
         assert_eq!(again.namespace(&shop()), known().namespace(&shop()));
         assert_eq!(again.len(), 2, "what is stated is the file's");
         // Another cluster, and pods that are in another domain now.
-        assert_eq!(read.changes(&[watched("us", 1)]), []);
-        assert_eq!(read.changes(&[watched("eu", 2)]).len(), 2, "the namespace and the node");
+        assert_eq!(read.changes(&watched("us", 1)), []);
+        assert_eq!(read.changes(&watched("eu", 2)).len(), 2, "the namespace and the node");
+    }
+
+    #[test]
+    fn what_an_account_said_is_remembered_too() {
+        let mut known = known();
+        let here = vm("aws:eu/eu-central-1/i-1", DomainId::FABRIC);
+        let hidden = vm("aws:eu/eu-central-1/i-2", DomainId(7));
+        known.insert(here.clone());
+        known.insert(hidden.clone());
+        known.insert(vm("aws:eu2/eu-central-1/i-1", DomainId::FABRIC));
+        let text = serde_json::to_string(&Recollection::of(&known, &Inventory::new())).unwrap();
+        let read: Recollection = serde_json::from_str(&text).unwrap();
+        let found = |one: &Endpoint| Change::Endpoint(Arc::new(one.clone()));
+        assert_eq!(read.changes(&followed("eu", 7)), [found(&here), found(&hidden)]);
+        assert_eq!(read.changes(&followed("eu", 8)), [found(&here)], "its domain is gone");
+        assert_eq!(read.changes(&followed("e", 7)), []);
+        // What an older daemon wrote.
+        let older = r#"{"endpoints": [{"name": "eu/shop/api", "kind": "pod", "domain": 1,
+            "addresses": ["100.64.0.1/32"], "cluster": "eu"}], "namespaces": []}"#;
+        let older: Recollection = serde_json::from_str(older).unwrap();
+        assert_eq!(older.changes(&watched("eu", 1)).len(), 1);
+        let mut unconfirmed = Unconfirmed::default();
+        let account = Source::Account(AccountName::new("eu").unwrap());
+        unconfirmed.doubt(&account, &known);
+        let mut said = vec![found(&here)];
+        unconfirmed.hear(&account, true, &mut said);
+        assert_eq!(said, [found(&here), Change::Gone(hidden.name)]);
     }
 
     #[test]
@@ -275,40 +361,39 @@ mod tests {
         let text = serde_json::to_string(&Recollection::of(&known, &Inventory::new())).unwrap();
         assert!(!text.contains("nobody"), "{text}");
         let read: Recollection = serde_json::from_str(&text).unwrap();
-        let asked = |non_routable: &str| dns::Settings {
-            names: [DnsName::new("api.example.com").unwrap()].into(),
-            servers: vec![],
-            rules: dns::Rules {
-                grace: dns::Rules::GRACE,
-                non_routable: vec![non_routable.parse().unwrap()],
-            },
+        let asked = |non_routable: &str| {
+            let names = [DnsName::new("api.example.com").unwrap()].into();
+            let non_routable = vec![non_routable.parse().unwrap()];
+            let rules = dns::Rules { non_routable, ..dns::Rules::default() };
+            let names = dns::Settings { names, rules, ..dns::Settings::default() };
+            Wanted { names, ..Wanted::default() }
         };
         let change = |addresses: &[&str]| {
             vec![Change::Endpoint(Arc::new(fqdn("api.example.com", addresses)))]
         };
-        assert_eq!(read.of_names(&asked("100.64.0.0/10")), change(&two));
-        assert_eq!(read.of_names(&asked("198.51.100.0/24")), change(&[two[0], two[2]]));
+        assert_eq!(read.changes(&asked("100.64.0.0/10")), change(&two));
+        assert_eq!(read.changes(&asked("198.51.100.0/24")), change(&[two[0], two[2]]));
         // What was written before there were names has none.
         let before: Recollection =
             serde_json::from_str(r#"{"endpoints":[],"namespaces":[]}"#).unwrap();
-        assert_eq!(before.of_names(&asked("100.64.0.0/10")), []);
+        assert_eq!(before.changes(&asked("100.64.0.0/10")), []);
     }
 
     #[test]
     fn what_a_cluster_has_not_named_when_it_has_said_all_is_gone() {
         let mut unconfirmed = Unconfirmed::default();
-        unconfirmed.doubt("eu", &known());
+        unconfirmed.doubt(&eu(), &known());
         let found = || Change::Endpoint(Arc::new(pod()));
         let mut first = vec![found()];
-        unconfirmed.hear("us", true, &mut vec![]);
-        unconfirmed.hear("eu", false, &mut first);
+        unconfirmed.hear(&Source::Cluster("us".to_owned()), true, &mut vec![]);
+        unconfirmed.hear(&eu(), false, &mut first);
         assert_eq!(first, [found()]);
         let mut last = vec![];
-        unconfirmed.hear("eu", true, &mut last);
+        unconfirmed.hear(&eu(), true, &mut last);
         let gone = |name: &str| Change::Gone(name.into());
         assert_eq!(last, [gone("file/b"), gone("node:eu/a"), Change::NamespaceGone(shop())]);
         let mut later = vec![];
-        unconfirmed.hear("eu", true, &mut later);
+        unconfirmed.hear(&eu(), true, &mut later);
         assert_eq!(later, [], "once");
     }
 }

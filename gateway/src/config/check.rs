@@ -29,6 +29,7 @@ pub(super) fn check(tree: &Tree, gateway: &Gateway, findings: &mut Findings) {
     checks.domains(gateway);
     checks.attachments(gateway);
     checks.clusters(gateway);
+    checks.cloud_accounts(gateway);
     checks.dns(&gateway.dns);
     checks.timers(&gateway.timers);
     checks.metrics(&gateway.metrics);

@@ -15,7 +15,7 @@ use smartgroups::{Conflict, DomainId, ResolveError};
 use super::convert::Compiled;
 use super::settings::{Gateway, MOST};
 use super::tree::{Path, Tree, at};
-use super::{Findings, convert, names};
+use super::{Findings, convert, wanted};
 
 /// `None` if it does not fit; then that is among the errors.
 pub(super) fn compile(
@@ -32,8 +32,7 @@ pub(super) fn compile(
             Ok(compiled) => {
                 let places = Places::of(tree, gateway, documents);
                 // Who is discovered may be in a group that nobody of the file is in.
-                let all_is_stated =
-                    gateway.clusters.is_empty() && names::named(documents).is_empty();
+                let all_is_stated = wanted(gateway, documents).is_empty();
                 let is_known =
                     |diagnostic: &&Diagnostic| all_is_stated || !is_about_nobody(diagnostic);
                 let said = compiled.diagnostics.iter().filter(is_known);

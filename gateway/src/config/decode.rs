@@ -276,6 +276,9 @@ fn right(path: &Path, field: &str) -> Option<&'static str> {
             "`pod`, `node`, `service`, `vm`, `interface`, `subnet`, `vpc`, `site` or `external`"
         }
         "addresses" => "a list of addresses and prefixes",
+        "regions" => "a list of regions, such as [eu-central-1]",
+        "region" => "a region, such as eu-central-1",
+        "cluster" => "the name that the cluster has in EKS",
         "selectors" => "a list of selectors, such as `{ cidr: 10.0.0.0/8 }`",
         "priority" => "a number of its own; the lowest that matches decides",
         "order" => "a number of its own; the lowest that matches is taken",

@@ -7,6 +7,7 @@
 //! what was stated to the crates that compile it, and `compile` does so before the file is accepted:
 //! a [`Config`] has its image already, and whoever enforces it compiles nothing.
 
+pub mod accounts;
 mod check;
 pub mod clusters;
 mod compile;
@@ -28,6 +29,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use api::document::Document;
+use controller::Wanted;
 use policy_compiler::Image;
 use smartgroups::Inventory;
 
@@ -54,6 +56,16 @@ pub struct Config {
     /// What is accepted and still worth a look.
     pub warnings: Vec<ConfigError>,
     positions: Positions,
+}
+
+/// Who is to be followed by a configuration, and which names are to be asked for.
+#[must_use]
+pub fn wanted(gateway: &Gateway, documents: &[Document]) -> Wanted {
+    Wanted {
+        clusters: clusters::watched(gateway),
+        accounts: accounts::followed(gateway),
+        names: names::asked(gateway, documents),
+    }
 }
 
 /// How many faults of a file are said; nobody mends more of them at once.

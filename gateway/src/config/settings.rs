@@ -16,6 +16,7 @@ use controller::Growth;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::accounts::Account;
 use super::clusters::Cluster;
 use super::names::Dns;
 
@@ -36,6 +37,9 @@ pub struct Gateway {
     /// Kubernetes clusters that are watched.
     #[serde(default)]
     pub clusters: Vec<Cluster>,
+    /// Cloud accounts that are followed.
+    #[serde(default)]
+    pub cloud_accounts: Vec<Account>,
     /// How the names are asked for that selectors name.
     #[serde(default)]
     pub dns: Dns,

@@ -1,4 +1,5 @@
-//! Members of groups that are discovered: what clusters and DNS say comes into force as it arrives.
+//! Members of groups that are discovered: what clusters, accounts and DNS say comes into force as it
+//! arrives.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,25 +8,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controller::{
-    Alarm, Alarms, Clusters, Plane, Recollection, SizeChange, Sizes, Step, Unconfirmed,
+    Alarm, Alarms, Batch, Discovery, Plane, Recollection, SizeChange, Sizes, Source, Step,
+    Unconfirmed,
 };
 use policy_compiler::{Amendment, CompileError, Image};
 use smartgroups::{ANYWHERE, Change, Endpoint, Inventory, PUBLIC_INTERNET, Subject, Text};
+use smartgroups_aws::AccountStatus;
 use smartgroups_discovery::dns::{DnsName, Learned, NameStatus, Names};
-use smartgroups_discovery::kubernetes::{Batch, ClusterStatus};
+use smartgroups_discovery::kubernetes::ClusterStatus;
 use tracing::{error, info, warn};
 
 use super::{Loop, named, with_causes};
-use crate::config::{Config, clusters, convert, names};
+use crate::config::{Config, convert, wanted};
 use crate::kept;
-use crate::serve::Condition;
+use crate::serve::{Condition, Discovered};
 
 /// How often it is written down who was discovered, if that changed: it is read at the next start.
 const REMEMBER_EVERY: Duration = Duration::from_secs(30);
 
 /// Who is discovered, and the policy that is kept up with that.
 pub(super) struct Live {
-    clusters: Clusters,
+    discovery: Discovery,
     names: Names,
     /// `None` as long as nothing is discovered: then a file has its image already.
     plane: Option<Plane>,
@@ -50,9 +53,9 @@ pub(super) struct Next {
 }
 
 impl Live {
-    pub(super) fn new(clusters: Clusters, names: Names) -> Self {
+    pub(super) fn new(discovery: Discovery, names: Names) -> Self {
         Self {
-            clusters,
+            discovery,
             names,
             plane: None,
             behind: None,
@@ -68,22 +71,21 @@ impl Live {
 
     /// Compiles a configuration for all that is discovered.
     pub(super) fn compile(&self, config: &Config) -> Result<Next, CompileError> {
-        let asked = names::asked(&config.gateway, &config.documents);
-        if config.gateway.clusters.is_empty() && asked.names.is_empty() {
+        let wanted = wanted(&config.gateway, &config.documents);
+        if wanted.is_empty() {
             return Ok(Next { image: Arc::clone(&config.image), plane: None });
         }
         let (policy, stated) = convert::plane(&config.gateway, &config.documents);
         let (plane, image) = match &self.plane {
             Some(plane) => plane.restated(policy, stated)?,
             None => {
-                // Until the clusters and DNS have answered, whoever was known last is there.
+                // Until all have answered, whoever was known last is there.
                 let recollection = if self.has_begun {
                     Recollection::default()
                 } else {
                     kept::discovered(&config.gateway.state_dir)
                 };
-                let mut known = recollection.changes(&clusters::watched(&config.gateway));
-                known.extend(recollection.of_names(&asked));
+                let known = recollection.changes(&wanted);
                 let count = known.len();
                 match Plane::new(policy.clone(), stated.clone(), known) {
                     Ok(whole) => whole,
@@ -98,25 +100,24 @@ impl Live {
         Ok(Next { image: Arc::new(image), plane: Some(plane) })
     }
 
-    /// A configuration has come into force: from now on its clusters are watched. Those of which
-    /// nothing is known any more are returned.
-    pub(super) fn accept(&mut self, config: &Config, next: Next) -> Vec<String> {
+    /// A configuration has come into force: from now on its clusters and accounts are followed. Those
+    /// of which nothing is known any more are returned.
+    pub(super) fn accept(&mut self, config: &Config, next: Next) -> Vec<Source> {
         let is_first = self.plane.is_none();
         // Whoever was discovered is not to be remembered when nobody is any more.
         self.is_unwritten |= !is_first && next.plane.is_none();
         self.plane = next.plane;
         self.has_begun = true;
         self.behind = None;
-        let watched = clusters::watched(&config.gateway);
-        let mut followed = self.clusters.follow(&watched);
+        let wanted = wanted(&config.gateway, &config.documents);
+        let mut followed = self.discovery.follow(&wanted);
         if is_first {
             // What is known of them is a recollection.
-            let names = watched.iter().map(|one| one.scope.cluster.as_str().to_owned());
-            followed.anew.extend(names);
+            followed.anew.extend(wanted.sources());
         }
         if let Some(plane) = &self.plane {
-            for cluster in &followed.anew {
-                self.unconfirmed.doubt(cluster, plane.inventory());
+            for source in &followed.anew {
+                self.unconfirmed.doubt(source, plane.inventory());
             }
         }
         followed.gone
@@ -125,7 +126,7 @@ impl Live {
     /// A configuration has come into force: from now on its names are asked for. Returns what that
     /// changes at once.
     pub(super) fn follow_names(&mut self, config: &Config) -> Vec<Change> {
-        let asked = names::asked(&config.gateway, &config.documents);
+        let asked = wanted(&config.gateway, &config.documents).names;
         let is_new = |name: &&DnsName| self.names.change(name).is_none();
         let new: Vec<DnsName> = asked.names.iter().filter(is_new).cloned().collect();
         let changes = self.names.follow(&asked);
@@ -170,9 +171,11 @@ impl Live {
         plane.map(|plane| (plane.inventory().clone(), plane.stated().clone())).unwrap_or_default()
     }
 
-    /// Whether a cluster has not said all that it knows yet, so that groups grow by being learned.
+    /// Whether a cluster or an account has not said all that it knows yet, so that groups grow by being
+    /// learned.
     fn is_learning(&self) -> bool {
-        self.clusters.status().iter().any(|cluster| !cluster.is_synced())
+        self.discovery.clusters().iter().any(|cluster| !cluster.is_synced())
+            || self.discovery.accounts().iter().any(|account| !account.is_synced())
     }
 
     /// Who there is, if anything is discovered.
@@ -198,7 +201,7 @@ fn names(changes: &[Change]) -> Vec<Text> {
 
 /// Why a name is not known as it should be, in a sentence: nothing was ever known of it, or for longer
 /// than addresses stay nothing new was.
-fn name_fault(status: &NameStatus, grace: Duration, now: Instant) -> Option<String> {
+fn fault_of_name(status: &NameStatus, grace: Duration, now: Instant) -> Option<String> {
     let name = &status.name;
     let why = status.fault.as_deref().unwrap_or("it is being asked for");
     match status.staleness(now) {
@@ -210,8 +213,25 @@ fn name_fault(status: &NameStatus, grace: Duration, now: Instant) -> Option<Stri
     }
 }
 
+/// Why an account is not known as it should be, in a sentence.
+fn fault_of_account(status: &AccountStatus, now: Instant) -> Option<String> {
+    let account = &status.account;
+    if status.is_too_stale(now) {
+        let age = status.staleness(now).unwrap_or_default().as_secs();
+        return Some(format!("what is known of account `{account}` is {age} s old"));
+    }
+    if status.is_synced() {
+        return None;
+    }
+    let mut unknown =
+        status.degraded(now).filter(|(_, kind)| !kind.known && kind.kind.is_identity());
+    let why = unknown.find_map(|(region, kind)| Some((region, kind.error.as_ref()?)));
+    let why = why.map_or_else(String::new, |(region, error)| format!(": {region}: {error}"));
+    Some(format!("account `{account}` is not known yet{why}"))
+}
+
 /// Why a cluster is not known as it should be, in a sentence.
-fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
+fn fault_of_cluster(status: &ClusterStatus, now: Instant) -> Option<String> {
     let cluster = &status.cluster;
     if status.is_too_stale(now) {
         let age = status.staleness(now).unwrap_or_default().as_secs();
@@ -226,18 +246,17 @@ fn fault(status: &ClusterStatus, now: Instant) -> Option<String> {
 }
 
 impl Loop {
-    /// Brings into force what clusters have said.
+    /// Brings into force what clusters and accounts have said.
     pub(super) fn discovered(&mut self, batches: Vec<Batch>) {
-        let Live { clusters, unconfirmed, .. } = &mut self.live;
+        let Live { discovery, unconfirmed, .. } = &mut self.live;
         let received = batches.iter().map(|batch| batch.received).min();
         for batch in batches.iter().filter(|batch| batch.synced && batch.changes.is_empty()) {
-            info!(cluster = %batch.cluster, "cluster known");
+            info!(source = %batch.source, "all of it is known");
         }
         let mut changes = Vec::new();
         for mut batch in batches {
-            let cluster = batch.cluster.as_str();
-            if clusters.has(cluster) {
-                unconfirmed.hear(cluster, batch.synced, &mut batch.changes);
+            if discovery.has(&batch.source) {
+                unconfirmed.hear(&batch.source, batch.synced, &mut batch.changes);
                 changes.append(&mut batch.changes);
             }
         }
@@ -250,7 +269,7 @@ impl Loop {
         let names: BTreeSet<&DnsName> = learned.iter().map(|one| &one.name).collect();
         let changes = names.into_iter().filter_map(|name| self.live.names.change(name)).collect();
         self.bring_in(changes, received);
-        self.look_at_names();
+        self.show_discovery();
     }
 
     /// Asks from now on for the names that the configuration in force has.
@@ -260,7 +279,6 @@ impl Loop {
         if !changes.is_empty() {
             self.bring_in(changes, None);
         }
-        self.look_at_names();
     }
 
     /// Brings changes into force that were received at this time.
@@ -276,27 +294,18 @@ impl Loop {
         }
     }
 
-    /// Says how well names are known.
-    pub(super) fn look_at_names(&mut self) {
-        let (now, status) = (Instant::now(), self.live.names.status());
-        let grace = self.engine.config().gateway.dns.grace.duration();
-        let problems = status.iter().filter_map(|status| name_fault(status, grace, now));
-        self.state.readiness.set(Condition::Names, problems.collect());
-        self.state.set_names(status);
-    }
-
-    /// What was known of clusters that are not watched any more is void.
-    pub(super) fn forget_clusters(&mut self, gone: &[String]) {
-        for cluster in gone {
+    /// What was known of those who are not followed any more is void.
+    pub(super) fn forget(&mut self, gone: &[Source]) {
+        for source in gone {
             let Some(plane) = &mut self.live.plane else { return };
-            let step = plane.forget(cluster);
+            let step = plane.forget(source);
             self.step(step, &[]);
-            info!(%cluster, "cluster forgotten");
+            info!(%source, "forgotten");
         }
     }
 
-    /// Says how well clusters are known, and tries again what found no room.
-    pub(super) fn look_at_clusters(&mut self) {
+    /// Says how well those are known who are discovered, and tries again what found no room.
+    pub(super) fn look_at_discovery(&mut self) {
         if self.live.behind.is_some()
             && let Some(plane) = &mut self.live.plane
         {
@@ -306,12 +315,24 @@ impl Loop {
         if self.live.is_unwritten && self.live.written.elapsed() >= REMEMBER_EVERY {
             self.remember();
         }
-        let (now, status) = (Instant::now(), self.live.clusters.status());
-        let mut problems: Vec<String> =
-            status.iter().filter_map(|status| fault(status, now)).collect();
-        problems.extend(self.live.behind.clone());
-        self.state.readiness.set(Condition::Clusters, problems);
-        self.state.set_clusters(status);
+        self.show_discovery();
+    }
+
+    /// Says how well clusters, accounts and names are known.
+    fn show_discovery(&self) {
+        let now = Instant::now();
+        let discovered = Discovered {
+            clusters: self.live.discovery.clusters(),
+            accounts: self.live.discovery.accounts(),
+            names: self.live.names.status(),
+        };
+        let grace = self.engine.config().gateway.dns.grace.duration();
+        let clusters = discovered.clusters.iter().filter_map(|one| fault_of_cluster(one, now));
+        let accounts = discovered.accounts.iter().filter_map(|one| fault_of_account(one, now));
+        let names = discovered.names.iter().filter_map(|one| fault_of_name(one, grace, now));
+        let problems = clusters.chain(accounts).chain(names).chain(self.live.behind.clone());
+        self.state.readiness.set(Condition::Discovery, problems.collect());
+        self.state.set_discovered(discovered);
     }
 
     /// Writes down who was discovered, beside everything else; not while it is still written.
@@ -470,7 +491,11 @@ mod tests {
                 left_out: 0,
                 fault: fault.map(str::to_owned),
             };
-            assert_eq!(name_fault(&status, grace, now).as_deref(), expected, "{age:?} {fault:?}");
+            assert_eq!(
+                fault_of_name(&status, grace, now).as_deref(),
+                expected,
+                "{age:?} {fault:?}"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The page that Prometheus reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use api::policy::PairFill;
@@ -11,6 +11,7 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use smartgroups_aws::AccountStatus;
 use smartgroups_discovery::dns::NameStatus;
 use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::count::{Amount, Counters, RuleCount};
@@ -20,7 +21,7 @@ use crate::flows::{Census, Directory, Live};
 use crate::http::Tallied;
 use crate::serve::policy::{FULLEST, fill, hits};
 use crate::serve::status::{DIRECTIONS, live_sessions, tables};
-use crate::serve::{Reload, State};
+use crate::serve::{Discovered, Reload, State};
 
 /// Rules that are shown; `sluicectl rules` shows all.
 const RULES: usize = 500;
@@ -62,10 +63,8 @@ pub struct Facts {
     pub attached_again: u64,
     /// Addresses that more endpoints claim than can have them.
     pub contested: usize,
-    /// How well clusters are known.
-    pub clusters: Vec<ClusterStatus>,
-    /// How well names in DNS are known.
-    pub names: Vec<NameStatus>,
+    /// How well those are known who are discovered.
+    pub discovered: Discovered,
     /// What is to be told of groups.
     pub alarms: AlarmStatus,
     /// How long changes of members took to be in force.
@@ -106,8 +105,7 @@ impl Facts {
             guard_unjudged: state.guard_unjudged(),
             attached_again: state.attached_again(),
             contested: state.directories.current().inventory().contested(),
-            clusters: state.clusters(),
-            names: state.names(),
+            discovered: state.discovered(),
             alarms: state.alarms(),
             enforced: state.enforced().clone(),
             records: state.records().map(flow_export::Counts::read),
@@ -138,11 +136,7 @@ pub fn page(facts: &Facts) -> prometheus::Result<Vec<u8>> {
     ports(&page, facts)?;
     records(&page, facts)?;
     connections(&page, facts)?;
-    if !facts.clusters.is_empty() || !facts.names.is_empty() {
-        page.0.register(Box::new(facts.enforced.clone()))?;
-    }
-    clusters(&page, facts)?;
-    names(&page, facts)?;
+    discovery(&page, facts)?;
     groups(&page, &facts.alarms)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&page.0.gather(), &mut text)?;
@@ -201,17 +195,79 @@ impl Page {
     }
 }
 
-/// Nothing where no cluster is watched.
-fn clusters(page: &Page, facts: &Facts) -> prometheus::Result<()> {
-    if facts.clusters.is_empty() {
-        return Ok(());
+/// Nothing where nobody is discovered.
+fn discovery(page: &Page, facts: &Facts) -> prometheus::Result<()> {
+    let (Discovered { clusters, accounts, names }, now) = (&facts.discovered, Instant::now());
+    if !facts.discovered.is_empty() {
+        page.0.register(Box::new(facts.enforced.clone()))?;
     }
-    let now = Instant::now();
+    if !clusters.is_empty() {
+        of_clusters(page, clusters, now)?;
+    }
+    if !accounts.is_empty() {
+        of_accounts(page, accounts, now)?;
+    }
+    if !names.is_empty() {
+        of_names(page, names, now)?;
+    }
+    Ok(())
+}
+
+fn of_accounts(page: &Page, all: &[AccountStatus], now: Instant) -> prometheus::Result<()> {
+    let of = |value: &dyn Fn(&AccountStatus) -> Option<u64>| {
+        let rows =
+            all.iter().filter_map(|one| Some(([one.account.as_str().to_owned()], value(one)?)));
+        rows.collect::<Vec<_>>()
+    };
+    page.gauges(
+        "sluice_cloud_account_synced",
+        "1 if it was known once in all regions of the account who is behind which address.",
+        ["account"],
+        of(&|one| Some(one.is_synced().into())),
+    )?;
+    page.gauges(
+        "sluice_cloud_account_endpoints",
+        "Endpoints that are known of the account.",
+        ["account"],
+        of(&|one| Some(one.endpoints as u64)),
+    )?;
+    let kinds = |one: &AccountStatus| {
+        let account = one.account.as_str().to_owned();
+        let degraded = one.degraded(now).map(|(region, _)| region.to_string());
+        let mut counts: BTreeMap<String, u64> =
+            one.regions.iter().map(|region| (region.region.to_string(), 0)).collect();
+        for region in degraded {
+            *counts.entry(region).or_default() += 1;
+        }
+        counts.into_iter().map(move |(region, count)| ([account.clone(), region], count))
+    };
+    page.gauges(
+        "sluice_cloud_account_degraded_kinds",
+        "Kinds of facts of the account that cannot be fetched at present, by region.",
+        ["account", "region"],
+        all.iter().flat_map(kinds).collect::<Vec<_>>(),
+    )?;
+    page.gauges(
+        "sluice_cloud_account_staleness_seconds",
+        "How old what is known of the account may be; groups are frozen, not emptied.",
+        ["account"],
+        of(&|one| one.staleness(now).map(|age| age.as_secs())),
+    )?;
+    page.gauges(
+        "sluice_cloud_account_credentials_expire_timestamp_seconds",
+        "Until when the credentials for the account are good, where they end, since 1970.",
+        ["account"],
+        of(&|one| {
+            let expire = one.credentials_expire?;
+            Some(expire.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+        }),
+    )
+}
+
+fn of_clusters(page: &Page, all: &[ClusterStatus], now: Instant) -> prometheus::Result<()> {
     let of = |value: &dyn Fn(&ClusterStatus) -> Option<u64>| {
-        let rows = facts
-            .clusters
-            .iter()
-            .filter_map(|one| Some(([one.cluster.as_str().to_owned()], value(one)?)));
+        let rows =
+            all.iter().filter_map(|one| Some(([one.cluster.as_str().to_owned()], value(one)?)));
         rows.collect::<Vec<_>>()
     };
     page.gauges(
@@ -266,23 +322,15 @@ fn groups(page: &Page, alarms: &AlarmStatus) -> prometheus::Result<()> {
     )
 }
 
-/// Nothing where no name is asked for.
-fn names(page: &Page, facts: &Facts) -> prometheus::Result<()> {
-    if facts.names.is_empty() {
-        return Ok(());
-    }
-    let now = Instant::now();
+fn of_names(page: &Page, all: &[NameStatus], now: Instant) -> prometheus::Result<()> {
     let of = |value: &dyn Fn(&NameStatus) -> Option<u64>| {
-        let rows = facts
-            .names
-            .iter()
-            .filter_map(|one| Some(([one.name.as_str().to_owned()], value(one)?)));
+        let rows = all.iter().filter_map(|one| Some(([one.name.as_str().to_owned()], value(one)?)));
         rows.collect::<Vec<_>>()
     };
     page.gauge(
         "sluice_fqdn_names",
         "Names in DNS that selectors name and that are asked for.",
-        facts.names.len() as u64,
+        all.len() as u64,
     )?;
     page.gauges(
         "sluice_fqdn_addresses",

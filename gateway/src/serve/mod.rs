@@ -25,7 +25,7 @@ pub(crate) use problem::asked;
 pub use problem::{Refusal, no_such_method};
 pub use route::ask_route;
 pub use socket::{Socket, SocketError, SocketFile};
-pub use state::{Condition, Connections, InForce, Readiness, Reload, State};
+pub use state::{Condition, Connections, Discovered, InForce, Readiness, Reload, State};
 
 /// All routes of the local API.
 pub fn router<L: Live>(state: Arc<State<L>>) -> Router {

@@ -10,6 +10,7 @@ use flow_export::Counts;
 use policy_compiler::{Amendment, Image};
 use prometheus::{Histogram, HistogramOpts};
 use smartgroups::{Inventory, Text};
+use smartgroups_aws::AccountStatus;
 use smartgroups_discovery::dns::NameStatus;
 use smartgroups_discovery::kubernetes::ClusterStatus;
 use xdp_abi::config::PolicyWord;
@@ -42,6 +43,24 @@ impl InForce {
     }
 }
 
+/// How well those are known who are discovered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// The clusters that are watched.
+    pub clusters: Vec<ClusterStatus>,
+    /// The accounts that are followed.
+    pub accounts: Vec<AccountStatus>,
+    /// The names in DNS that are asked for.
+    pub names: Vec<NameStatus>,
+}
+
+impl Discovered {
+    /// Whether nobody is discovered.
+    pub fn is_empty(&self) -> bool {
+        self.clusters.is_empty() && self.accounts.is_empty() && self.names.is_empty()
+    }
+}
+
 /// Everything that the local API and the metrics are made of.
 pub struct State<L> {
     /// The tables.
@@ -62,8 +81,7 @@ pub struct State<L> {
     guard_dropped: AtomicU64,
     guard_unjudged: AtomicU64,
     reload: RwLock<Reload>,
-    clusters: RwLock<Vec<ClusterStatus>>,
-    names: RwLock<Vec<NameStatus>>,
+    discovered: RwLock<Discovered>,
     alarms: RwLock<AlarmStatus>,
     enforced: Histogram,
     started: Instant,
@@ -111,8 +129,7 @@ impl<L: Live> State<L> {
             guard_dropped: AtomicU64::new(0),
             guard_unjudged: AtomicU64::new(0),
             reload: RwLock::new(Reload::success()),
-            clusters: RwLock::default(),
-            names: RwLock::default(),
+            discovered: RwLock::default(),
             alarms: RwLock::default(),
             enforced: enforced(),
             started: Instant::now(),
@@ -155,24 +172,14 @@ impl<L: Live> State<L> {
         self.directories.accept(self.generation());
     }
 
-    /// How well clusters are known.
-    pub fn set_clusters(&self, status: Vec<ClusterStatus>) {
-        *self.clusters.write().unwrap_or_else(PoisonError::into_inner) = status;
+    /// How well those are known who are discovered.
+    pub fn set_discovered(&self, discovered: Discovered) {
+        *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = discovered;
     }
 
-    /// How well clusters are known.
-    pub fn clusters(&self) -> Vec<ClusterStatus> {
-        self.clusters.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// How well names in DNS are known.
-    pub fn set_names(&self, status: Vec<NameStatus>) {
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = status;
-    }
-
-    /// How well names in DNS are known.
-    pub fn names(&self) -> Vec<NameStatus> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// How well those are known who are discovered.
+    pub fn discovered(&self) -> Discovered {
+        self.discovered.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is to be told of groups.
@@ -292,8 +299,8 @@ fn generation<L: Live>(live: &L) -> u32 {
 fn enforced() -> Histogram {
     let options = HistogramOpts::new(
         "sluice_members_enforced_seconds",
-        "From when a change of members was received, from a cluster or from DNS, to when the kernel's \
-         tables had it.",
+        "From when a change of members was received, from a cluster, an account or DNS, to when the \
+         kernel's tables had it.",
     );
     let buckets = vec![
         0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -316,10 +323,8 @@ pub enum Condition {
     Pins,
     /// What the next daemon has to know is in `state_dir`.
     Kept,
-    /// The clusters that are watched are known, and what they say is in force.
-    Clusters,
-    /// The names in DNS that selectors name have addresses.
-    Names,
+    /// Clusters, accounts and names in DNS are known, and what is said of them is in force.
+    Discovery,
     /// Links and addresses are followed.
     Network,
     /// Whoever looks for the local API finds its socket.
@@ -328,15 +333,14 @@ pub enum Condition {
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Attached,
         Self::Policy,
         Self::Guards,
         Self::Forwarding,
         Self::Pins,
         Self::Kept,
-        Self::Clusters,
-        Self::Names,
+        Self::Discovery,
         Self::Network,
         Self::Socket,
     ];
@@ -350,8 +354,9 @@ impl Condition {
             Self::Forwarding => "nobody has looked yet whether the kernel forwards",
             Self::Pins => "nobody has looked yet whether everything is pinned",
             Self::Kept => "nothing has been kept for the next start yet",
-            Self::Clusters => "nobody has looked yet whether clusters are known",
-            Self::Names => "nobody has looked yet whether names have addresses",
+            Self::Discovery => {
+                "nobody has looked yet whether clusters, accounts and names are known"
+            }
             Self::Network => "nobody has looked yet whether the network is followed",
             Self::Socket => "nobody has looked yet whether the local API is found",
         }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::status::{
-    Amount, AttachmentStatus, ClusterStatus, Direction, Drops, GroupAlarm, NameStatus, Stats,
-    Status, TableFill,
+    AccountStatus, Amount, AttachmentStatus, ClusterStatus, Direction, Drops, GroupAlarm,
+    NameStatus, Stats, Status, TableFill,
 };
 use axum::Json;
 use axum::extract::State as Extract;
 use controller::Alarm;
+use smartgroups_aws as aws;
 use smartgroups_discovery::{dns, kubernetes};
 use xdp_abi::count::{self, Counters};
 use xdp_abi::forward::HOP_USED;
@@ -47,6 +48,7 @@ pub(super) async fn status<L: Live>(
         hook: hook(&attachment.interface),
     });
     let problems = state.problems();
+    let discovered = state.discovered();
     Ok(Json(Status {
         name: config.gateway.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -58,8 +60,9 @@ pub(super) async fn status<L: Live>(
         flow_log_fault: state.records().and_then(flow_export::Counts::fault),
         sessions: live_sessions(&counters),
         attachments: attachments.collect(),
-        clusters: state.clusters().iter().map(cluster).collect(),
-        names: state.names().iter().map(name).collect(),
+        clusters: discovered.clusters.iter().map(cluster).collect(),
+        cloud_accounts: discovered.accounts.iter().map(account).collect(),
+        names: discovered.names.iter().map(name).collect(),
         alarms: state.alarms().active.iter().map(alarm).collect(),
     }))
 }
@@ -92,15 +95,44 @@ fn cluster(status: &kubernetes::ClusterStatus) -> ClusterStatus {
         });
         format!("{}: {why}", kind.kind)
     };
-    let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
     ClusterStatus {
         name: status.cluster.to_string(),
         synced: status.is_synced(),
         endpoints: status.endpoints as u64,
         staleness: status.staleness(now).map(|age| age.as_secs()),
-        credentials_expire_in: status.credentials_expire.map(|until| left(until).as_secs()),
+        credentials_expire_in: status.credentials_expire.map(left),
         faults: status.degraded(now).map(fault).collect(),
     }
+}
+
+fn account(status: &aws::AccountStatus) -> AccountStatus {
+    let now = Instant::now();
+    let fault = |(region, kind): (&smartgroups::Text, &aws::KindStatus)| {
+        let why = kind.error.as_deref().unwrap_or(match kind.known {
+            true => "nothing is heard of them",
+            false => "they are not known yet",
+        });
+        let since = now.saturating_duration_since(kind.since).as_secs();
+        let age = kind.staleness(now);
+        let age =
+            age.map_or_else(String::new, |age| format!(", known as of {} s ago", age.as_secs()));
+        format!("{region}: {}: {why} (for {since} s{age})", kind.kind)
+    };
+    let unidentified = status.unidentified.iter().cloned();
+    AccountStatus {
+        name: status.account.to_string(),
+        id: status.id.as_ref().map(ToString::to_string),
+        synced: status.is_synced(),
+        endpoints: status.endpoints as u64,
+        staleness: status.staleness(now).map(|age| age.as_secs()),
+        credentials_expire_in: status.credentials_expire.map(left),
+        faults: unidentified.chain(status.degraded(now).map(fault)).collect(),
+    }
+}
+
+/// Whole seconds until a time; zero when it has passed.
+fn left(until: SystemTime) -> u64 {
+    until.duration_since(SystemTime::now()).unwrap_or_default().as_secs()
 }
 
 /// Sessions that live, by the books. Counters of several processors are read one after the
@@ -184,4 +216,47 @@ pub(crate) fn tables<L: Live>(state: &State<L>, census: &Census) -> Vec<TableFil
     ]
     .map(|(name, used, size)| TableFill { name: name.to_owned(), used, size: size.into() })
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_account_cannot_tell_is_said_with_why_since_when_and_how_old_it_is() {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        let kinds = aws::Kind::ALL.map(|kind| aws::KindStatus {
+            kind,
+            known: kind != aws::Kind::Route,
+            error: (kind == aws::Kind::Subnet).then(|| "it is refused".to_owned()),
+            since: ago(100),
+            fetched: (kind != aws::Kind::Route).then(|| ago(130)),
+            objects: 1,
+            failures: 0,
+        });
+        let region = aws::RegionStatus { region: "eu-central-1".into(), kinds: kinds.into() };
+        let shown = account(&aws::AccountStatus {
+            account: aws::AccountName::new("prod").unwrap(),
+            id: None,
+            unidentified: Some("nobody answers".to_owned()),
+            regions: vec![region],
+            endpoints: 3,
+            credentials_expire: Some(SystemTime::UNIX_EPOCH),
+            max_staleness: None,
+            silence: Duration::from_secs(420),
+        });
+        assert_eq!((shown.name.as_str(), shown.id, shown.synced), ("prod", None, true));
+        assert_eq!((shown.endpoints, shown.credentials_expire_in), (3, Some(0)), "they have ended");
+        assert!(shown.staleness.is_some_and(|age| (130..140).contains(&age)));
+        let seconds = |text: &str| text.replace("131", "130").replace("101", "100");
+        let faults: Vec<String> = shown.faults.iter().map(|fault| seconds(fault)).collect();
+        assert_eq!(
+            faults,
+            [
+                "nobody answers",
+                "eu-central-1: subnets: it is refused (for 100 s, known as of 130 s ago)",
+                "eu-central-1: Transit Gateway routes: they are not known yet (for 100 s)",
+            ]
+        );
+    }
 }

@@ -94,6 +94,24 @@ impl Show for Status {
             text.push('\n');
             text.push_str(&table.render(width));
         }
+        let head =
+            ["ACCOUNT", "NUMBER", "KNOWN", "ENDPOINTS", "AGE", "CREDENTIALS FOR", "NOT FOLLOWED"];
+        let mut table = Table::new(head).fit(Fit::Words, &["NOT FOLLOWED"]);
+        for account in &self.cloud_accounts {
+            table.row([
+                account.name.clone(),
+                or_dash(account.id.as_ref()),
+                if account.synced { "yes" } else { "not yet" }.to_owned(),
+                account.endpoints.to_string(),
+                or_dash(account.staleness.map(span)),
+                or_dash(account.credentials_expire_in.map(span)),
+                if account.faults.is_empty() { "-".to_owned() } else { account.faults.join("; ") },
+            ]);
+        }
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render(width));
+        }
         let mut table =
             Table::new(["FQDN", "ADDRESSES", "AGE", "FAULT"]).fit(Fit::Words, &["FAULT"]);
         for name in &self.names {
@@ -523,6 +541,27 @@ mod tests {
         let head = "CLUSTER KNOWN ENDPOINTS AGE CREDENTIALS FOR NOT FOLLOWED";
         let us = "us not yet 7 - - pods: no route; nodes: no route";
         assert_eq!(lines, [head, "eu yes 7 1m1s - -", us], "{text}");
+    }
+
+    #[test]
+    fn an_account_says_how_well_it_is_known() {
+        let status = serde_json::json!({
+            "name": "gw-1", "version": "0.1.0", "uptime": 61, "generation": 3, "healthy": true,
+            "problems": [], "sessions": 0, "attachments": [],
+            "cloud_accounts": [
+                {"name": "prod", "id": "111122223333", "synced": true, "endpoints": 7,
+                 "staleness": 61, "credentials_expire_in": 3600, "faults": []},
+                {"name": "test", "synced": false, "endpoints": 0, "staleness": null,
+                 "faults": ["eu-west-1: VPCs: no route (for 3 s)"]},
+            ]
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let text = status.show(usize::MAX);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().skip(2).map(words).collect();
+        let head = "ACCOUNT NUMBER KNOWN ENDPOINTS AGE CREDENTIALS FOR NOT FOLLOWED";
+        let test = "test - not yet 0 - - eu-west-1: VPCs: no route (for 3 s)";
+        assert_eq!(lines, [head, "prod 111122223333 yes 7 1m1s 1h0m -", test], "{text}");
     }
 
     #[test]

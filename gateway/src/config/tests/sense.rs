@@ -1,7 +1,7 @@
 //! Mistakes that a field has beside others.
 
 use super::{Config, GOOD, edited, refused};
-use crate::config::{clusters, convert, names};
+use crate::config::{accounts, clusters, convert, names};
 
 #[test]
 fn settings_have_to_fit_together() {
@@ -973,6 +973,131 @@ fn a_cluster_is_reached_in_one_way() {
     let nobody = nobody.replace("        - { cidr: 10.20.0.0/16, domain: fabric }\n", "");
     assert!(nobody.contains("team: a"), "the sample has another form");
     assert_eq!(Config::parse(&nobody, "f.yaml").unwrap().warnings, []);
+}
+
+#[test]
+fn a_cloud_account_is_entered_in_a_way_that_can_be_meant() {
+    const AFTER: &str = "  timers:\n";
+    let with = |all: &str| GOOD.replace(AFTER, &format!("  cloud_accounts:\n{all}{AFTER}"));
+    let said = |all: &str| {
+        let errors = Config::parse(&with(all), "f.yaml").map(|_| ()).unwrap_err();
+        errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect::<Vec<_>>()
+    };
+    let one = |fields: &str| format!("    - {{ name: prod{fields} }}\n");
+    let at = "gateway.cloud_accounts[0]";
+    let regions = ", regions: [eu-central-1]";
+    let arn = "\"arn:aws:iam::111122223333:role/sluice-discovery\"";
+    for (fields, expected) in [
+        (
+            "",
+            vec![format!(
+                "{at}.regions: `regions` is missing; expected a list of regions, such as [eu-central-1]"
+            )],
+        ),
+        (
+            ", regions: []",
+            vec![format!(
+                "{at}.regions: `regions` is empty; expected regions, such as [eu-central-1]"
+            )],
+        ),
+        (
+            ", regions: [eu-central-1, eu-central-1a, frankfurt]",
+            vec![
+                format!(
+                    "{at}.regions[1]: \"eu-central-1a\" is no region; expected one such as eu-central-1"
+                ),
+                format!(
+                    "{at}.regions[2]: \"frankfurt\" is no region; expected one such as eu-central-1"
+                ),
+            ],
+        ),
+        (
+            ", regions: [us-gov-west-1], external_id: x, session_name: yy, role: 111122223333",
+            vec![format!("{at}.role: `role` is 111122223333; expected text")],
+        ),
+        (
+            ", regions: [us-gov-west-1], external_id: x, session_name: \"y z\"",
+            vec![
+                format!("{at}.external_id: `external_id` belongs to `role`, which is not stated"),
+                format!("{at}.session_name: `session_name` belongs to `role`, which is not stated"),
+                format!(
+                    "{at}.session_name: `session_name` is \"y z\"; expected 2 to 64 letters, digits \
+                     and `_+=,.@-`"
+                ),
+            ],
+        ),
+        (
+            ", regions: [eu-central-1], role: \"arn:aws:iam::1:role/x\", credentials_file: keys",
+            vec![
+                format!(
+                    "{at}.role: `role` is \"arn:aws:iam::1:role/x\"; expected the ARN of a role, such \
+                     as arn:aws:iam::111122223333:role/sluice-discovery"
+                ),
+                format!(
+                    "{at}.credentials_file: `credentials_file` is \"keys\"; expected an absolute path"
+                ),
+            ],
+        ),
+        (
+            ", regions: [eu-central-1], vpcs: [], endpoints: { ec2: host }",
+            vec![
+                format!(
+                    "{at}.vpcs: `vpcs` is empty; expected ids of VPCs, or leave the field out for all VPCs"
+                ),
+                format!(
+                    "{at}.endpoints.ec2: `ec2` is \"host\"; expected a URL, such as \
+                     https://vpce-1.example.com"
+                ),
+            ],
+        ),
+        (
+            ", regions: [eu-central-1], vpcs: [vpc-1], domains: { vpc-2: prod-eu, subnet-1: prod-ue }",
+            vec![
+                format!("{at}.domains.vpc-2: `vpc-2` is not among `vpcs`"),
+                format!(
+                    "{at}.domains.subnet-1: \"subnet-1\" is no id of a VPC, such as vpc-0a1b2c3d"
+                ),
+                format!(
+                    "{at}.domains.subnet-1: `subnet-1` names domain `prod-ue`, which does not exist; \
+                     did you mean `prod-eu`?"
+                ),
+                format!("{at}.domains.subnet-1: `subnet-1` is not among `vpcs`"),
+            ],
+        ),
+    ] {
+        assert_eq!(said(&one(fields)), expected, "{fields}");
+    }
+    let odd = one(regions).replace("name: prod", "name: \"a/b\"");
+    assert!(said(&odd)[0].starts_with(&format!("{at}.name: `name`: ")), "{:?}", said(&odd));
+    // The same machines, told by two, would be in conflict with themselves.
+    let second = |fields: &str| format!("{}{}", one(regions), one(fields).replace("prod", "test"));
+    let twice = "gateway.cloud_accounts[1]: it is entered as `prod` is, and has regions and VPCs in \
+                 common with it; expected another `role` or other `regions`, or `vpcs` that keep them \
+                 apart";
+    assert_eq!(said(&second(regions)), [twice]);
+    assert_eq!(said(&second(", regions: [eu-west-1, eu-central-1], vpcs: [vpc-1]")), [twice]);
+    for apart in [", regions: [eu-west-1]", &format!("{regions}, role: {arn}")] {
+        assert!(Config::parse(&with(&second(apart)), "f.yaml").is_ok(), "{apart}");
+    }
+
+    let good = one(&format!(
+        "{regions}, role: {arn}, external_id: only-we-know, domains: {{ vpc-1: prod-eu }}, \
+         interval: 30s, max_staleness: 10m"
+    ));
+    let config = Config::parse(&with(&good), "f.yaml").unwrap();
+    assert!(!format!("{config:?}").contains("only-we-know"));
+    let followed = accounts::followed(&config.gateway);
+    let [settings] = &followed[..] else { panic!("{followed:?}") };
+    assert_eq!(settings.scope.account.as_str(), "prod");
+    assert_eq!(settings.scope.domain(Some("vpc-1")), smartgroups::DomainId(1));
+    assert_eq!(settings.scope.domain(Some("vpc-2")), smartgroups::DomainId::FABRIC);
+    assert_eq!(settings.interval.as_secs(), 30);
+    assert_eq!(settings.network_interval.as_secs(), 3600);
+    let role = settings.identity.role.as_ref().unwrap();
+    assert_eq!(
+        (role.external_id.as_deref(), &*role.session_name),
+        (Some("only-we-know"), "sluice")
+    );
 }
 
 #[test]

@@ -172,7 +172,8 @@ fn names_that_are_asked_for_are_counted_each() {
         left_out: 1,
         fault: None,
     };
-    state.set_names(vec![status("a.example", 7, Some(now)), status("b.example", 0, None)]);
+    let names = vec![status("a.example", 7, Some(now)), status("b.example", 0, None)];
+    state.set_discovered(Discovered { names, ..Discovered::default() });
     let text = written(&Facts::of(&state).unwrap());
     for line in [
         "sluice_fqdn_names 2",
@@ -209,4 +210,54 @@ fn what_groups_did_is_counted_by_group_and_kind() {
 #[test]
 fn a_part_of_nothing_is_none() {
     assert_eq!((share(0, 0), share(5, 0), share(1, 4)), (0.0, 0.0, 0.25));
+}
+
+/// An account with two regions, of which one has a kind that cannot be fetched.
+fn account() -> AccountStatus {
+    let region = |region: &str, error: Option<&str>| smartgroups_aws::RegionStatus {
+        region: region.into(),
+        kinds: smartgroups_aws::Kind::ALL
+            .into_iter()
+            .map(|kind| smartgroups_aws::KindStatus {
+                kind,
+                known: true,
+                error: error.filter(|_| kind == smartgroups_aws::Kind::Subnet).map(str::to_owned),
+                since: Instant::now(),
+                fetched: Some(Instant::now()),
+                objects: 3,
+                failures: 0,
+            })
+            .collect(),
+    };
+    AccountStatus {
+        account: smartgroups_aws::AccountName::new("prod").unwrap(),
+        id: Some("111122223333".into()),
+        unidentified: None,
+        regions: vec![region("eu-central-1", Some("it is refused")), region("eu-west-1", None)],
+        endpoints: 7,
+        credentials_expire: Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+        max_staleness: None,
+        silence: Duration::from_secs(420),
+    }
+}
+
+#[test]
+fn accounts_are_shown_where_some_are_followed() {
+    let state = state(&testing::scene(TWO_CLUSTERS));
+    let text = written(&Facts::of(&state).unwrap());
+    assert!(!text.contains("sluice_cloud_account") && !text.contains("sluice_members"), "{text}");
+    let accounts = vec![account()];
+    state.set_discovered(Discovered { accounts, ..Discovered::default() });
+    let text = written(&Facts::of(&state).unwrap());
+    for line in [
+        "sluice_cloud_account_synced{account=\"prod\"} 1",
+        "sluice_cloud_account_endpoints{account=\"prod\"} 7",
+        "sluice_cloud_account_degraded_kinds{account=\"prod\",region=\"eu-central-1\"} 1",
+        "sluice_cloud_account_degraded_kinds{account=\"prod\",region=\"eu-west-1\"} 0",
+        "sluice_cloud_account_staleness_seconds{account=\"prod\"} 0",
+        "sluice_cloud_account_credentials_expire_timestamp_seconds{account=\"prod\"} 1800000000",
+        "sluice_members_enforced_seconds_count 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n---\n{text}");
+    }
 }

@@ -33,7 +33,7 @@ const PUBLIC: &str = "/public";
 #[derive(Debug)]
 pub(crate) struct View {
     scope: Scope,
-    regions: BTreeMap<Text, BTreeMap<Text, Endpoint>>,
+    regions: BTreeMap<Text, BTreeMap<Text, Arc<Endpoint>>>,
 }
 
 impl View {
@@ -50,7 +50,7 @@ impl View {
         let gone = known.keys().filter(|name| !after.contains_key(*name));
         changes.extend(gone.map(|name| Change::Gone(Text::clone(name))));
         let new = after.iter().filter(|(name, endpoint)| known.get(*name) != Some(endpoint));
-        changes.extend(new.map(|(_, endpoint)| Change::Endpoint(Arc::new(endpoint.clone()))));
+        changes.extend(new.map(|(_, endpoint)| Change::Endpoint(Arc::clone(endpoint))));
         *known = after;
     }
 
@@ -61,7 +61,7 @@ impl View {
 }
 
 /// The endpoints that facts make.
-fn endpoints(scope: &Scope, region: &Text, facts: &Facts) -> BTreeMap<Text, Endpoint> {
+fn endpoints(scope: &Scope, region: &Text, facts: &Facts) -> BTreeMap<Text, Arc<Endpoint>> {
     let mut all = Collector { scope, region, endpoints: BTreeMap::new() };
     for vpc in facts.vpcs.iter() {
         let domain = scope.domain(Some(&vpc.id));
@@ -114,7 +114,7 @@ struct What<'a> {
 struct Collector<'a> {
     scope: &'a Scope,
     region: &'a Text,
-    endpoints: BTreeMap<Text, Endpoint>,
+    endpoints: BTreeMap<Text, Arc<Endpoint>>,
 }
 
 impl Collector<'_> {
@@ -172,7 +172,7 @@ impl Collector<'_> {
             labels: tags.clone(),
             ..Endpoint::new(Text::clone(&name), what.kind, domain)
         };
-        self.endpoints.insert(name, endpoint);
+        self.endpoints.insert(name, Arc::new(endpoint));
     }
 }
 

@@ -20,7 +20,7 @@ const AT_ONCE: usize = 32;
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Which names are asked for, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The names.
     pub names: BTreeSet<DnsName>,
@@ -74,9 +74,8 @@ impl Names {
     ///
     /// Outside of a tokio runtime.
     pub fn spawn(learned: mpsc::Sender<Learned>) -> Self {
-        let rules = Rules { grace: Rules::GRACE, non_routable: Vec::new() };
         let shared = Arc::new(Shared {
-            book: Mutex::new(Book::new(rules)),
+            book: Mutex::new(Book::new(Rules::default())),
             servers: Mutex::default(),
             other: Notify::new(),
         });

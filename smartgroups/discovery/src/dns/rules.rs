@@ -99,6 +99,13 @@ fn translated(address: IpAddr) -> Option<IpAddr> {
     number.map(|number| Ipv4Addr::from_bits(number).into())
 }
 
+impl Default for Rules {
+    /// The usual grace, and no pod prefix.
+    fn default() -> Self {
+        Self { grace: Self::GRACE, non_routable: Vec::new() }
+    }
+}
+
 impl Rules {
     /// How long an address stays beyond its TTL unless it is said: an hour. Of a pool of a hundred
     /// addresses, eight of which are in each answer of a minute, one in 150 is not seen in that time.
