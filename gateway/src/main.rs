@@ -13,7 +13,11 @@ use gateway::{
     daemon::{self, StartError},
     engine,
 };
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Firewall and SNAT gateway for Kubernetes networks.
 #[derive(Parser)]
@@ -108,6 +112,12 @@ fn log_filter(stated: Option<&str>) -> (EnvFilter, Option<String>) {
     }
 }
 
+/// Whether something is never logged, whatever is asked for: at this level the AWS SDK tells its questions
+/// and answers whole, session tokens and external ids in them.
+fn has_secrets(level: Level, target: &str) -> bool {
+    level == Level::TRACE && target.starts_with("aws_")
+}
+
 fn run(path: PathBuf) -> ExitCode {
     if let Err(error) = daemon::hold_hang_up() {
         complain(format_args!("sluice-gateway: SIGHUP cannot be held back: {error}"));
@@ -130,6 +140,8 @@ fn run(path: PathBuf) -> ExitCode {
         .with_ansi(false)
         .with_target(false)
         .with_env_filter(filter)
+        .finish()
+        .with(filter_fn(|about| !has_secrets(*about.level(), about.target())))
         .init();
     if let Some(why) = misread {
         tracing::warn!("{LOG} is taken for `{USUAL_LOG}`: {why}");
@@ -227,6 +239,18 @@ mod tests {
             let said = why.as_deref().unwrap_or_default();
             assert!(why.is_some() == misread.is_some(), "{stated:?}: {said}");
             assert!(said.contains(misread.unwrap_or_default()), "{stated:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_holds_secrets_is_not_logged_at_any_level() {
+        for (level, target, expected) in [
+            (Level::TRACE, "aws_smithy_runtime::client::orchestrator", true),
+            (Level::TRACE, "aws_sigv4::http_request::sign", true),
+            (Level::DEBUG, "aws_smithy_runtime::client::orchestrator", false),
+            (Level::TRACE, "gateway::engine", false),
+        ] {
+            assert_eq!(has_secrets(level, target), expected, "{level} {target}");
         }
     }
 }
