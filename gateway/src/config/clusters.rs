@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use smartgroups::DomainId;
-use smartgroups_discovery::kubernetes::{Access, ClusterName, Scope, Settings};
+use smartgroups_aws::{self as aws, Identity, Role};
+use smartgroups_discovery::kubernetes::{
+    Access, ClusterName, IssueError, IssuedToken, Issuer, Scope, Settings,
+};
 
 use super::check::{Checks, domain_names};
 use super::settings::{Gateway, Seconds};
-use super::tree::at;
+use super::tree::{Path, at};
 
-/// A cluster, and how it is reached: by a kubeconfig, by a token, or from inside of it.
+/// A cluster, and how it is reached: by a kubeconfig, by a token, as EKS wants it, or from inside of it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
@@ -31,6 +35,9 @@ pub struct Cluster {
     /// The file of a token for it; read again every minute.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
+    /// Tokens for it are signed by an AWS identity.
+    #[serde(default)]
+    pub eks: Option<Eks>,
     /// The certificates to believe, if not those of the machine; read again every minute.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -42,18 +49,66 @@ pub struct Cluster {
     pub max_staleness: Option<Seconds>,
 }
 
+/// What EKS calls a cluster, and as whom its API server is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eks {
+    /// The name that the cluster has in EKS.
+    pub cluster: String,
+    /// Its region.
+    pub region: String,
+    /// The role that is assumed, by its ARN; without one the gateway's own identity is used.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// A file with the keys that are begun with, if not those that AWS clients find by themselves.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    /// Where STS is, if not where its name leads: there the role is assumed.
+    #[serde(default)]
+    pub sts: Option<String>,
+}
+
+impl Eks {
+    fn issuer(&self) -> Issuer {
+        let identity = Identity {
+            credentials_file: self.credentials_file.clone(),
+            role: self.role.as_ref().map(Role::new),
+        };
+        let eks = aws::Eks {
+            cluster: self.cluster.clone(),
+            region: self.region.clone(),
+            identity,
+            sts: self.sts.clone(),
+        };
+        // All that makes a difference.
+        let name = format!("{eks:?}");
+        let issuer = Arc::new(aws::Issuer::new(eks));
+        Issuer::new(name, move || {
+            let issuer = Arc::clone(&issuer);
+            async move {
+                let issued = issuer.issue().await;
+                let aws::Token { secret, expires } = issued.map_err(IssueError::from)?;
+                Ok(IssuedToken { secret, expires })
+            }
+        })
+    }
+}
+
 impl Cluster {
     fn access(&self) -> Option<Access> {
-        match (&self.kubeconfig, &self.server, &self.token_file, self.in_cluster) {
-            (Some(path), None, None, false) => {
+        let ca_file = self.ca_file.clone();
+        match (&self.kubeconfig, &self.server, &self.token_file, &self.eks, self.in_cluster) {
+            (Some(path), None, None, None, false) => {
                 Some(Access::Kubeconfig { path: path.clone(), context: self.context.clone() })
             }
-            (None, Some(server), Some(token_file), false) => Some(Access::Token {
-                server: server.clone(),
-                token_file: token_file.clone(),
-                ca_file: self.ca_file.clone(),
-            }),
-            (None, None, None, true) => Some(Access::InCluster),
+            (None, Some(server), Some(token_file), None, false) => {
+                let (server, token_file) = (server.clone(), token_file.clone());
+                Some(Access::Token { server, token_file, ca_file })
+            }
+            (None, Some(server), None, Some(eks), false) => {
+                Some(Access::Issued { server: server.clone(), issuer: eks.issuer(), ca_file })
+            }
+            (None, None, None, None, true) => Some(Access::InCluster),
             _ => None,
         }
     }
@@ -91,7 +146,7 @@ impl Checks<'_> {
             self.exists(&at.child("domain"), "domain", &cluster.domain, &domains);
             if cluster.access().is_none() && !self.tree.is_damaged(&at) {
                 let message = "a cluster is reached in one way; expected `kubeconfig`, or `server` and \
-                               `token_file`, or `in_cluster: true`";
+                               `token_file`, or `server` and `eks`, or `in_cluster: true`";
                 self.error(&at, message.to_owned());
             }
             for (field, belongs) in [
@@ -113,6 +168,9 @@ impl Checks<'_> {
                     self.absolute(&at.child(field), path);
                 }
             }
+            if let Some(eks) = &cluster.eks {
+                self.eks(&at.child("eks"), eks);
+            }
             if let Some(server) = cluster.server.as_ref().filter(|it| !it.starts_with("https://")) {
                 let message = format!(
                     "`server` is \"{}\"; expected a URL with https, such as https://10.0.0.1:6443",
@@ -120,6 +178,29 @@ impl Checks<'_> {
                 );
                 self.error(&at.child("server"), message);
             }
+        }
+    }
+
+    fn eks(&mut self, at: &Path, eks: &Eks) {
+        // What a name of EKS may be; in a header it must not begin another one.
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        if !(1..=100).contains(&eks.cluster.len()) || !eks.cluster.bytes().all(fits) {
+            let message = format!(
+                "`cluster` is \"{}\"; expected the name that it has in EKS: 1 to 100 letters, digits, \
+                 `-` and `_`",
+                super::decode::short(&eks.cluster)
+            );
+            self.error(&at.child("cluster"), message);
+        }
+        self.region(&at.child("region"), &eks.region);
+        if let Some(role) = &eks.role {
+            self.role(&at.child("role"), role);
+        }
+        if let Some(path) = &eks.credentials_file {
+            self.absolute(&at.child("credentials_file"), path);
+        }
+        if let Some(url) = &eks.sts {
+            self.url(&at.child("sts"), url);
         }
     }
 }

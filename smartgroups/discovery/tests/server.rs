@@ -3,13 +3,15 @@
 mod follower;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use follower::Follower;
 use peers::{Admin, ETCD, KUBE_APISERVER, Kubernetes};
 use serde_json::{Value, json};
 use smartgroups::Change;
-use smartgroups_discovery::kubernetes::{Access, Kind};
+use smartgroups_discovery::kubernetes::{Access, IssuedToken, Issuer, Kind};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -257,6 +259,51 @@ async fn a_plugin_gives_the_token_and_is_asked_again_before_it_expires() {
     namespace(&cluster.admin().unwrap(), "late", json!({})).await;
     follower.until("the watch goes on", |it| it.namespaces.contains_key("late")).await;
     assert_eq!(follower.kind(Kind::Namespace).failures, 0);
+}
+
+#[tokio::test]
+async fn issued_tokens_are_renewed_while_watches_go_on_and_without_one_all_is_frozen() {
+    peers::require!(ETCD, KUBE_APISERVER);
+    let cluster = Kubernetes::start().await.unwrap();
+    let admin = cluster.admin().unwrap();
+    let (issued, refuses) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let issuer = {
+        let (issued, refuses) = (Arc::clone(&issued), Arc::clone(&refuses));
+        let secret = cluster.admin_token().to_owned();
+        Issuer::new("short", move || {
+            let answer = if refuses.load(Ordering::Relaxed) {
+                Err("not any more".into())
+            } else {
+                issued.fetch_add(1, Ordering::Relaxed);
+                let expires = SystemTime::now() + Duration::from_secs(3);
+                Ok(IssuedToken { secret: secret.clone(), expires })
+            };
+            async move { answer }
+        })
+    };
+    let (server, ca_file) = (cluster.url(), Some(cluster.ca_file()));
+    // Short, because a token is needed when a watch begins.
+    let access = Access::Issued { server, issuer, ca_file };
+    let mut follower = Follower::new(access, Duration::from_secs(1));
+    follower.until("all is known", |it| it.synced).await;
+    follower.until("tokens are renewed", |_| issued.load(Ordering::Relaxed) > 3).await;
+    namespace(&admin, "shop", json!({"env": "test"})).await;
+    follower.until("the watch goes on", |it| environment(it) == "test").await;
+    assert_eq!(follower.kind(Kind::Namespace).failures, 0);
+    let left = follower.status().credentials_expire;
+    let left = left.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+    assert!(left.is_some_and(|left| left <= Duration::from_secs(3)), "{left:?}");
+
+    refuses.store(true, Ordering::Relaxed);
+    let why = "no token is issued: not any more";
+    follower.until("it is said", |it| it.error(Kind::Namespace).contains(why)).await;
+    assert_eq!(environment(&follower), "test", "frozen");
+    refuses.store(false, Ordering::Relaxed);
+    admin
+        .patch("/api/v1/namespaces/shop", &json!({"metadata": {"labels": {"env": "prod"}}}))
+        .await
+        .unwrap();
+    follower.until("it goes on", |it| environment(it) == "prod").await;
 }
 
 #[tokio::test]

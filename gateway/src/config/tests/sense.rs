@@ -924,7 +924,7 @@ fn a_cluster_is_reached_in_one_way() {
     let one = |fields: &str| format!("    - {{ name: eu, domain: prod-eu{fields} }}\n");
     let at = "gateway.clusters[0]";
     let one_way = "a cluster is reached in one way; expected `kubeconfig`, or `server` and \
-                   `token_file`, or `in_cluster: true`";
+                   `token_file`, or `server` and `eks`, or `in_cluster: true`";
     for (fields, expected) in [
         ("", vec![format!("{at}: {one_way}")]),
         (", kubeconfig: /k, in_cluster: true", vec![format!("{at}: {one_way}")]),
@@ -949,6 +949,38 @@ fn a_cluster_is_reached_in_one_way() {
     ] {
         assert_eq!(said(&one(fields)), expected, "{fields}");
     }
+    let server = ", server: \"https://h\", eks: ";
+    for (eks, expected) in [
+        (
+            "{ cluster: prod, region: eu-central-1 }, token_file: /t",
+            vec![format!("{at}: {one_way}")],
+        ),
+        (
+            "{ cluster: \"a b\", region: eu-central, role: me, credentials_file: k, sts: h }",
+            vec![
+                format!(
+                    "{at}.eks.cluster: `cluster` is \"a b\"; expected the name that it has in EKS: 1 \
+                     to 100 letters, digits, `-` and `_`"
+                ),
+                format!(
+                    "{at}.eks.region: \"eu-central\" is no region; expected one such as eu-central-1"
+                ),
+                format!(
+                    "{at}.eks.role: `role` is \"me\"; expected the ARN of a role, such as \
+                     arn:aws:iam::111122223333:role/sluice-discovery"
+                ),
+                format!(
+                    "{at}.eks.credentials_file: `credentials_file` is \"k\"; expected an absolute path"
+                ),
+                format!(
+                    "{at}.eks.sts: `sts` is \"h\"; expected a URL, such as \
+                     https://vpce-1.example.com"
+                ),
+            ],
+        ),
+    ] {
+        assert_eq!(said(&one(&format!("{server}{eks}"))), expected, "{eks}");
+    }
     let elsewhere = one(", in_cluster: true").replace("prod-eu", "prod-ue");
     let hint = "`domain` names domain `prod-ue`, which does not exist; did you mean `prod-eu`?";
     assert_eq!(said(&elsewhere), [format!("{at}.domain: {hint}")]);
@@ -967,6 +999,14 @@ fn a_cluster_is_reached_in_one_way() {
     assert_eq!(settings.scope.cluster.as_str(), "eu");
     assert_eq!((settings.scope.pods.0, settings.scope.nodes.0), (1, 0));
     assert_eq!(settings.max_staleness, Some(std::time::Duration::from_secs(600)));
+    let signed = |role: &str| {
+        let eks = format!("{server}{{ cluster: prod, region: eu-central-1, role: {role} }}");
+        let config = Config::parse(&with(&one(&eks)), "f.yaml").unwrap();
+        clusters::watched(&config.gateway).remove(0)
+    };
+    let role = "\"arn:aws:iam::111122223333:role/a/b\"";
+    assert_eq!(signed(role), signed(role), "a reload leaves it alone");
+    assert_ne!(signed(role), signed(&role.replace("/b", "/c")), "and another role does not");
     // Who is discovered may be in groups that nobody of the file is in.
     let nobody = with(&good)
         .replace("labels: { team: payments } }\n        - {", "labels: { team: a } }\n        - {");
