@@ -913,6 +913,15 @@ fn prefixes_of_one_list_that_overlap_are_warned_of() {
     }
 }
 
+/// A file with a group that nobody of it is in.
+fn of_nobody(text: &str) -> Config {
+    let nobody = text
+        .replace("labels: { team: payments } }\n        - {", "labels: { team: a } }\n        - {")
+        .replace("        - { cidr: 10.20.0.0/16, domain: fabric }\n", "");
+    assert!(nobody.contains("team: a"), "the sample has another form");
+    Config::parse(&nobody, "f.yaml").unwrap()
+}
+
 #[test]
 fn a_cluster_is_reached_in_one_way() {
     const AFTER: &str = "  timers:\n";
@@ -1007,12 +1016,7 @@ fn a_cluster_is_reached_in_one_way() {
     let role = "\"arn:aws:iam::111122223333:role/a/b\"";
     assert_eq!(signed(role), signed(role), "a reload leaves it alone");
     assert_ne!(signed(role), signed(&role.replace("/b", "/c")), "and another role does not");
-    // Who is discovered may be in groups that nobody of the file is in.
-    let nobody = with(&good)
-        .replace("labels: { team: payments } }\n        - {", "labels: { team: a } }\n        - {");
-    let nobody = nobody.replace("        - { cidr: 10.20.0.0/16, domain: fabric }\n", "");
-    assert!(nobody.contains("team: a"), "the sample has another form");
-    assert_eq!(Config::parse(&nobody, "f.yaml").unwrap().warnings, []);
+    assert_eq!(of_nobody(&with(&good)).warnings, [], "who is in it is learned later");
 }
 
 #[test]
@@ -1138,6 +1142,8 @@ fn a_cloud_account_is_entered_in_a_way_that_can_be_meant() {
         (role.external_id.as_deref(), &*role.session_name),
         (Some("only-we-know"), "sluice")
     );
+    assert_eq!(of_nobody(&with(&good)).warnings, [], "who is in it is learned later");
+    assert_ne!(of_nobody(GOOD).warnings, [], "nobody ever will be");
 }
 
 #[test]

@@ -1,4 +1,6 @@
 use proptest::prelude::*;
+use std::sync::Arc;
+
 use smartgroups::{Inventory, Subject};
 
 use super::*;
@@ -58,7 +60,7 @@ fn facts(interfaces: Vec<Interface>, instances: Vec<Instance>) -> Facts {
 
 /// Names and addresses of what facts make, each as one line.
 fn made(facts: &Facts) -> Vec<String> {
-    let line = |one: Endpoint| {
+    let line = |one: Arc<Endpoint>| {
         let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
         let name = one.name.strip_prefix("aws:prod/eu-central-1/").unwrap();
         format!("{} {name} {} {}", one.kind, one.domain, addresses.join(" "))
@@ -187,7 +189,7 @@ fn selectors_find_an_endpoint_by_all_that_aws_says_of_it() {
         labels: tags.into(),
         ..Endpoint::new("aws:prod/eu-central-1/i-1", EndpointKind::Vm, DomainId::FABRIC)
     };
-    assert_eq!(made, expected);
+    assert_eq!(*made, expected);
 }
 
 #[test]
