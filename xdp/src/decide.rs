@@ -94,6 +94,8 @@ pub fn continued<T: Tables<A = V4>>(
         return;
     };
     let Decision { forward, doom, .. } = decision;
+    // What the packet before has left is still there.
+    doom.goes_anew = false;
     let mut code = way.known(&found, forward, doom);
     if code.is(Code::STALE) {
         code = reconsider(&way, &found, plan, doom);
